@@ -1,0 +1,170 @@
+"""The one place that knows PEFT's LoRA layers: which weights are adapted, by which factors, and what is refused.
+
+Every adapted weight is seen as a matrix ``W = W0 + scaling * B @ A`` of shape (out_features, in_features), whatever the
+layer stores: a GPT-2 ``Conv1D`` keeps its transpose, an embedding is the linear map of a one-hot token, a convolution has
+its kernel flattened into the input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import layer as lora_layers
+from torch import nn
+
+from alora_trainer.errors import ALoRAError
+
+_PEFT_PREFIX = "base_model.model."
+_BASE_SAMPLES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedWeight:
+    """One weight matrix that a trainable LoRA adapter moves.
+
+    Attributes:
+        name: the module's name as the base model knows it (no PEFT prefix, no adapter name).
+        layer: PEFT's layer, holding the frozen base layer and the factors.
+        adapter: the adapter's name inside that layer.
+    """
+
+    name: str
+    layer: LoraLayer
+    adapter: str
+
+    @property
+    def parameter_a(self) -> nn.Parameter:
+        """The trainable ``A`` as PEFT stores it."""
+        if self.adapter in self.layer.lora_embedding_A:
+            return self.layer.lora_embedding_A[self.adapter]
+        return cast(nn.Parameter, self.layer.lora_A[self.adapter].weight)
+
+    @property
+    def parameter_b(self) -> nn.Parameter:
+        """The trainable ``B`` as PEFT stores it."""
+        if self.adapter in self.layer.lora_embedding_B:
+            return self.layer.lora_embedding_B[self.adapter]
+        return cast(nn.Parameter, self.layer.lora_B[self.adapter].weight)
+
+    @property
+    def a(self) -> torch.Tensor:
+        """``A`` as a matrix (rank, in_features), detached, sharing memory with the parameter."""
+        return self.parameter_a.detach().flatten(1)
+
+    @property
+    def b(self) -> torch.Tensor:
+        """``B`` as a matrix (out_features, rank), detached, sharing memory with the parameter."""
+        return self.parameter_b.detach().flatten(1)
+
+    @property
+    def scaling(self) -> float:
+        """The factor ``s`` of ``s * B @ A``: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        return float(self.layer.scaling[self.adapter])
+
+    @property
+    def rank(self) -> int:
+        return self.parameter_b.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of the adapted weight."""
+        return self.parameter_b.shape[0], self.parameter_a[0].numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that importance and penalty are computed in: float32, or float64 for a float64 adapter."""
+        return torch.float64 if self.parameter_b.dtype == torch.float64 else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameter_b.device
+
+    def base_sample(self) -> list[float] | None:
+        """A few elements of the frozen base weight, evenly spaced: tells one base model from another.
+
+        Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device, sharded).
+        """
+        weight = getattr(self.layer.get_base_layer(), "weight", None)
+        if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
+            return None
+        if hasattr(weight, "full_tensor"):
+            return None
+        step = max(weight.numel() // _BASE_SAMPLES, 1)
+        return weight.detach().flatten()[::step][:_BASE_SAMPLES].float().cpu().tolist()
+
+
+def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
+    """The weights of `model` that a trainable LoRA adapter moves, in the model's own order.
+
+    Frozen adapters (DPO's reference adapter, say) are passed over.
+
+    Raises:
+        ALoRAError: there is no trainable LoRA adapter; adapters are merged; the adapter is a variant whose movement is not
+            ``scaling * B @ A`` (DoRA and others); two adapters train at once; a kind of layer is not supported.
+    """
+    weights = list(_trainable_weights(model))
+    if not weights:
+        raise ALoRAError(
+            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), or load the "
+            "adapter with is_trainable=True"
+        )
+    adapters = sorted({weight.adapter for weight in weights})
+    if len(adapters) > 1:
+        raise ALoRAError(
+            f"several LoRA adapters are trainable at once ({', '.join(adapters)}): activate one with model.set_adapter(name)"
+        )
+    return weights
+
+
+def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
+    for module_name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        name = module_name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX)
+        for adapter in module.active_adapters:
+            if adapter not in module.scaling:
+                continue
+            weight = AdaptedWeight(name, module, adapter)
+            _refuse_unsupported(weight)
+            if weight.parameter_a.requires_grad or weight.parameter_b.requires_grad:
+                yield weight
+
+
+def _refuse_unsupported(weight: AdaptedWeight) -> None:
+    layer = weight.layer
+    if layer.merged:
+        raise ALoRAError(
+            f"the adapter of {weight.name} is merged into the base weight, so training would not move it: "
+            "call model.unmerge_adapter() first"
+        )
+    variant = layer.lora_variant.get(weight.adapter)
+    if variant is not None or layer.use_dora.get(weight.adapter, False):
+        kind = type(variant).__name__.removesuffix("Variant") if variant is not None else "DoRA"
+        raise ALoRAError(
+            f"{weight.name} uses the LoRA variant {kind}, whose movement is not scaling * B @ A: use plain LoRA or rsLoRA "
+            "(LoraConfig without use_dora and other variants)"
+        )
+    if isinstance(layer, (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)):
+        raise ALoRAError(
+            f"{weight.name} is a {type(layer).__name__} LoRA layer, which is not supported: adapt linear, embedding or "
+            "convolution layers by target_modules"
+        )
+    if isinstance(layer, lora_layers._ConvNd) and layer.get_base_layer().groups != 1:
+        raise ALoRAError(
+            f"{weight.name} is a grouped convolution, which is not supported: leave it out of target_modules"
+        )
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    """The learning rate of every parameter of `optimizer`, by ``id(parameter)``."""
+    return {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def unprotected_parameters(model: nn.Module, weights: list[AdaptedWeight]) -> list[str]:
+    """Names of trainable parameters that are no factor of `weights` (modules_to_save, biases): nothing holds these."""
+    factors = {id(p) for weight in weights for p in (weight.parameter_a, weight.parameter_b)}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in factors]

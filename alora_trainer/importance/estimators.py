@@ -1,0 +1,80 @@
+"""The path integral's integrand, one optimizer step at a time, as products of thin factors.
+
+With ``W = W0 + s B A`` and a step from (A, B) to (A', B'), everything that an estimator multiplies element by element has
+rank 2r at most, so a step is kept as four thin matrices and never as a matrix of W's own size:
+
+    gradient  g = left @ right,   movement  D = left @ right,   w -= g * D    (elementwise)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A matrix (m, n) of low rank as ``left @ right``: left (m, k), right (k, n)."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepFactors:
+    """One step of one weight: the gradient of W and the movement of W, both (m, n) of rank 2r at most."""
+
+    gradient: Factors
+    movement: Factors
+
+
+@dataclass(frozen=True)
+class FactorStep:
+    """What one optimizer step did to one adapted weight, in the dtype of the computation.
+
+    Attributes:
+        a, b: the factors before the step, (r, n) and (m, r).
+        gradient_a, gradient_b: the data loss's gradients of A and B: unclipped, unscaled, without any penalty.
+        a_after, b_after: the factors after the step.
+        scaling: PEFT's ``scaling`` s.
+        learning_rate: eta of this step.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    gradient_a: torch.Tensor
+    gradient_b: torch.Tensor
+    a_after: torch.Tensor
+    b_after: torch.Tensor
+    scaling: float
+    learning_rate: float
+
+
+def gradient_factors(step: FactorStep) -> Factors:
+    """``g = s (gB A + B gA - eta gB gA)`` (arXiv 2501.13669 eq. 13) as ``s [gB, B] @ [A - eta gA; gA]``."""
+    left = torch.cat([step.gradient_b, step.b], dim=1).mul_(step.scaling)
+    right = torch.cat([step.a - step.learning_rate * step.gradient_a, step.gradient_a], dim=0)
+    return Factors(left, right)
+
+
+def movement_factors(
+    a: torch.Tensor, b: torch.Tensor, a_after: torch.Tensor, b_after: torch.Tensor, scaling: float
+) -> Factors:
+    """``s (B' A' - B A)`` as ``s [B' - B, B] @ [A'; A' - A]``, a form that does not cancel when the step is small."""
+    left = torch.cat([b_after - b, b], dim=1).mul_(scaling)
+    right = torch.cat([a_after, a_after - a], dim=0)
+    return Factors(left, right)
+
+
+def paper(step: FactorStep) -> StepFactors:
+    """Eq. 14: the movement is taken to be ``-eta g``, so that ``w += eta g**2``."""
+    gradient = gradient_factors(step)
+    return StepFactors(gradient, Factors(gradient.left * -step.learning_rate, gradient.right))
+
+
+def path(step: FactorStep) -> StepFactors:
+    """The same gradient with the movement that the optimizer really made (AdamW does not move by ``-eta g``)."""
+    return StepFactors(
+        gradient_factors(step), movement_factors(step.a, step.b, step.a_after, step.b_after, step.scaling)
+    )

@@ -1,0 +1,236 @@
+"""`ImportanceMap`: how much every element of the adapted weights mattered, with the weights theta* it was measured at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alora_trainer.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.errors import ALoRAError
+
+# A base weight may be off by bf16 rounding (0.4 %) between two copies of one model, not by more.
+_BASE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Reference:
+    """theta* of one weight, ``W0 + scaling * b @ a``: a (r, n), b (m, r)."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+
+@dataclass(frozen=True)
+class ImportanceInfo:
+    """Where a map comes from: what a stranger must know to judge it.
+
+    `earlier_tasks` holds the same facts of the maps that were added up before this one.
+    """
+
+    base_model: str | None = None
+    base_revision: str | None = None
+    estimator: str | None = None
+    xi: float | None = None
+    steps: int = 0
+    tokens: int = 0
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    earlier_tasks: Sequence[Mapping[str, Any]] = ()
+
+
+class ImportanceMap(Mapping[str, torch.Tensor]):
+    """Omega of every adapted weight by module name, with theta* and its provenance.
+
+    Indexing gives the literal Omega of eq. 15, (out_features, in_features), never a normalised one. Adding two maps adds
+    their importance up and keeps the right one's theta*, as learning one task after the other does.
+
+    Args:
+        omega: by module name (as the base model knows it), non-negative, (out_features, in_features).
+        reference: theta* by the same names.
+        adapter_state: theta* as PEFT's own state dict (``get_peft_model_state_dict``), so that it can be saved as an adapter.
+        adapter_config: PEFT's configuration of that adapter.
+        base_samples: a few base weights by name (`AdaptedWeight.base_sample`), to tell one base model from another.
+        info: provenance.
+
+    Raises:
+        ALoRAError: an Omega is negative, not finite, or does not fit its reference.
+    """
+
+    def __init__(
+        self,
+        omega: Mapping[str, torch.Tensor],
+        reference: Mapping[str, Reference],
+        *,
+        adapter_state: Mapping[str, torch.Tensor],
+        adapter_config: Any,
+        base_samples: Mapping[str, list[float] | None] | None = None,
+        info: ImportanceInfo | None = None,
+    ) -> None:
+        self._omega = dict(omega)
+        self.reference = dict(reference)
+        self.adapter_state = dict(adapter_state)
+        self.adapter_config = adapter_config
+        self.base_samples = dict(base_samples or {})
+        self.info = info or ImportanceInfo()
+        self._norms: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+        for name in self._omega:
+            self._measure(name)
+
+    def _measure(self, name: str) -> None:
+        omega, reference = self._omega[name], self.reference.get(name)
+        if reference is None:
+            raise ALoRAError(f"the importance map has no reference weights for {name}: record it again")
+        if tuple(omega.shape) != (reference.b.shape[0], reference.a.shape[1]):
+            raise ALoRAError(f"importance and reference of {name} differ in shape: the map is damaged, record it again")
+        norm, total = (float(x) for x in (torch.linalg.vector_norm(omega.double()), omega.sum(dtype=torch.float64)))
+        if not math.isfinite(norm):
+            raise ALoRAError(
+                f"the importance of {name} holds NaN or infinite values: the map is damaged, record it again"
+            )
+        if omega.numel() and float(omega.min()) < 0:
+            raise ALoRAError(f"the importance of {name} holds negative values: the map is damaged, record it again")
+        self._norms[name], self._sums[name] = norm, total
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            return self._omega[name]
+        except KeyError:
+            raise KeyError(f"no importance of {name!r}; this map has {', '.join(list(self._omega)[:4])}, ...") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._omega)
+
+    def __len__(self) -> int:
+        return len(self._omega)
+
+    def __repr__(self) -> str:
+        elements = sum(omega.numel() for omega in self._omega.values())
+        return f"ImportanceMap({len(self)} weights, {elements:,} elements, estimator={self.info.estimator!r})"
+
+    @property
+    def layer_norms(self) -> dict[str, float]:
+        """``||Omega_l||_2`` over the elements of each weight: eq. 17's layer weights, not normalised."""
+        return dict(self._norms)
+
+    @property
+    def mean(self) -> float:
+        """The mean of Omega over all elements of all weights."""
+        return self.total(list(self)) / sum(omega.numel() for omega in self._omega.values())
+
+    def total(self, names: Sequence[str]) -> float:
+        """The sum of Omega over all elements of the weights in `names`."""
+        return sum(self._sums[name] for name in names)
+
+    def __add__(self, later: ImportanceMap) -> ImportanceMap:
+        """Importance of both tasks, at the later task's theta*.
+
+        Raises:
+            ALoRAError: a weight of this map is missing from the later one, or has another shape.
+        """
+        if not isinstance(later, ImportanceMap):
+            return NotImplemented
+        for name, omega in self.items():
+            if name not in later or later[name].shape != omega.shape:
+                raise ALoRAError(
+                    f"the maps do not fit: {name} {tuple(omega.shape)} is not in the later one with this shape"
+                )
+        total = {
+            name: omega + self[name].to(omega.device, omega.dtype) if name in self else omega.clone()
+            for name, omega in later.items()
+        }
+        own = {k: v for k, v in vars(self.info).items() if k not in ("earlier_tasks", "base_model", "base_revision")}
+        info = replace(later.info, earlier_tasks=(*self.info.earlier_tasks, own, *later.info.earlier_tasks))
+        return ImportanceMap(
+            total,
+            later.reference,
+            adapter_state=later.adapter_state,
+            adapter_config=later.adapter_config,
+            base_samples=later.base_samples,
+            info=info,
+        )
+
+    def check_model(self, model: torch.nn.Module) -> list[AdaptedWeight]:
+        """The adapted weights of `model`, after checking that this map was made for it.
+
+        A map may cover weights that this model does not adapt (they do not move), never the other way round.
+
+        Raises:
+            ALoRAError: an adapted weight has no importance, has another shape, or belongs to another base model; a weight of
+                the map does not exist in the model.
+        """
+        weights = adapted_weights(model)
+        known = {weight.name: weight for weight in weights}
+        missing = [name for name in known if name not in self]
+        if missing:
+            raise ALoRAError(
+                f"the importance map has no importance of {_some(missing)}, which the adapter moves: "
+                f"adapt only what was recorded ({_some(list(self))}), or record a map for these weights"
+            )
+        modules = {
+            name.replace("_orig_mod.", "").removeprefix("base_model.model.") for name, _ in model.named_modules()
+        }
+        foreign = [name for name in self if name not in modules]
+        if foreign:
+            raise ALoRAError(
+                f"the importance map is for another model{self._origin()}: this one has no {_some(foreign)}"
+            )
+        for name, weight in known.items():
+            if tuple(self[name].shape) != weight.shape:
+                raise ALoRAError(
+                    f"the importance map is for another model{self._origin()}: {name} is {weight.shape} here and "
+                    f"{tuple(self[name].shape)} in the map"
+                )
+            if not _same_base(weight.base_sample(), self.base_samples.get(name)):
+                raise ALoRAError(
+                    f"the importance map was recorded on other base weights{self._origin()}: those of {name} differ; "
+                    "load the base model that the map names, or record a map for this one"
+                )
+        return weights
+
+    def _origin(self) -> str:
+        return f" ({self.info.base_model})" if self.info.base_model else ""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the artefact (DESIGN: a Hub model repository) into `folder`, whole or not at all.
+
+        Raises:
+            ALoRAError: `folder` is a file.
+        """
+        from alora_trainer.importance.files import save_map
+
+        save_map(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> ImportanceMap:
+        """Read a map from a folder or a Hub repository ("organisation/name"), checking all of it.
+
+        Raises:
+            ALoRAError: nothing is there, it is no importance map, or it is damaged.
+        """
+        from alora_trainer.importance.files import load_map, resolve_source
+
+        return load_map(resolve_source(str(source), revision))
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _same_base(here: list[float] | None, recorded: list[float] | None) -> bool:
+    if not here or not recorded:
+        return True
+    if len(here) != len(recorded):
+        return False
+    scale = max(max(map(abs, recorded)), max(map(abs, here)))
+    return all(abs(x - y) <= _BASE_TOLERANCE * scale for x, y in zip(here, recorded, strict=True))
