@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.safetensors_stream import write_safetensors
 from alora_trainer.importance.recorder import Recorder
 
 RECORDER_FILE = "importance_recorder.safetensors"
@@ -19,9 +19,7 @@ def save_recorder(recorder: Recorder, folder: str | Path) -> None:
     tensors, counters = recorder.state_dict()
     path = Path(folder) / RECORDER_FILE
     partial = path.with_suffix(".partial")
-    save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial, metadata=counters)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
+    write_safetensors(partial, tensors.items(), counters)
     os.replace(partial, path)
 
 
@@ -39,6 +37,6 @@ def load_recorder(recorder: Recorder, folder: str | Path) -> None:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            recorder.load_state_dict({key: file.get_tensor(key) for key in file.keys()}, file.metadata())  # noqa: SIM118
+            recorder.load_state_dict(set(file.keys()), file.get_tensor, file.metadata())
     except SafetensorError as error:
         raise ALoRAError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from error

@@ -8,7 +8,8 @@ from typing import Any
 
 from alora_trainer.errors import ALoRAError
 
-ESTIMATORS = ("path", "paper")
+ESTIMATORS = ("path", "paper", "exact")
+LOCATIONS = ("device", "cpu", "disk")
 LAYER_WEIGHTS = ("l2", "none")
 
 
@@ -27,10 +28,22 @@ class ALoRAConfig:
     record: str | None = _option(
         None,
         "Record importance while training: 'path' takes the movement that the optimizer really made, 'paper' takes the "
-        "learning rate times the gradient (eq. 13-14). None records nothing.",
+        "learning rate times the gradient (eq. 13-14), 'exact' the true gradient of the weights at the cost of one more "
+        "matrix of each weight's size. None records nothing.",
     )
     xi: float = _option(
         1e-3, "Damping added to the squared total movement in eq. 15; larger values calm weights that hardly moved."
+    )
+    omega_device: str = _option(
+        "device",
+        "Where the recording keeps its running sums: 'device' beside the weights, 'cpu' in host memory, 'disk' in "
+        "memory-mapped files under the output folder.",
+    )
+    fold_every: int = _option(
+        1, "Keep the factors of this many steps and fold them into the running sums at once (not for 'exact')."
+    )
+    record_tokens: int | None = _option(
+        None, "Stop recording after this many tokens, whatever the number of steps or epochs; None sets no such limit."
     )
     lam: float = _option(
         0.3,
@@ -54,6 +67,14 @@ class ALoRAConfig:
             raise ALoRAError(
                 f"layer_weights={self.layer_weights!r} is unknown: use one of {', '.join(map(repr, LAYER_WEIGHTS))}"
             )
+        if self.omega_device not in LOCATIONS:
+            raise ALoRAError(
+                f"omega_device={self.omega_device!r} is unknown: use one of {', '.join(map(repr, LOCATIONS))}"
+            )
+        for name in ("fold_every", "record_tokens"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1) and not (name == "record_tokens" and value is None):
+                raise ALoRAError(f"{name}={value!r} must be a whole number of at least 1")
         if not (_is_number(self.xi) and math.isfinite(self.xi) and self.xi > 0):
             raise ALoRAError(f"xi={self.xi!r} must be a positive number (the paper's order of magnitude is 1e-3)")
         if not (_is_number(self.lam) and math.isfinite(self.lam) and self.lam >= 0):

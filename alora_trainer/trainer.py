@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,10 @@ from alora_trainer.provenance import describe_recording
 logger = logging.getLogger(__name__)
 
 # The mixin calls what every trainer has; only a type checker needs to be told so.
-_TrainerHooks = Trainer if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _TrainerHooks = Trainer
+else:
+    _TrainerHooks = object
 
 
 class ALoRAMixin(_TrainerHooks):
@@ -60,7 +64,7 @@ class ALoRAMixin(_TrainerHooks):
         if self._records or importance is not None:
             self._check()
             self.add_callback(_StepObserver(self))
-        elif alora is not None and alora.lam != ALoRAConfig.lam and alora.lam > 0:
+        elif alora is not None and alora.lam > 0:
             raise ALoRAError(
                 f"lam={alora.lam} needs an importance map: pass importance=..., or record one with record='path'"
             )
@@ -138,15 +142,14 @@ class ALoRAMixin(_TrainerHooks):
 
     def _observe_gradients(self, recorder: Recorder) -> None:
         scaler = self.accelerator.scaler
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        scale = float(scaler.get_scale()) if scaler is not None else None
         gradients = {}
         for weight in self._weights:
-            pair = [_gradient(p, weight.dtype, scale) for p in (weight.parameter_a, weight.parameter_b)]
+            pair = [_gradient(p, weight.dtype, scale or 1.0) for p in (weight.parameter_a, weight.parameter_b)]
             if self._penalty_step is not None:
                 pair = [g.sub_(own) for g, own in zip(pair, self._penalty_step.gradients[weight.name], strict=True)]
             gradients[weight.name] = (pair[0], pair[1])
-        rates = learning_rates(self.optimizer)
-        recorder.before_step(gradients, rates, overflow_expected=scaler is not None)
+        recorder.before_step(gradients, learning_rates(self.optimizer), loss_scale=scale)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds `ce_loss`, `penalty`, `penalty_ratio` and each weight's drift to the training log."""
@@ -181,7 +184,14 @@ class ALoRAMixin(_TrainerHooks):
             )
             self._warn_of_surprises(self._penalty)
         if self.alora.record is not None:
-            self._recorder = Recorder(self._weights, self.alora.record, self.alora.xi)
+            self._recorder = Recorder(
+                self._weights,
+                self.alora.record,
+                self.alora.xi,
+                location=self.alora.omega_device,
+                fold_every=self.alora.fold_every,
+                folder=Path(self.args.output_dir) / f"importance-recording-{self.args.process_index}",
+            )
             if self._resumed_from is not None:
                 load_recorder(self._recorder, self._resumed_from)
 
@@ -199,6 +209,11 @@ class ALoRAMixin(_TrainerHooks):
     def _after_optimizer_step(self) -> None:
         if self._recorder is not None:
             self._recorder.after_step(skipped=self.accelerator.optimizer_step_was_skipped)
+
+    @property
+    def _tokens_spent(self) -> bool:
+        limit = self.alora.record_tokens
+        return self._recorder is not None and limit is not None and self._recorder.tokens >= limit
 
     def _end(self) -> None:
         recorder, self._recorder = self._recorder, None
@@ -223,6 +238,10 @@ class _StepObserver(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._after_optimizer_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._tokens_spent:
+            control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end()

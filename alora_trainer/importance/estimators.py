@@ -20,12 +20,18 @@ class Factors:
     left: torch.Tensor
     right: torch.Tensor
 
+    def to(self, device: torch.device) -> Factors:
+        return Factors(self.left.to(device), self.right.to(device))
+
 
 @dataclass(frozen=True)
 class StepFactors:
-    """One step of one weight: the gradient of W and the movement of W, both (m, n) of rank 2r at most."""
+    """One step of one weight: the gradient of W and the movement of W, both (m, n) of rank 2r at most.
 
-    gradient: Factors
+    The exact estimator's gradient has full rank and is the matrix itself.
+    """
+
+    gradient: Factors | torch.Tensor
     movement: Factors
 
 
@@ -67,6 +73,11 @@ def movement_factors(
     return Factors(left, right)
 
 
+def step_movement(step: FactorStep) -> Factors:
+    """The movement that the optimizer really made in `step`."""
+    return movement_factors(step.a, step.b, step.a_after, step.b_after, step.scaling)
+
+
 def paper(step: FactorStep) -> StepFactors:
     """Eq. 14: the movement is taken to be ``-eta g``, so that ``w += eta g**2``."""
     gradient = gradient_factors(step)
@@ -75,6 +86,4 @@ def paper(step: FactorStep) -> StepFactors:
 
 def path(step: FactorStep) -> StepFactors:
     """The same gradient with the movement that the optimizer really made (AdamW does not move by ``-eta g``)."""
-    return StepFactors(
-        gradient_factors(step), movement_factors(step.a, step.b, step.a_after, step.b_after, step.scaling)
-    )
+    return StepFactors(gradient_factors(step), step_movement(step))

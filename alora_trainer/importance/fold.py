@@ -1,6 +1,6 @@
 """Blocked arithmetic over a weight's own size: the only code of recording that touches (m, n) elements.
 
-Rows are taken in blocks small enough to stay in the processor's cache; two scratch blocks serve all weights.
+Rows are taken in blocks small enough to stay in the processor's cache; two scratch blocks serve a whole weight.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import torch
 
 from alora_trainer.importance.estimators import Factors, StepFactors
 
-# Elements in one block: 1 MB in float32 fits the second-level cache of the processors we measured.
+# Elements in one block. 1 MB in float32 fits the second-level cache of the processors we measured; a GPU has a larger cache
+# and pays for every launch.
 BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS_GPU = 1 << 22
 
 
-def block_rows(rows: int, columns: int) -> int:
+def block_rows(rows: int, columns: int, device: torch.device | None = None) -> int:
     """How many rows of a (rows, columns) matrix make a block: at most `BLOCK_ELEMENTS` elements, one row at least."""
-    return min(rows, max(1, BLOCK_ELEMENTS // max(columns, 1)))
+    elements = BLOCK_ELEMENTS_GPU if device is not None and device.type == "cuda" else BLOCK_ELEMENTS
+    return min(rows, max(1, elements // max(columns, 1)))
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+def row_blocks(rows: int, columns: int, device: torch.device | None = None) -> Iterator[slice]:
     """Slices that cut a (rows, columns) matrix into blocks of rows."""
-    height = block_rows(rows, columns)
+    height = block_rows(rows, columns, device)
     for start in range(0, rows, height):
         yield slice(start, min(start + height, rows))
 
@@ -34,16 +37,37 @@ def fold_steps(w: torch.Tensor, steps: Sequence[StepFactors]) -> None:
         w: the running path integral, (m, n).
         steps: the factors of the steps to fold in, in w's dtype and on w's device.
     """
-    if not steps:
-        return
     gradient, movement = _scratch(w), _scratch(w)
-    for rows in row_blocks(*w.shape):
-        block = w[rows]
-        height = block.shape[0]
+    for rows in row_blocks(*w.shape, w.device):
         for step in steps:
-            torch.mm(step.gradient.left[rows], step.gradient.right, out=gradient[:height])
-            torch.mm(step.movement.left[rows], step.movement.right, out=movement[:height])
-            block.addcmul_(gradient[:height], movement[:height], value=-1.0)
+            _fold_block(w[rows], step, rows, gradient, movement)
+
+
+def fold_staged(w: torch.Tensor, steps: Sequence[StepFactors], device: torch.device) -> None:
+    """As `fold_steps` for a w elsewhere than the factors: w's blocks come to `device` and go back."""
+    gradient, movement = _scratch(w, device), _scratch(w, device)
+    for rows in row_blocks(*w.shape, device):
+        block = w[rows].to(device, non_blocking=True)
+        for step in steps:
+            _fold_block(block, step, rows, gradient, movement)
+        if block.data_ptr() != w[rows].data_ptr():
+            w[rows].copy_(block, non_blocking=True)
+        del block  # before the next one arrives: one block and two scratches are all that is held
+
+
+def _fold_block(
+    block: torch.Tensor, step: StepFactors, rows: slice, gradient: torch.Tensor, movement: torch.Tensor
+) -> None:
+    height = block.shape[0]
+    moved = _multiply(step.movement, rows, movement[:height])
+    if isinstance(step.gradient, torch.Tensor):
+        block.addcmul_(step.gradient[rows], moved, value=-1.0)
+    else:
+        block.addcmul_(_multiply(step.gradient, rows, gradient[:height]), moved, value=-1.0)
+
+
+def _multiply(factors: Factors, rows: slice, out: torch.Tensor) -> torch.Tensor:
+    return torch.mm(factors.left[rows], factors.right, out=out)
 
 
 def consolidate(w: torch.Tensor, total: Factors, xi: float) -> torch.Tensor:
@@ -51,16 +75,17 @@ def consolidate(w: torch.Tensor, total: Factors, xi: float) -> torch.Tensor:
 
     Args:
         w: the path integral over the task, (m, n).
-        total: the movement Delta over the whole task, from its first to its last step.
+        total: the movement Delta over the whole task, from its first to its last step, on w's device.
         xi: damping, positive.
     """
     scratch = _scratch(w)
-    for rows in row_blocks(*w.shape):
+    for rows in row_blocks(*w.shape, w.device):
         block = w[rows]
-        delta = torch.mm(total.left[rows], total.right, out=scratch[: block.shape[0]])
+        delta = _multiply(total, rows, scratch[: block.shape[0]])
         block.clamp_(min=0.0).div_(delta.square_().add_(xi))
     return w
 
 
-def _scratch(w: torch.Tensor) -> torch.Tensor:
-    return torch.empty(block_rows(*w.shape), w.shape[1], dtype=w.dtype, device=w.device)
+def _scratch(w: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    device = device or w.device
+    return torch.empty(block_rows(*w.shape, device), w.shape[1], dtype=w.dtype, device=device)

@@ -1,0 +1,77 @@
+"""Safetensors files written tensor by tensor, so that saving never holds a second copy of a whole map.
+
+The format (https://github.com/huggingface/safetensors#format): eight bytes with the header's length, the header as JSON, the
+tensors' bytes one after the other. ``safetensors.torch.save_file`` writes the same and copies all tensors first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+}
+_CHUNK = 1 << 26
+
+
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[str, torch.Tensor]], metadata: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Write `tensors` to `path`, larger element sizes first so that all stay aligned, and wait until the disk has them.
+
+    Args:
+        path: the file; it is written in place, so let it be a temporary one.
+        tensors: names and tensors, on any device; each is brought to host memory by itself.
+        metadata: strings for the header.
+
+    Returns:
+        the sha256 of every tensor's bytes, by name.
+    """
+    ordered = sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for name, tensor in ordered:
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    digests = {}
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name, tensor in ordered:
+            digest = hashlib.sha256()
+            data = tensor_bytes(tensor)
+            for start in range(0, len(data), _CHUNK):
+                chunk = data[start : start + _CHUNK]
+                file.write(chunk)
+                digest.update(chunk)
+            digests[name] = digest.hexdigest()
+        file.flush()
+        os.fsync(file.fileno())
+    return digests
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in host memory, without a copy if it is there already."""
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).cast("B")
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """sha256 of a tensor's bytes."""
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
