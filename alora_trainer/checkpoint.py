@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.safetensors_stream import write_safetensors
 from alora_trainer.importance.recorder import Recorder
+from alora_trainer.importance.safetensors_stream import write_tensors
 
 RECORDER_FILE = "importance_recorder.safetensors"
 
@@ -19,7 +19,7 @@ def save_recorder(recorder: Recorder, folder: str | Path) -> None:
     tensors, counters = recorder.state_dict()
     path = Path(folder) / RECORDER_FILE
     partial = path.with_suffix(".partial")
-    write_safetensors(partial, tensors.items(), counters)
+    write_tensors(partial, tensors, counters)
     os.replace(partial, path)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.importance import files
+from alora_trainer.importance.safetensors_stream import tensor_digest
 
 
 @pytest.fixture
@@ -39,7 +40,14 @@ def test_round_trip(recorded, tmp_path):
         )
     assert again.info.estimator == "path" and again.info.steps == 4 and again.info.tokens == 4 * 2 * 8
     assert again["model.layers.0.self_attn.v_proj"].shape == (8, 16)
-    assert sorted(p.name for p in (tmp_path / "map").iterdir()) == sorted(files.FILES)
+    assert sorted(p.name for p in (tmp_path / "map").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "importance.safetensors",
+        "importance_config.json",
+        "layer_importance.json",
+    ]
 
 
 def test_the_folder_is_an_ordinary_adapter(recorded, _tiny_llama, tmp_path):
@@ -119,7 +127,7 @@ def _damage_value(folder, value):
     omega[name][0, 0] = value
     save_file(omega, folder / files.OMEGA_FILE)
     config = json.loads((folder / files.CONFIG_FILE).read_text())
-    config["tensors"][name]["sha256"] = files._tensor_digest(omega[name])
+    config["tensors"][name]["parts"][""]["sha256"] = tensor_digest(omega[name])
     (folder / files.CONFIG_FILE).write_text(json.dumps(config))
 
 

@@ -43,7 +43,7 @@ def layer_table(importance: ImportanceMap) -> dict[str, dict[str, float | None]]
         name: {
             "norm": norm,
             "log_norm": math.log(norm) if norm > 0 else None,
-            "mean": float(importance[name].mean(dtype=None)),
+            "mean": importance.total([name]) / math.prod(importance.stored(name).shape),
         }
         for name, norm in importance.layer_norms.items()
     }
@@ -71,7 +71,7 @@ def model_card(importance: ImportanceMap) -> str:
         learning_rate=info.learning_rate,
         data=", ".join(f"{key}: {value}" for key, value in info.data.items()) or "not described",
         seed=info.seed,
-        elements=sum(omega.numel() for omega in importance.values()),
+        elements=importance.elements,
         mean=importance.mean,
     )
     return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}"

@@ -12,6 +12,7 @@ import torch
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.storage import StoredOmega, store
 
 # A base weight may be off by bf16 rounding (0.4 %) between two copies of one model, not by more.
 _BASE_TOLERANCE = 0.02
@@ -54,7 +55,8 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
     their importance up and keeps the right one's theta*, as learning one task after the other does.
 
     Args:
-        omega: by module name (as the base model knows it), non-negative, (out_features, in_features).
+        omega: by module name (as the base model knows it), non-negative, (out_features, in_features); a plain tensor is kept
+            as exactly as its dtype is.
         reference: theta* by the same names.
         adapter_state: theta* as PEFT's own state dict (``get_peft_model_state_dict``), so that it can be saved as an adapter.
         adapter_config: PEFT's configuration of that adapter.
@@ -67,7 +69,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
 
     def __init__(
         self,
-        omega: Mapping[str, torch.Tensor],
+        omega: Mapping[str, torch.Tensor | StoredOmega],
         reference: Mapping[str, Reference],
         *,
         adapter_state: Mapping[str, torch.Tensor],
@@ -75,7 +77,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         base_samples: Mapping[str, list[float] | None] | None = None,
         info: ImportanceInfo | None = None,
     ) -> None:
-        self._omega = dict(omega)
+        self._omega = {name: o if isinstance(o, StoredOmega) else store(o) for name, o in omega.items()}
         self.reference = dict(reference)
         self.adapter_state = dict(adapter_state)
         self.adapter_config = adapter_config
@@ -90,22 +92,49 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         omega, reference = self._omega[name], self.reference.get(name)
         if reference is None:
             raise ALoRAError(f"the importance map has no reference weights for {name}: record it again")
-        if tuple(omega.shape) != (reference.b.shape[0], reference.a.shape[1]):
+        if omega.shape != (reference.b.shape[0], reference.a.shape[1]):
             raise ALoRAError(f"importance and reference of {name} differ in shape: the map is damaged, record it again")
-        norm, total = (float(x) for x in (torch.linalg.vector_norm(omega.double()), omega.sum(dtype=torch.float64)))
-        if not math.isfinite(norm):
+        total, squares, smallest = omega.measure()
+        if not (math.isfinite(squares) and math.isfinite(total)):
             raise ALoRAError(
                 f"the importance of {name} holds NaN or infinite values: the map is damaged, record it again"
             )
-        if omega.numel() and float(omega.min()) < 0:
+        if smallest < 0:
             raise ALoRAError(f"the importance of {name} holds negative values: the map is damaged, record it again")
-        self._norms[name], self._sums[name] = norm, total
+        self._norms[name], self._sums[name] = math.sqrt(squares), total
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        return self.stored(name).dense()
+
+    def stored(self, name: str) -> StoredOmega:
+        """Omega of one weight in the format that it is kept in."""
         try:
             return self._omega[name]
         except KeyError:
             raise KeyError(f"no importance of {name!r}; this map has {', '.join(list(self._omega)[:4])}, ...") from None
+
+    @property
+    def storage(self) -> str:
+        """The name of the storage format."""
+        return next(iter(self._omega.values())).format if self._omega else "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that Omega takes in memory and on disk."""
+        return sum(omega.nbytes for omega in self._omega.values())
+
+    def convert(self, storage: str) -> ImportanceMap:
+        """The same map in another storage format ("float32", "bfloat16", "log8", "factored"); see `importance.storage`."""
+        return self._with({name: store(self[name], storage) for name in self})
+
+    def _with(self, omega: Mapping[str, torch.Tensor | StoredOmega], **changes: Any) -> ImportanceMap:
+        kept = {
+            "adapter_state": self.adapter_state,
+            "adapter_config": self.adapter_config,
+            "base_samples": self.base_samples,
+            "info": self.info,
+        }
+        return ImportanceMap(omega, self.reference, **(kept | changes))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._omega)
@@ -114,8 +143,14 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         return len(self._omega)
 
     def __repr__(self) -> str:
-        elements = sum(omega.numel() for omega in self._omega.values())
-        return f"ImportanceMap({len(self)} weights, {elements:,} elements, estimator={self.info.estimator!r})"
+        return (
+            f"ImportanceMap({len(self)} weights, {self.elements:,} elements, {self.storage}, {self.info.estimator!r})"
+        )
+
+    @property
+    def elements(self) -> int:
+        """How many elements Omega has, over all weights."""
+        return sum(omega.shape[0] * omega.shape[1] for omega in self._omega.values())
 
     @property
     def layer_norms(self) -> dict[str, float]:
@@ -125,7 +160,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
     @property
     def mean(self) -> float:
         """The mean of Omega over all elements of all weights."""
-        return self.total(list(self)) / sum(omega.numel() for omega in self._omega.values())
+        return self.total(list(self)) / self.elements
 
     def total(self, names: Sequence[str]) -> float:
         """The sum of Omega over all elements of the weights in `names`."""
@@ -139,25 +174,18 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         """
         if not isinstance(later, ImportanceMap):
             return NotImplemented
-        for name, omega in self.items():
-            if name not in later or later[name].shape != omega.shape:
-                raise ALoRAError(
-                    f"the maps do not fit: {name} {tuple(omega.shape)} is not in the later one with this shape"
-                )
+        for name, omega in self._omega.items():
+            if name not in later or later.stored(name).shape != omega.shape:
+                raise ALoRAError(f"the maps do not fit: {name} {omega.shape} is not in the later one with this shape")
         total = {
-            name: omega + self[name].to(omega.device, omega.dtype) if name in self else omega.clone()
-            for name, omega in later.items()
+            name: store(later[name] + self[name].to(later[name]), later.stored(name).format)
+            if name in self
+            else later.stored(name)
+            for name in later
         }
         own = {k: v for k, v in vars(self.info).items() if k not in ("earlier_tasks", "base_model", "base_revision")}
-        info = replace(later.info, earlier_tasks=(*self.info.earlier_tasks, own, *later.info.earlier_tasks))
-        return ImportanceMap(
-            total,
-            later.reference,
-            adapter_state=later.adapter_state,
-            adapter_config=later.adapter_config,
-            base_samples=later.base_samples,
-            info=info,
-        )
+        earlier = (*self.info.earlier_tasks, own, *later.info.earlier_tasks)
+        return later._with(total, info=replace(later.info, earlier_tasks=earlier))
 
     def check_model(self, model: torch.nn.Module) -> list[AdaptedWeight]:
         """The adapted weights of `model`, after checking that this map was made for it.
@@ -185,10 +213,10 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
                 f"the importance map is for another model{self._origin()}: this one has no {_some(foreign)}"
             )
         for name, weight in known.items():
-            if tuple(self[name].shape) != weight.shape:
+            if self.stored(name).shape != weight.shape:
                 raise ALoRAError(
                     f"the importance map is for another model{self._origin()}: {name} is {weight.shape} here and "
-                    f"{tuple(self[name].shape)} in the map"
+                    f"{self.stored(name).shape} in the map"
                 )
             if not _same_base(weight.base_sample(), self.base_samples.get(name)):
                 raise ALoRAError(
@@ -200,26 +228,40 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
     def _origin(self) -> str:
         return f" ({self.info.base_model})" if self.info.base_model else ""
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the artefact (DESIGN: a Hub model repository) into `folder`, whole or not at all.
+    def save_pretrained(
+        self, folder: str | Path, *, storage: str | None = None, max_shard_bytes: int = 4 << 30
+    ) -> None:
+        """Write the artefact (what `files` describes) into `folder`, whole or not at all, tensor by tensor.
+
+        Args:
+            folder: made if need be; another map in it is replaced.
+            storage: convert to this format while writing; None keeps the present one.
+            max_shard_bytes: Omega is spread over several files of at most this size each (or of one weight).
 
         Raises:
-            ALoRAError: `folder` is a file.
+            ALoRAError: `folder` is a file; an unknown format.
         """
         from alora_trainer.importance.files import save_map
 
-        save_map(self, Path(folder))
+        save_map(self, Path(folder), storage=storage, max_shard_bytes=max_shard_bytes)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> ImportanceMap:
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, storage: str | None = None
+    ) -> ImportanceMap:
         """Read a map from a folder or a Hub repository ("organisation/name"), checking all of it.
+
+        Args:
+            source: folder or Hub id.
+            revision: of the Hub repository.
+            storage: convert to this format while reading; None keeps the stored one.
 
         Raises:
             ALoRAError: nothing is there, it is no importance map, or it is damaged.
         """
         from alora_trainer.importance.files import load_map, resolve_source
 
-        return load_map(resolve_source(str(source), revision))
+        return load_map(resolve_source(str(source), revision), storage=storage)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,28 +26,29 @@ _CHUNK = 1 << 26
 
 
 def write_safetensors(
-    path: Path, tensors: Iterable[tuple[str, torch.Tensor]], metadata: Mapping[str, str] | None = None
+    path: Path,
+    kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    read: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write `tensors` to `path`, larger element sizes first so that all stay aligned, and wait until the disk has them.
+    """Write tensors to `path`, larger element sizes first so that all stay aligned, and wait until the disk has them.
 
     Args:
         path: the file; it is written in place, so let it be a temporary one.
-        tensors: names and tensors, on any device; each is brought to host memory by itself.
+        kinds: dtype and shape of every tensor, by name.
+        read: gives one tensor, on any device; called once a tensor, in the order of the file.
         metadata: strings for the header.
 
     Returns:
         the sha256 of every tensor's bytes, by name.
     """
-    ordered = sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))
+    names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
-    for name, tensor in ordered:
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
+    for name in names:
+        dtype, shape = kinds[name]
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -54,7 +56,10 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
-        for name, tensor in ordered:
+        for name in names:
+            tensor = read(name)
+            if (tensor.dtype, tuple(tensor.shape)) != (kinds[name][0], tuple(kinds[name][1])):
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {kinds[name]} as announced")
             digest = hashlib.sha256()
             data = tensor_bytes(tensor)
             for start in range(0, len(data), _CHUNK):
@@ -65,6 +70,12 @@ def write_safetensors(
         file.flush()
         os.fsync(file.fileno())
     return digests
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """`write_safetensors` for tensors that are all there."""
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, kinds, tensors.__getitem__, metadata)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

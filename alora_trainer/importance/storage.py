@@ -44,6 +44,21 @@ class StoredOmega(ABC):
     def part_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """dtype and shape of every part for an Omega of `shape`; a size of -1 is free (the number of components)."""
 
+    @classmethod
+    def parameters(cls) -> dict[str, int]:
+        """Numbers that the parts cannot be read without."""
+        return {}
+
+    @classmethod
+    def encoded_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """`part_kinds` as `encode` would make them: no size is free."""
+        return cls.part_kinds(shape)
+
+    @property
+    def kinds(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """dtype and shape of the parts as they are."""
+        return {name: (part.dtype, tuple(part.shape)) for name, part in self.parts.items()}
+
     @abstractmethod
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """The dense rows `rows` of Omega in `dtype`; may share memory with the parts."""
@@ -64,7 +79,7 @@ class StoredOmega(ABC):
         """(sum, sum of squares, minimum) over all elements, in float64 and block by block."""
         total, squares, smallest = 0.0, 0.0, float("inf")
         for rows in row_blocks(*self.shape):
-            block = self.rows(rows, torch.float32).double()
+            block = self.rows(rows, torch.float64)
             total += float(block.sum())
             squares += float(block.square().sum())
             smallest = min(smallest, float(block.min()))
@@ -133,6 +148,10 @@ class LogarithmicOmega(StoredOmega):
     def part_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         return {"codes": (torch.uint8, shape), "scales": (torch.float32, (shape[0], _blocks(shape[1]), 2))}
 
+    @classmethod
+    def parameters(cls) -> dict[str, int]:
+        return {"block": QUANTIZATION_BLOCK}
+
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         codes = _in_blocks(self.parts["codes"][rows].to(dtype))
         scales = self.parts["scales"][rows].to(dtype)
@@ -162,6 +181,11 @@ class FactoredOmega(StoredOmega):
     @classmethod
     def part_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         return {"rows": (torch.float32, (shape[0], -1)), "columns": (torch.float32, (shape[1], -1))}
+
+    @classmethod
+    def encoded_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        components = min(cls.components, *shape)
+        return {"rows": (torch.float32, (shape[0], components)), "columns": (torch.float32, (shape[1], components))}
 
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         return self.parts["rows"][rows].to(dtype) @ self.parts["columns"].to(dtype).T
