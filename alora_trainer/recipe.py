@@ -1,0 +1,297 @@
+"""A recipe: everything that one comparison needs, read from YAML, checked before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.config import ALoRAConfig
+from alora_trainer.errors import ALoRAError
+from alora_trainer.methods import Method, get_method
+from alora_trainer.settings import (
+    as_mapping,
+    check_keys,
+    coerce,
+    coerce_all,
+    environment_variables,
+    interpolate,
+    parse_yaml,
+    resolve_path,
+    set_override,
+)
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    from alora_trainer.data.domain import DomainConfig
+    from alora_trainer.data.general import GeneralConfig
+    from alora_trainer.evaluation.runner import EvaluationConfig
+
+SECTIONS = ("model", "lora", "general", "domain", "record", "tune", "alora", "evaluation")
+KEYS = ("name", "seed", "output_dir", "methods", *SECTIONS)
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+_DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
+# Set by the run itself, so that one seed rules everything and every part lands in its own folder.
+_SET_BY_RUN = {"output_dir": "the run's --output_dir", "seed": "the recipe's own seed", "data_seed": "the recipe's own seed"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model: a folder (relative to the recipe) or a Hub id, its revision, and the dtype to train in."""
+
+    path: str
+    revision: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ALoRAError(f"model.dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `load_recipe` makes it.
+
+    Attributes:
+        name: names the default output folder.
+        model: the base model.
+        seed: of models, adapters, data order and evaluation.
+        output_dir: default output folder, relative to the recipe; None is ``runs/NAME`` in the working directory.
+        methods: what is compared, in order.
+        lora: fields of `peft.LoraConfig`.
+        general: general text, to record on and to measure general ability with.
+        domain: the task to tune on.
+        record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
+        alora: recording and protecting.
+        evaluation: how both kinds of text are scored.
+        base: the recipe's folder, which its relative paths start from.
+        written: the recipe as it was written, overrides included, variables and paths not resolved.
+    """
+
+    name: str
+    model: ModelConfig
+    lora: dict[str, Any]
+    general: GeneralConfig
+    domain: DomainConfig
+    record: dict[str, Any]
+    tune: dict[str, Any]
+    alora: ALoRAConfig
+    evaluation: EvaluationConfig
+    seed: int = 0
+    output_dir: str | None = None
+    methods: tuple[Method, ...] = ()
+    base: Path = field(default_factory=Path)
+    written: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether any of the methods starts from the recording on general text."""
+        return any(method.needs_recording for method in self.methods)
+
+    def lora_config(self) -> LoraConfig:
+        """A new `peft.LoraConfig`.
+
+        Raises:
+            ALoRAError: PEFT refuses the values.
+        """
+        from peft import LoraConfig
+
+        try:
+            return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora))
+        except (TypeError, ValueError) as error:
+            raise ALoRAError(f"lora: {_first_line(error)}") from error
+
+    def training_arguments(self, section: str, output_dir: str | Path) -> TrainingArguments:
+        """The `transformers.TrainingArguments` of section "record" or "tune", writing to `output_dir`.
+
+        Checkpoints are written four times a training and the last two kept, unless the recipe says otherwise.
+
+        Raises:
+            ALoRAError: transformers refuses the values.
+        """
+        import torch
+        from transformers import TrainingArguments
+
+        defaults = {
+            "seed": self.seed,
+            "report_to": "none",
+            "save_strategy": "steps",
+            "save_steps": 0.25,
+            "save_total_limit": 2,
+            "logging_steps": 10,
+            "label_names": ["labels"],
+            "dataloader_pin_memory": torch.cuda.is_available(),
+        }
+        try:
+            return TrainingArguments(output_dir=str(output_dir), **(defaults | getattr(self, section)))
+        except (TypeError, ValueError, ImportError) as error:
+            raise ALoRAError(f"{section}: {_first_line(error)}") from error
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole recipe as plain data, with defaults of ours, variables replaced and paths absolute.
+
+        Written to a file, it is a recipe that does the same from any folder.
+        """
+        general, domain = dataclasses.asdict(self.general), dataclasses.asdict(self.domain)
+        for section, keys in ((general, ("train", "test")), (domain, ("train", "test", "source"))):
+            for key in keys:
+                section[key] = _absolute(section[key], self.base)
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "methods": [method.name for method in self.methods],
+            "model": dataclasses.asdict(self.model) | {"path": self.model_source},
+            "lora": self.lora,
+            "general": general,
+            "domain": domain,
+            "record": self.record,
+            "tune": self.tune,
+            "alora": dataclasses.asdict(self.alora),
+            "evaluation": dataclasses.asdict(self.evaluation),
+        }
+
+    @property
+    def model_source(self) -> str:
+        """What `from_pretrained` is given: the model's absolute folder, or its Hub id.
+
+        Raises:
+            ALoRAError: `model.path` is a path, and there is no such folder.
+        """
+        path = resolve_path(self.model.path, self.base)
+        if path.is_dir():
+            return str(path.resolve())
+        if self.model.path.count("/") > 1 or self.model.path.startswith((".", "/", "~")) or path.exists():
+            raise ALoRAError(
+                f"there is no model folder {self.model.path} (looked in {self.base.resolve()}): set model.path to a folder "
+                "or to a Hub id"
+            )
+        return self.model.path
+
+
+def load_recipe(
+    path: str | Path, overrides: Mapping[str, str] | None = None, *, variables: Mapping[str, str] | None = None
+) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file; relative paths in it start from its folder.
+        overrides: texts by dotted name ("tune.learning_rate": "1e-4"), read as YAML, over what the file says.
+        variables: for ``${NAME}``, over the process's environment.
+
+    Raises:
+        ALoRAError: the file is missing or no YAML, a key is unknown (the message names the nearest one), a value cannot be
+            used, or a variable is not set.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ALoRAError(f"the recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    written = as_mapping(parse_yaml(text, str(path)), str(path))
+    for key, override in (overrides or {}).items():
+        set_override(written, key, override)
+    check_keys(written, KEYS)
+    return build_recipe(written, base=path.parent, default_name=path.stem, variables=variables)
+
+
+def build_recipe(
+    written: Mapping[str, Any],
+    *,
+    base: str | Path = ".",
+    default_name: str = "recipe",
+    variables: Mapping[str, str] | None = None,
+) -> Recipe:
+    """A checked `Recipe` from plain data; see `load_recipe` for arguments and errors."""
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    from alora_trainer.data.domain import DomainConfig
+    from alora_trainer.data.general import GeneralConfig
+    from alora_trainer.data.tasks import get_task
+    from alora_trainer.evaluation.runner import EvaluationConfig
+
+    given = interpolate(dict(written), environment_variables(variables))
+    check_keys(given, KEYS)
+    sections = {name: as_mapping(given.get(name), name) for name in SECTIONS}
+    recipe = Recipe(
+        name=coerce(given.get("name", default_name), str, "name"),
+        seed=coerce(given.get("seed", 0), int, "seed"),
+        output_dir=coerce(given.get("output_dir"), str | None, "output_dir"),
+        methods=_methods(given.get("methods", list(_DEFAULT_METHODS))),
+        model=_section(ModelConfig, sections, "model"),
+        lora=_checked(LoraConfig, sections, "lora"),
+        general=_section(GeneralConfig, sections, "general"),
+        domain=_section(DomainConfig, sections, "domain"),
+        record=_checked(TrainingArguments, sections, "record", _SET_BY_RUN),
+        tune=_checked(TrainingArguments, sections, "tune", _SET_BY_RUN),
+        alora=_section(ALoRAConfig, {"alora": {"record": "path"} | sections["alora"]}, "alora"),
+        evaluation=_section(EvaluationConfig, sections, "evaluation"),
+        base=Path(base),
+        written=dict(written),
+    )
+    if not 0 <= recipe.seed < 2**32:
+        raise ALoRAError(f"seed={recipe.seed} must lie between 0 and 2**32 - 1")
+    if recipe.alora.record is None and recipe.needs_recording:
+        raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
+    get_task(recipe.domain.task)
+    recipe.lora_config()
+    for section in ("record", "tune"):
+        recipe.training_arguments(section, base)
+    return recipe
+
+
+def _methods(value: Any) -> tuple[Method, ...]:
+    names = coerce(value, list[str], "methods")
+    if not isinstance(names, list) or not names:
+        raise ALoRAError(f"methods={value!r} must be a list of methods, such as {', '.join(_DEFAULT_METHODS)}")
+    methods = tuple(get_method(str(name)) for name in names)
+    if len(set(methods)) < len(methods):
+        raise ALoRAError(f"methods={', '.join(map(str, names))} names one of them twice: leave it out")
+    return methods
+
+
+def _checked(
+    kind: type, sections: Mapping[str, dict[str, Any]], name: str, reserved: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A section's values, after checking its keys and types against the fields of the dataclass `kind`."""
+    values = sections[name]
+    for key, instead in (reserved or {}).items():
+        if key in values:
+            raise ALoRAError(f"{name}.{key} cannot be set: {instead} sets it")
+    known = {item.name for item in dataclasses.fields(kind) if item.init}
+    check_keys(values, known - set(reserved or {}), name)
+    return coerce_all(values, typing.get_type_hints(kind), name)
+
+
+def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> Any:
+    """A section as an instance of the dataclass `kind`."""
+    values = _checked(kind, sections, name)
+    for item in dataclasses.fields(kind):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.init and values.get(item.name) is None:
+            raise ALoRAError(f"the recipe has no {name}.{item.name}: add it")
+    return kind(**values)
+
+
+def _absolute(source: Any, base: Path) -> Any:
+    if isinstance(source, str):
+        return source if source.startswith("hub:") else str(resolve_path(source, base.resolve()))
+    if isinstance(source, list):
+        return [_absolute(item, base) for item in source]
+    if isinstance(source, Mapping) and "hub" in source:
+        return dict(source)
+    if isinstance(source, Mapping) and "path" in source:
+        return {**source, "path": _absolute(source["path"], base)}
+    if isinstance(source, Mapping):
+        return {name: _absolute(item, base) for name, item in source.items()}
+    return source
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
