@@ -1,0 +1,243 @@
+"""The domain: a training and a test file in the schema that lm-eval reads, and the training file as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.data.general import check_count
+from alora_trainer.data.sources import Source, check_keys, describe, load_source, read_lines, write_lines
+from alora_trainer.data.tasks import Doc, Record, Task, get_task
+from alora_trainer.errors import ALoRAError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+LOSSES = ("answer", "all")
+IGNORED_LABEL = -100
+
+
+@dataclass
+class DomainConfig:
+    """The recipe's section on the domain.
+
+    Attributes:
+        task: the name of a built-in task or a mapping with templates; see `get_task`.
+        train: the source of the training items; the Hub's if a built-in task has neither ``train`` nor ``source``.
+        test: the source of the test items.
+        source: instead of both, one source that is split as ``holdout`` says.
+        holdout: ``{by: FIELD, items: N}``: the N items whose FIELD has the smallest SHA-1 are the test.
+        train_items: train on this many items, drawn by the seed; None trains on all.
+        test_items: test on this many items, those whose question has the smallest SHA-1; None tests on all.
+        max_length: tokens of prompt and answer together; longer prompts lose their beginning.
+        loss_on: ``answer`` trains on the answer alone, ``all`` on the prompt, too.
+
+    Raises:
+        ALoRAError: a setting is wrong, or the sources do not go together.
+    """
+
+    task: str | Mapping[str, Any]
+    train: Source | None = None
+    test: Source | None = None
+    source: Source | None = None
+    holdout: Mapping[str, Any] | None = None
+    train_items: int | None = None
+    test_items: int | None = None
+    max_length: int = 512
+    loss_on: str = "answer"
+
+    def __post_init__(self) -> None:
+        task = get_task(self.task)
+        for name in ("train_items", "test_items"):
+            check_count(getattr(self, name), f"domain.{name}", optional=True)
+        check_count(self.max_length, "domain.max_length", least=2)
+        if self.loss_on not in LOSSES:
+            raise ALoRAError(f"domain.loss_on must be one of {', '.join(LOSSES)}, not {self.loss_on!r}")
+        if self.source is not None:
+            if self.train is not None or self.test is not None:
+                raise ALoRAError("domain.source excludes domain.train and domain.test: leave out one or the others")
+            self._check_holdout()
+            return
+        if self.holdout is not None:
+            raise ALoRAError("domain.holdout splits domain.source, which is missing: give it instead of train and test")
+        if self.train is None and self.test is None and task.hub:
+            self.train, self.test = task.hub["train"], task.hub["test"]
+        if self.train is None or self.test is None:
+            raise ALoRAError("domain needs both 'train' and 'test', or 'source' and 'holdout'")
+
+    def _check_holdout(self) -> None:
+        if not isinstance(self.holdout, Mapping):
+            raise ALoRAError("domain.source needs domain.holdout, such as {by: id, items: 1000}")
+        check_keys(self.holdout, ("by", "items"), "domain.holdout")
+        if not isinstance(self.holdout.get("by"), str):
+            raise ALoRAError("domain.holdout needs 'by', the field whose hash chooses the test items")
+        check_count(self.holdout.get("items"), "domain.holdout.items")
+
+
+@dataclass(frozen=True)
+class DomainFiles:
+    """What `prepare_domain` wrote; ``report`` has the counts that belong beside any result."""
+
+    train: Path
+    test: Path
+    report: dict[str, Any]
+
+
+def split_records(records: list[Record], *, by: str, items: int) -> tuple[list[Record], list[Record]]:
+    """Split records into training and test: the ``items`` whose field ``by`` has the smallest SHA-1 are the test.
+
+    The order within each part is that of the records. Raises ALoRAError if a record has no such field, or if nothing
+    would be left to train on.
+    """
+    keys = []
+    for number, record in enumerate(records, start=1):
+        if record.get(by) is None:
+            raise ALoRAError(f"item {number} has no {by!r} to be held out by: its fields are {', '.join(record)}")
+        keys.append(hashlib.sha1(str(record[by]).encode("utf-8")).hexdigest())
+    if items >= len(records):
+        raise ALoRAError(f"holding out {items} of {len(records)} items leaves none to train on: lower holdout.items")
+    chosen = set(sorted(range(len(records)), key=keys.__getitem__)[:items])
+    train = [record for index, record in enumerate(records) if index not in chosen]
+    return train, [records[index] for index in sorted(chosen)]
+
+
+def prepare_domain(domain: DomainConfig, *, base: Path | str, folder: Path | str, seed: int = 0) -> DomainFiles:
+    """Write ``folder/train.jsonl`` and ``folder/test.jsonl`` in the schema that lm-eval's task reads.
+
+    Training items whose question is also in the test set are dropped (compared without regard to case and white space).
+
+    Args:
+        domain: what to read and how to split it.
+        base: the folder that relative paths start from.
+        folder: where the files go; they appear whole or not at all.
+        seed: draws the training items if there are more than ``train_items``.
+
+    Returns:
+        The two files, and a report: ``train_items``, ``test_items``, ``dropped_in_test`` (training items whose question
+        the test set has) and ``dropped_questions`` (their distinct questions).
+
+    Raises:
+        ALoRAError: a source cannot be read, or an item cannot be scored; the message has the item's number.
+    """
+    task = get_task(domain.task)
+    if domain.source is not None:
+        assert domain.holdout is not None  # DomainConfig checked
+        records: list[Record] = list(load_source(domain.source, base=base))
+        by, items = domain.holdout["by"], domain.holdout["items"]
+        train_records, test_records = split_records(records, by=by, items=items)
+        train = _convert(train_records, task, describe(domain.source))
+        test = _convert(test_records, task, describe(domain.source))
+    else:
+        assert domain.train is not None and domain.test is not None
+        train = _convert(load_source(domain.train, base=base), task, describe(domain.train))
+        test = _convert(load_source(domain.test, base=base), task, describe(domain.test))
+    if domain.test_items is not None and domain.test_items < len(test):
+        test = sorted(test, key=lambda doc: hashlib.sha1(task.identity(doc).encode("utf-8")).hexdigest())
+        test = test[: domain.test_items]
+    asked = {_normal(task.identity(doc)) for doc in test}
+    kept = [doc for doc in train if _normal(task.identity(doc)) not in asked]
+    dropped = [_normal(task.identity(doc)) for doc in train if _normal(task.identity(doc)) in asked]
+    if not kept:
+        raise ALoRAError("every training item's question is also in the test set: give other training items")
+    if domain.train_items is not None and domain.train_items < len(kept):
+        chosen = random.Random(f"{seed}:train_items").sample(range(len(kept)), domain.train_items)
+        kept = [kept[index] for index in sorted(chosen)]
+    files = DomainFiles(
+        train=Path(folder) / "train.jsonl",
+        test=Path(folder) / "test.jsonl",
+        report={
+            "train_items": len(kept),
+            "test_items": len(test),
+            "dropped_in_test": len(dropped),
+            "dropped_questions": len(set(dropped)),
+        },
+    )
+    write_lines(files.train, kept)
+    write_lines(files.test, test)
+    return files
+
+
+def tokenize_domain(
+    task: Task, path: Path | str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, loss_on: str = "answer"
+) -> Dataset:
+    """Tokenise the items of a file that `prepare_domain` wrote.
+
+    Prompt and completion are encoded together and parted where the prompt's own encoding ends, as lm-eval does, so that
+    training sees the tokens that are scored. No EOS is appended, since none is scored.
+
+    Args:
+        task: makes prompt and completion of an item.
+        path: a JSON lines file in the task's schema.
+        tokenizer: of the model.
+        max_length: longer items lose the beginning of the prompt; the completion stays whole.
+        loss_on: ``answer`` or ``all``.
+
+    Returns:
+        A data set with ``input_ids`` and ``labels``; with ``answer``, the labels of the prompt are -100.
+
+    Raises:
+        ALoRAError: the file has no items, or one whose completion alone does not fit, or is no token.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    if loss_on not in LOSSES:
+        raise ALoRAError(f"loss_on must be one of {', '.join(LOSSES)}, not {loss_on!r}")
+    docs = read_lines(Path(path))
+    if not docs:
+        raise ALoRAError(f"{path} has no items: give a file with at least one")
+    pairs = [_movable_space(task.prompt(doc), task.completion(doc)) for doc in docs]
+    whole = tokenizer([prompt + completion for prompt, completion in pairs], verbose=False)["input_ids"]
+    prompts = tokenizer([prompt for prompt, _ in pairs], verbose=False)["input_ids"]
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for number, (ids, prompt_ids) in enumerate(zip(whole, prompts, strict=True), start=1):
+        answer = len(ids) - len(prompt_ids)
+        if not 0 < answer < max_length:
+            raise ALoRAError(f"the answer of item {number} of {path} has {answer} tokens: max_length is {max_length}")
+        ids = ids[-max_length:]
+        labels = [IGNORED_LABEL] * (len(ids) - answer) + ids[-answer:] if loss_on == "answer" else ids
+        rows["input_ids"].append(ids)
+        rows["labels"].append(labels)
+    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    return Dataset.from_dict(rows, features=features)
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
+    """Pads ``input_ids`` (and labels with -100) to the longest item of a batch and adds the attention mask."""
+    import copy
+
+    from transformers import DataCollatorForSeq2Seq
+
+    if tokenizer.pad_token_id is None:
+        tokenizer = copy.deepcopy(tokenizer)  # padding is masked, so any token will do; the caller's stays as it is
+        tokenizer.pad_token = tokenizer.eos_token
+    return DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED_LABEL)
+
+
+def _convert(records: Any, task: Task, source: str) -> list[Doc]:
+    docs = []
+    for number, record in enumerate(records, start=1):
+        try:
+            doc = task.convert(record)
+        except ALoRAError as error:
+            raise ALoRAError(f"item {number} of {source} does not fit the task {task.name}: {error}") from error
+        if "id" in record:
+            doc["id"] = record["id"]
+        docs.append(doc)
+    return docs
+
+
+def _normal(question: str) -> str:
+    return " ".join(question.casefold().split())
+
+
+def _movable_space(prompt: str, completion: str) -> tuple[str, str]:
+    """White space at the end of a prompt is encoded with the completion, as lm-eval does it."""
+    bare = prompt.rstrip()
+    if not bare:
+        raise ALoRAError("an item's prompt is blank: give the task a prompt with text")
+    return bare, prompt[len(bare) :] + completion
