@@ -1,0 +1,113 @@
+"""lm-eval's own tasks on our files: a generated YAML for each, and a `TaskManager` that knows these alone.
+
+Built-in tasks include lm-eval's YAML and change where the documents come from; templates become multiple-choice tasks
+(or log-likelihood tasks for free answers); each subset of general text becomes a task of rolling log-likelihood.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.data.sources import read_lines
+from alora_trainer.data.tasks import Task
+from alora_trainer.errors import ALoRAError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lm_eval.tasks import TaskManager
+
+SPLIT = "test"
+
+# Read by lm-eval through `custom_dataset` instead of its JSON loader, which guesses types (a list of dates would come
+# back as timestamps) and leaves a copy of every file in the user's cache.
+_LOADER = "alora_trainer.evaluation.lm_tasks.load_documents"
+
+
+def load_documents(*, path: str, **metadata: Any) -> dict[str, Dataset]:
+    """The documents of a JSON lines file, as lm-eval's ``custom_dataset`` hook wants them.
+
+    lm-eval passes a task's ``metadata`` (such as its version) along, which has nothing to do with the documents.
+    """
+    from datasets import Dataset
+
+    return {SPLIT: Dataset.from_list(read_lines(Path(path)))}
+
+
+def general_name(index: int) -> str:
+    """lm-eval's name of the ``index``-th subset; ours might clash with a task's."""
+    return f"alora_general_{index}"
+
+
+def task_name(index: int) -> str:
+    """lm-eval's name of the ``index``-th domain task."""
+    return f"alora_task_{index}"
+
+
+def write_task_files(folder: Path, general: Sequence[Path], tasks: Sequence[tuple[Task, Path]]) -> None:
+    """Write one YAML file a subset and a task into ``folder``, called as `general_name` and `task_name` say."""
+    for index, path in enumerate(general):
+        _write(folder, general_name(index), _rolling_task(), path)
+    for index, (task, path) in enumerate(tasks):
+        _write(folder, task_name(index), _choice_task(task), path)
+
+
+def task_manager(folder: Path) -> TaskManager:
+    """A manager of the tasks in ``folder`` only: indexing the thousands that lm-eval brings takes it ten seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False, include_path=[str(folder)])
+
+
+def _write(folder: Path, name: str, settings: Mapping[str, Any], documents: Path) -> None:
+    if not documents.is_file():
+        raise ALoRAError(f"there is no file {documents} to evaluate on: prepare the data first")
+    common = {
+        "task": name,
+        "dataset_kwargs": {"path": str(documents.resolve())},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": SPLIT,
+        "num_fewshot": 0,
+    }
+    # YAML is a superset of JSON, except for the tag that names a function.
+    lines = [f"{key}: {json.dumps(value)}" for key, value in {**settings, **common}.items()]
+    lines.append(f"custom_dataset: !function {_LOADER}")
+    (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _rolling_task() -> dict[str, Any]:
+    # doc_to_target is the column's name: as a template, lm-eval would read a text in brackets as a Python list.
+    return {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "text",
+        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    }
+
+
+def _choice_task(task: Task) -> dict[str, Any]:
+    if task.lm_eval_task is not None:
+        import lm_eval.tasks
+
+        home = Path(lm_eval.tasks.__file__).parent / task.lm_eval_task / f"{task.lm_eval_task}.yaml"
+        if not home.is_file():
+            raise ALoRAError(f"this lm-eval has no task {task.lm_eval_task} at {home}: install a version that does")
+        return {"include": str(home)}
+    if task.choices is None:
+        return {
+            "output_type": "loglikelihood",
+            "doc_to_text": "prompt",
+            "doc_to_target": "completion",
+            "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
+        }
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "target_delimiter": task.target_delimiter,
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }

@@ -1,0 +1,127 @@
+"""lm-eval's `HFLM` around a model at hand. Import it only to evaluate: it brings all of lm-eval along."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from transformers import DynamicCache
+
+Request: TypeAlias = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of the context and the continuation
+Answer: TypeAlias = tuple[float, bool]  # log-likelihood of the continuation, and whether it is the greedy one
+
+_LEAST_PREFIX = 16  # a shorter common prefix is not worth a forward pass of its own
+
+
+class Scorer(HFLM):
+    """`HFLM` that runs a question once for all its answers, shows one progress bar, and keeps its precision.
+
+    The log-softmax is taken in float32 whatever the model's dtype: bfloat16 would leave three digits of a score.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype=torch.float32,
+        )
+        self._progress: tqdm | None = None
+        self._shares = True
+        # Long documents are cut into windows here, so the tokenizer's warning about their length would mislead.
+        self._max_length = self.max_length
+        self.tokenizer.model_max_length = sys.maxsize
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._prefix_arguments: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if takes_keep else {})
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        with tqdm(total=len(requests), desc="answers", leave=False, disable=disable_tqdm or None) as self._progress:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        with tqdm(desc="windows of text", leave=False, disable=disable_tqdm or None) as self._progress:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        for batch in self._shared_batches(requests):
+            scored_batch = self._score_batch(batch, requests)
+            self._shares = bool(scored_batch)
+            if not self._shares:
+                break
+            answers.update(scored_batch)
+            self._advance(len(scored_batch))
+        rest = [index for index in range(len(requests)) if index not in answers]
+        # The rolling method asks for a bar for every batch, whatever it was told itself: so none here, but our own.
+        scored = super()._loglikelihood_tokens([requests[i] for i in rest], disable_tqdm=True, override_bs=override_bs)
+        self._advance(len(rest))
+        answers.update(zip(rest, scored, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _advance(self, count: int) -> None:
+        if self._progress is not None:
+            self._progress.update(count)
+
+    def _shared_batches(self, requests: list[Request]) -> Iterator[list[list[int]]]:
+        """Batches of groups of requests (by index) with one context each; a group's context is run only once.
+
+        Left to HFLM are single requests, those it has to cut, and one-token answers, which it runs once itself.
+        """
+        if not self._shares:
+            return
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_, context, continuation) in enumerate(requests):
+            if len(context) > _LEAST_PREFIX and len(context) + len(continuation) <= self.max_length + 1:
+                groups[tuple(context)].append(index)
+        shared = [
+            group for group in groups.values() if len(group) > 1 and any(len(requests[index][2]) > 1 for index in group)
+        ]
+        # By length, since a batch shares a prefix as long as its shortest context allows, and is padded behind it.
+        shared.sort(key=lambda group: -len(requests[group[0]][1]))
+        batch: list[list[int]] = []
+        for group in shared:
+            if batch and sum(map(len, batch)) + len(group) > self.batch_size:
+                yield batch
+                batch = []
+            batch.append(group)
+        if batch:
+            yield batch
+
+    def _score_batch(self, batch: list[list[int]], requests: list[Request]) -> dict[int, Answer]:
+        """Score a batch from `_shared_batches`; nothing if the model has no cache that can be shared.
+
+        The contexts' first tokens are run once and their keys and values repeated for the answers. The rest of each
+        context and its answers come after them, padded on the right as HFLM pads, which a causal model does not see.
+        """
+        contexts = [requests[group[0]][1] for group in batch]
+        start = min(map(len, contexts)) - 1  # the last token of a context predicts the first one of the answer
+        with torch.no_grad():
+            prefix = torch.tensor([context[:start] for context in contexts], device=self.device)
+            cache = getattr(self.model(prefix, **self._prefix_arguments), "past_key_values", None)
+            if not isinstance(cache, DynamicCache):
+                return {}
+            repeats = [row for row, group in enumerate(batch) for _ in group]
+            cache.batch_select_indices(torch.tensor(repeats, device=self.device))
+            indices = [index for group in batch for index in group]
+            tails = [(requests[index][1][start:] + requests[index][2])[:-1] for index in indices]
+            width = max(map(len, tails))
+            padded = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=self.device)
+            logits = self.model(padded, past_key_values=cache).logits
+        scores = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
+        answers = {}
+        for row, index in enumerate(indices):
+            continuation = torch.tensor(requests[index][2], device=self.device)
+            predicted = scores[row, len(tails[row]) - len(continuation) : len(tails[row])]
+            chosen = predicted.gather(1, continuation.unsqueeze(1))
+            answers[index] = (float(chosen.sum()), bool((predicted.argmax(1) == continuation).all()))
+        return answers
