@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -126,6 +127,7 @@ class Recipe:
             "logging_steps": 10,
             "label_names": ["labels"],
             "dataloader_pin_memory": torch.cuda.is_available(),
+            "disable_tqdm": not sys.stderr.isatty(),
         }
         try:
             return TrainingArguments(output_dir=str(output_dir), **(defaults | getattr(self, section)))

@@ -58,5 +58,5 @@ def write_results(folder: Path, recipe: Recipe, methods: Mapping[str, Mapping[st
         "methods": {name: dict(entry) for name, entry in methods.items()},
     }
     write_json(folder / "results.json", results)
-    write_text(folder / "table.md", format_table(results["methods"]) + "\n")
+    write_text(folder / "table.md", format_table(methods) + "\n")
     return results
