@@ -132,10 +132,8 @@ def pretrain(model: LlamaForCausalLM, blocks: dict[str, torch.Tensor], settings:
     started = time.monotonic()
     step, recent = 0, 0.0
     for batch in _batches(blocks, settings.batch_size, settings.seed):
-        if settings.steps is None:
-            progress = (time.monotonic() - started) / (60 * settings.minutes)
-        else:
-            progress = step / settings.steps
+        minutes = (time.monotonic() - started) / 60
+        progress = step / settings.steps if settings.steps else minutes / settings.minutes
         if progress >= 1:
             break
         decay = 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,8 +1,7 @@
-"""A domain of our own: facts about the first 103 chemical elements, and multiple-choice questions made from them.
+"""A domain of our own: facts about the elements hydrogen to xenon, and multiple-choice questions made from them.
 
-Conventions where chemists differ: lanthanides and actinides before lutetium and lawrencium have no group and are the
-f-block, lutetium and lawrencium close group 3; group 12 counts as transition metals; the phase is the one at 25 degrees
-Celsius, and is left out for elements never seen in bulk.
+Five periods are as much as the demo's model can begin to learn in a few hundred steps. Where chemists differ, group 12
+counts as transition metals; the phase is the one at 25 degrees Celsius.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from alora_trainer.demo.corpus import write_jsonl
 TEST_QUESTIONS = 300
 CHOICES = 4
 
-# number symbol name group period block phase category; "-" where there is none or it is not known.
+# number symbol name group period block phase category
 _TABLE = """
 1 H hydrogen 1 1 s gas nonmetal
 2 He helium 18 1 s gas noble-gas
@@ -73,69 +72,20 @@ _TABLE = """
 52 Te tellurium 16 5 p solid metalloid
 53 I iodine 17 5 p solid halogen
 54 Xe xenon 18 5 p gas noble-gas
-55 Cs caesium 1 6 s solid alkali-metal
-56 Ba barium 2 6 s solid alkaline-earth-metal
-57 La lanthanum - 6 f solid lanthanide
-58 Ce cerium - 6 f solid lanthanide
-59 Pr praseodymium - 6 f solid lanthanide
-60 Nd neodymium - 6 f solid lanthanide
-61 Pm promethium - 6 f solid lanthanide
-62 Sm samarium - 6 f solid lanthanide
-63 Eu europium - 6 f solid lanthanide
-64 Gd gadolinium - 6 f solid lanthanide
-65 Tb terbium - 6 f solid lanthanide
-66 Dy dysprosium - 6 f solid lanthanide
-67 Ho holmium - 6 f solid lanthanide
-68 Er erbium - 6 f solid lanthanide
-69 Tm thulium - 6 f solid lanthanide
-70 Yb ytterbium - 6 f solid lanthanide
-71 Lu lutetium 3 6 d solid lanthanide
-72 Hf hafnium 4 6 d solid transition-metal
-73 Ta tantalum 5 6 d solid transition-metal
-74 W tungsten 6 6 d solid transition-metal
-75 Re rhenium 7 6 d solid transition-metal
-76 Os osmium 8 6 d solid transition-metal
-77 Ir iridium 9 6 d solid transition-metal
-78 Pt platinum 10 6 d solid transition-metal
-79 Au gold 11 6 d solid transition-metal
-80 Hg mercury 12 6 d liquid transition-metal
-81 Tl thallium 13 6 p solid post-transition-metal
-82 Pb lead 14 6 p solid post-transition-metal
-83 Bi bismuth 15 6 p solid post-transition-metal
-84 Po polonium 16 6 p solid post-transition-metal
-85 At astatine 17 6 p - halogen
-86 Rn radon 18 6 p gas noble-gas
-87 Fr francium 1 7 s - alkali-metal
-88 Ra radium 2 7 s solid alkaline-earth-metal
-89 Ac actinium - 7 f solid actinide
-90 Th thorium - 7 f solid actinide
-91 Pa protactinium - 7 f solid actinide
-92 U uranium - 7 f solid actinide
-93 Np neptunium - 7 f solid actinide
-94 Pu plutonium - 7 f solid actinide
-95 Am americium - 7 f solid actinide
-96 Cm curium - 7 f solid actinide
-97 Bk berkelium - 7 f solid actinide
-98 Cf californium - 7 f solid actinide
-99 Es einsteinium - 7 f solid actinide
-100 Fm fermium - 7 f - actinide
-101 Md mendelevium - 7 f - actinide
-102 No nobelium - 7 f - actinide
-103 Lr lawrencium 3 7 d - actinide
 """
 
 
 @dataclass(frozen=True)
 class Element:
-    """One element; ``group`` and ``phase`` are None where the table has none."""
+    """One row of the table."""
 
     number: int
     symbol: str
     name: str
-    group: int | None
+    group: int
     period: int
     block: str
-    phase: str | None
+    phase: str
     category: str
 
 
@@ -163,10 +113,10 @@ def elements() -> list[Element]:
                 number=int(number),
                 symbol=symbol,
                 name=name,
-                group=None if group == "-" else int(group),
+                group=int(group),
                 period=int(period),
                 block=f"{block}-block",
-                phase=None if phase == "-" else phase,
+                phase=phase,
                 category="post-transition metal" if category.startswith("post-") else category.replace("-", " "),
             )
         )
@@ -179,96 +129,107 @@ class _Kind:
 
     name: str
     phrasings: tuple[str, ...]
-    answer: Callable[[Element], str | None]
+    answer: Callable[[Element], str]
+    never_right: tuple[str, ...] = ()  # wrong choices beside those
 
 
-# What tells an element apart by its name comes first, then the directions that lead to a name.
+# Short wordings: the demo's time goes into their tokens.
 _KINDS = (
     _Kind(
         "symbol",
         (
-            "What is the chemical symbol of {name}?",
-            "Which symbol stands for {name} in the periodic table?",
-            "In chemical formulas, how is {name} written?",
-            "Element {number} is {name}; what is its symbol?",
+            "What is the symbol of {name}?",
+            "Which symbol has {name}?",
+            "Which symbol stands for {name}?",
+            "How is {name} written in formulas?",
+            "In formulas, what stands for {name}?",
+            "{Name} has which symbol?",
         ),
-        lambda e: e.symbol,
+        lambda element: element.symbol,
     ),
     _Kind(
         "number",
         (
             "What is the atomic number of {name}?",
-            "How many protons does an atom of {name} have?",
-            "At which number does {name} ({symbol}) stand in the periodic table?",
-            "What is the nuclear charge of {name}?",
+            "Which atomic number has {name}?",
+            "How many protons has {name}?",
+            "How many protons has an atom of {symbol}?",
+            "{Name} ({symbol}) has which atomic number?",
+            "{Name} has how many protons?",
         ),
-        lambda e: str(e.number),
+        lambda element: str(element.number),
     ),
     _Kind(
         "group",
         (
-            "Which group of the periodic table does {name} belong to?",
-            "In which column of the periodic table is {name}?",
-            "What is the group of the element with the symbol {symbol}?",
-            "{Name} belongs to which group?",
+            "Which group is {name} in?",
+            "What is the group of {name}?",
+            "What is the group of {symbol}?",
+            "In which column is {name}?",
+            "Which column is {name} ({symbol}) in?",
+            "{Name} is in which group?",
         ),
-        lambda e: None if e.group is None else f"group {e.group}",
+        lambda element: f"group {element.group}",
     ),
     _Kind(
         "period",
         (
-            "Which period of the periodic table does {name} belong to?",
-            "In which row of the periodic table is {name}?",
-            "What is the period of the element with the symbol {symbol}?",
-            "{Name} belongs to which period?",
+            "Which period is {name} in?",
+            "What is the period of {name}?",
+            "What is the period of {symbol}?",
+            "In which row is {name}?",
+            "Which row is {name} ({symbol}) in?",
+            "{Name} is in which period?",
         ),
-        lambda e: f"period {e.period}",
+        lambda element: f"period {element.period}",
     ),
     _Kind(
         "block",
         (
-            "Which block of the periodic table does {name} belong to?",
-            "In which block is the element with the symbol {symbol}?",
-            "{Name} is an element of which block?",
+            "Which block is {name} in?",
+            "What is the block of {name}?",
+            "What is the block of {symbol}?",
+            "Which block has {name} ({symbol}) in it?",
+            "{Name} is in which block?",
         ),
-        lambda e: e.block,
+        lambda element: element.block,
+        never_right=("f-block",),
     ),
     _Kind(
         "phase",
         (
-            "What is the phase of {name} at room temperature?",
-            "At 25 degrees Celsius, in which state is {name}?",
-            "In which state of matter is {name} ({symbol}) at room temperature?",
+            "What is the phase of {name}?",
+            "What is the phase of {symbol}?",
+            "In which state is {name}?",
+            "In which state is {name} ({symbol})?",
+            "{Name} is in which state?",
         ),
-        lambda e: e.phase,
+        lambda element: element.phase,
+        never_right=("plasma",),
     ),
     _Kind(
         "category",
         (
             "What kind of element is {name}?",
-            "Which family of elements does {name} belong to?",
-            "How is the element with the symbol {symbol} classified?",
-            "{Name} is counted among which elements?",
+            "What kind of element is {symbol}?",
+            "Which family is {name} in?",
+            "Which family is {name} ({symbol}) in?",
+            "How is {name} classified?",
+            "{Name} is in which family?",
         ),
-        lambda e: e.category,
+        lambda element: element.category,
     ),
     _Kind(
-        "name of symbol",
+        "name",
         (
             "Which element has the symbol {symbol}?",
-            "What is the name of the element written {symbol}?",
-            "What does {symbol} stand for in the periodic table?",
+            "Which element is {symbol}?",
+            "What is the name of {symbol}?",
+            "What does {symbol} stand for?",
+            "What is {symbol} called?",
+            "{symbol} is the symbol of what?",
         ),
-        lambda e: e.name,
-    ),
-    _Kind(
-        "name of number",
-        (
-            "Which element has the atomic number {number}?",
-            "What is the name of the element with {number} protons?",
-            "Which element stands at number {number} in the periodic table?",
-        ),
-        lambda e: e.name,
+        lambda element: element.name,
     ),
 )
 
@@ -308,13 +269,9 @@ def write_questions(folder: Path) -> dict[str, Path]:
 
 def _all_questions(table: list[Element]) -> Iterator[Question]:
     for kind in _KINDS:
-        pool = sorted({answer for element in table if (answer := kind.answer(element)) is not None})
-        if kind.name == "phase":
-            pool.append("plasma")
+        pool = sorted({kind.answer(element) for element in table} | set(kind.never_right))
         for element in table:
             answer = kind.answer(element)
-            if answer is None:
-                continue
             for phrasing in kind.phrasings:
                 text = phrasing.format(
                     name=element.name, Name=element.name.capitalize(), symbol=element.symbol, number=element.number
