@@ -200,7 +200,7 @@ def _method(name: str) -> Method:
 def _load(
     arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None
 ) -> Recipe:
-    from alora_trainer.run import check_single_process
+    from alora_trainer.pipeline import check_single_process
 
     check_single_process()
     from alora_trainer.recipe import load_recipe
