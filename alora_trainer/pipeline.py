@@ -152,7 +152,6 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
-        from alora_trainer.data.general import pack_general_text
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -162,15 +161,7 @@ class Run:
         if finished is not None:
             return finished
         recipe = self.recipe
-        logger.info(f"stage A: recording on general text ({', '.join(recipe.general.train)})")
-        data = pack_general_text(
-            recipe.general.train,
-            self.tokenizer,
-            block_length=recipe.general.block_length,
-            max_tokens=recipe.general.train_tokens,
-            seed=recipe.seed,
-            base=recipe.base,
-        )
+        data = self._general_text(part.folder)
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -186,6 +177,34 @@ class Run:
         del trainer
         release_memory()
         return cost
+
+    def _general_text(self, folder: Path) -> Any:
+        """Blocks of tokens to record on: packed from the recipe's sources, streamed, or sampled from the base model."""
+        from alora_trainer.data.general import SELF, pack_general_text
+        from alora_trainer.data.self_text import sample_text
+        from alora_trainer.data.streaming import stream_general_text
+        from alora_trainer.stages import load_base, release_memory
+
+        general = self.recipe.general
+        sources = general.train
+        if sources == SELF:
+            logger.info("stage A: sampling general text from the base model")
+            base = load_base(self.recipe)
+            base.to(self.recipe.training_arguments("record", folder).device)
+            sources = {
+                SELF: str(sample_text(base, self.tokenizer, general.self_text, folder / "self_text.jsonl").resolve())
+            }
+            del base
+            release_memory()
+        logger.info(f"stage A: recording on general text ({', '.join(sources)})")
+        common: dict[str, Any] = {
+            "block_length": general.block_length,
+            "seed": self.recipe.seed,
+            "base": self.recipe.base,
+        }
+        if general.streaming:
+            return stream_general_text(sources, self.tokenizer, **common)
+        return pack_general_text(sources, self.tokenizer, max_tokens=general.train_tokens, **common)
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.

@@ -38,7 +38,11 @@ KEYS = ("name", "seed", "output_dir", "methods", *SECTIONS)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
-_SET_BY_RUN = {"output_dir": "the run's --output_dir", "seed": "the recipe's own seed", "data_seed": "the recipe's own seed"}
+_SET_BY_RUN = {
+    "output_dir": "the run's --output_dir",
+    "seed": "the recipe's own seed",
+    "data_seed": "the recipe's own seed",
+}
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,13 @@ class Recipe:
 
         Written to a file, it is a recipe that does the same from any folder.
         """
+        from alora_trainer.data.general import SELF
+
         general, domain = dataclasses.asdict(self.general), dataclasses.asdict(self.domain)
         for section, keys in ((general, ("train", "test")), (domain, ("train", "test", "source"))):
             for key in keys:
-                section[key] = _absolute(section[key], self.base)
+                if section[key] != SELF:
+                    section[key] = _absolute(section[key], self.base)
         return {
             "name": self.name,
             "seed": self.seed,

@@ -6,13 +6,14 @@ import hashlib
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alora_trainer.data.sources import Source, load_texts, named_sources, write_lines
+from alora_trainer.data.self_text import SelfTextConfig
+from alora_trainer.data.sources import Source, check_keys, load_texts, named_sources, write_lines
 from alora_trainer.errors import ALoRAError
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 64  # documents tokenised at a time: enough for the fast tokenizers' threads, little beyond what is taken
+
+# As general.train: no corpus, but text that is sampled from the base model itself.
+SELF = "self"
 
 
 @dataclass
@@ -33,9 +37,12 @@ class GeneralConfig:
         block_length: tokens in one training sequence.
         train_tokens: take this many tokens for training, about the same from every source; None takes all.
         test_bytes: keep this many bytes (UTF-8) of each test source; None keeps all.
+        streaming: read and pack the training text on the way; needs record.max_steps, and takes no train_tokens
+            (alora.record_tokens stops the recording after so many tokens).
+        self_text: with ``train: self``, how text is sampled from the base model: fields of `SelfTextConfig`.
 
     Raises:
-        ALoRAError: a source or a number is not one.
+        ALoRAError: a source or a number is not one; settings that exclude each other.
     """
 
     train: Any
@@ -43,9 +50,22 @@ class GeneralConfig:
     block_length: int = 256
     train_tokens: int | None = None
     test_bytes: int | None = None
+    streaming: bool = False
+    self_text: Any = None
 
     def __post_init__(self) -> None:
-        self.train = named_sources(self.train, "general.train")
+        if self.train == SELF:
+            given = self.self_text or {}
+            check_keys(given, [f.name for f in fields(SelfTextConfig)], "general.self_text")
+            self.self_text = SelfTextConfig(**given)
+        elif self.self_text is not None:
+            raise ALoRAError("general.self_text is for text sampled from the base model: it needs general.train: self")
+        else:
+            self.train = named_sources(self.train, "general.train")
+        if self.streaming and self.train_tokens is not None:
+            raise ALoRAError(
+                "general.streaming takes no general.train_tokens: use alora.record_tokens and record.max_steps"
+            )
         self.test = named_sources(self.test, "general.test")
         check_count(self.block_length, "general.block_length", least=2)
         check_count(self.train_tokens, "general.train_tokens", optional=True, least=self.block_length)

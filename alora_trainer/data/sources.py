@@ -85,6 +85,29 @@ def load_texts(source: Source, *, base: Path | str = Path(".")) -> list[str]:
     return texts
 
 
+def stream_records(source: Source, *, base: Path | str = Path(".")) -> Iterator[dict[str, Any]]:
+    """The records of a source one by one, in order, never all in memory. Raises ALoRAError as `load_source` does."""
+    settings = _settings(source)
+    if "hub" in settings:
+        yield from _load_hub(settings, streaming=True)
+        return
+    for path in _find(str(settings["path"]), Path(base)):
+        yield from _load_parquet(path) if path.name.endswith(".parquet") else _records(path)
+
+
+def check_text(record: Mapping[str, Any], column: str, number: int, source: Source) -> str:
+    """The text of a record; raises ALoRAError where there is none."""
+    if column not in record:
+        raise ALoRAError(
+            f"document {number} of {describe(source)} has no column {column!r} (its columns are {', '.join(record)}): "
+            "write the source as a mapping with text_column"
+        )
+    if not isinstance(record[column], str):
+        kind = type(record[column]).__name__
+        raise ALoRAError(f"document {number} of {describe(source)} is not a string but {kind}")
+    return str(record[column])
+
+
 def named_sources(sources: object, what: str) -> dict[str, Source]:
     """Bring one source, a list of sources or a mapping of them to a mapping by name.
 
@@ -160,16 +183,18 @@ def _name_of(source: Source) -> str:
     return path.parent.name if generic and path.parent.name else stem
 
 
-def _load_hub(settings: Mapping[str, Any]) -> Dataset:
-    from datasets import Dataset, load_dataset
+def _load_hub(settings: Mapping[str, Any], *, streaming: bool = False) -> Dataset:
+    from datasets import Dataset, IterableDataset, load_dataset
 
     name, split = settings["hub"], settings.get("split", "train")
     try:
-        dataset = load_dataset(name, settings.get("name"), split=split, revision=settings.get("revision"))
+        dataset = load_dataset(
+            name, settings.get("name"), split=split, revision=settings.get("revision"), streaming=streaming
+        )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ALoRAError(f"cannot load {HUB_PREFIX}{name} (split {split}): {reason}") from error
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, IterableDataset if streaming else Dataset):
         raise ALoRAError(f"{HUB_PREFIX}{name} with split {split!r} is not one split: name a single one, such as train")
     return dataset
 

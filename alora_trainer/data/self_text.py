@@ -1,0 +1,149 @@
+"""General text without a corpus: sampled from the base model itself, and kept as a data set that can be read and reused.
+
+The pretraining data of most open models is closed. What a model says by itself is a sample of what it has learned, and
+recording on it measures what that knowledge needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.errors import ALoRAError
+
+
+@dataclass(frozen=True)
+class SelfTextConfig:
+    """How text is sampled from the base model.
+
+    Attributes:
+        tokens: how many tokens to sample in all.
+        length: the most tokens in one document; sampling stops earlier at the end-of-text token.
+        temperature: of the softmax; 1 is the model's own distribution.
+        top_p: keep the likeliest tokens of this total probability (nucleus sampling); 1 keeps all.
+        batch_size: documents sampled at a time.
+        seed: of the sampling; a document depends on it, its batch and the batch's size alone.
+    """
+
+    tokens: int = 200_000
+    length: int = 256
+    temperature: float = 1.0
+    top_p: float = 0.95
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "length", "batch_size"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+                raise ALoRAError(
+                    f"general.self_text.{name}={getattr(self, name)!r} must be a whole number of at least 1"
+                )
+        if not self.temperature > 0:
+            raise ALoRAError(f"general.self_text.temperature={self.temperature!r} must be positive")
+        if not 0 < self.top_p <= 1:
+            raise ALoRAError(f"general.self_text.top_p={self.top_p!r} must be above 0 and at most 1")
+
+
+def sample_text(model: Any, tokenizer: Any, config: SelfTextConfig, path: Path) -> Path:
+    """Sample text from `model` into the JSON lines file `path` ({"text": ...}); an unfinished file is gone on with.
+
+    Beside it, `path` with the ending .settings.json says how it was made.
+
+    Args:
+        model: a causal language model, without any adapter.
+        tokenizer: its tokenizer, with a beginning- or end-of-text token to start from.
+        config: how to sample.
+        path: written whole or not at all; returned at once where it is there, made with the same settings.
+
+    Raises:
+        ALoRAError: `path` was made with other settings; the tokenizer has no token to begin with; only empty text came.
+    """
+    settings = path.with_suffix(".settings.json")
+    if path.exists() and settings.exists():
+        if json.loads(settings.read_text(encoding="utf-8"))["sampling"] != asdict(config):
+            raise ALoRAError(
+                f"{path} was sampled with other settings (see {settings.name}): remove it, or restore them"
+            )
+        return path
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, tokens = _whole_batches(partial, config)
+    with partial.open("a", encoding="utf-8") as file:
+        for batch, documents in _batches(model, tokenizer, config, done):
+            tokens += sum(count for _, count in documents)
+            line = {"batch": batch, "documents": [text for text, _ in documents], "tokens": tokens}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            if tokens >= config.tokens:
+                break
+    texts = [
+        text for line in partial.read_text(encoding="utf-8").splitlines() for text in json.loads(line)["documents"]
+    ]
+    if not any(text.strip() for text in texts):
+        raise ALoRAError(
+            "the model gave only empty text when sampled: is it a causal language model with its tokenizer?"
+        )
+    whole = path.with_suffix(".whole")
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts if text.strip())
+    whole.write_text("".join(lines), encoding="utf-8")
+    settings.write_text(json.dumps({"sampling": asdict(config), "tokens": tokens}, indent=2) + "\n", encoding="utf-8")
+    os.replace(whole, path)
+    partial.unlink()
+    return path
+
+
+def _whole_batches(partial: Path, config: SelfTextConfig) -> tuple[int, int]:
+    """How many batches and tokens an interrupted sampling left; a line torn at the end is cut off."""
+    if not partial.exists():
+        return 0, 0
+    kept = [line for line in partial.read_text(encoding="utf-8").split("\n")[:-1] if line]
+    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    return len(kept), json.loads(kept[-1])["tokens"] if kept else 0
+
+
+def _batches(
+    model: Any, tokenizer: Any, config: SelfTextConfig, first: int
+) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+    import torch
+    from tqdm.auto import tqdm
+
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise ALoRAError("the tokenizer has no beginning- or end-of-text token to start sampling from")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    prompt = torch.full((config.batch_size, 1), start, device=model.device)
+    training = model.training
+    model.eval()
+    progress = tqdm(desc="sampling general text from the model", unit=" batches", initial=first)
+    try:
+        batch = first
+        while True:
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(config.seed * 1_000_003 + batch)
+                ids = model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    do_sample=True,
+                    temperature=config.temperature,
+                    top_p=config.top_p,
+                    top_k=0,
+                    max_new_tokens=config.length,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=pad,
+                )
+            progress.update()
+            yield batch, [_document(row, tokenizer) for row in ids[:, 1:].tolist()]
+            batch += 1
+    finally:
+        progress.close()
+        model.train(training)
+
+
+def _document(tokens: list[int], tokenizer: Any) -> tuple[str, int]:
+    if tokenizer.eos_token_id in tokens:
+        tokens = tokens[: tokens.index(tokenizer.eos_token_id)]
+    return tokenizer.decode(tokens, skip_special_tokens=True), len(tokens)
