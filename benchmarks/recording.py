@@ -30,7 +30,8 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 CPU_SHAPE = {"hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16, "intermediate_size": 2816}
 # True shapes with random weights; GPT-J's q and v are 4096 x 4096 in 28 layers.
 LLAMA_3B = {
-    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "intermediate_size": 8192,
+    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8,
+    "intermediate_size": 8192,
 }  # fmt: skip
 GPT_J = {"hidden_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 10922}
 

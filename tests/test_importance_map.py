@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
+import math
 
 import pytest
 import torch
@@ -47,6 +49,7 @@ def test_round_trip(recorded, tmp_path):
         "importance.safetensors",
         "importance_config.json",
         "layer_importance.json",
+        *(["layer_importance.png"] if importlib.util.find_spec("matplotlib") else []),
     ]
 
 
@@ -224,3 +227,16 @@ def test_the_card_says_what_it_is(recorded, tmp_path):
     layers = json.loads((tmp_path / "map" / "layer_importance.json").read_text())
     norms = recorded.importance.layer_norms
     assert {name: layer["norm"] for name, layer in layers.items()} == pytest.approx(norms)
+
+
+def test_the_heat_map_arranges_layers_and_kinds(recorded, tmp_path):
+    from alora_trainer.importance.heatmap import arrange, draw_heatmap
+
+    kinds, layers, table = arrange(
+        {"a.layers.0.q": 1.0, "a.layers.2.q": math.e, "a.layers.2.v": 0.0, "head": math.e**2}
+    )
+    assert kinds == ["q", "v", "head"] and layers == [0, 2]
+    assert table[0] == [0.0, 1.0] and all(math.isnan(x) for x in table[1]) and table[2][0] == pytest.approx(2.0)
+    pytest.importorskip("matplotlib")
+    assert draw_heatmap(recorded.importance.layer_norms, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

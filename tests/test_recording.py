@@ -265,11 +265,11 @@ def test_a_torn_recorder_state_is_named(lora_model, token_data, training_argumen
 
 
 def test_bad_settings_are_named():
-    for settings, message in (
+    for bad, message in (
         ({"omega_device": "gpu"}, "omega_device='gpu'"),
         ({"fold_every": 0}, "fold_every=0"),
         ({"record_tokens": -5}, "record_tokens=-5"),
         ({"xi": 0.0}, "xi=0.0"),
     ):
         with pytest.raises(ALoRAError, match=message):
-            ALoRAConfig(record="path", **settings)
+            ALoRAConfig(record="path", **bad)

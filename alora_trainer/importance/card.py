@@ -49,7 +49,7 @@ def layer_table(importance: ImportanceMap) -> dict[str, dict[str, float | None]]
     }
 
 
-def model_card(importance: ImportanceMap) -> str:
+def model_card(importance: ImportanceMap, picture: str | None = None) -> str:
     """The README.md of the artefact: metadata for the Hub, and what a reader must know to use and judge the map."""
     from huggingface_hub import ModelCardData
 
@@ -74,4 +74,6 @@ def model_card(importance: ImportanceMap) -> str:
         elements=importance.elements,
         mean=importance.mean,
     )
+    if picture is not None:
+        body += f"\n![Logarithm of the importance's norm, by layer and kind of weight]({picture})\n"
     return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}"

@@ -3,7 +3,7 @@
 importance_config.json      written last; names, shapes, dtypes and checksums of everything else
 importance.safetensors      Omega by module name
 adapter_model.safetensors, adapter_config.json      theta*, an ordinary PEFT adapter
-layer_importance.json       importance per layer, for people and pictures
+layer_importance.json       importance per layer, and layer_importance.png, a picture of it (where matplotlib is installed)
 README.md                   model card
 """
 
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.heatmap import draw_heatmap
 from alora_trainer.importance.map import ImportanceInfo, ImportanceMap, Reference
 from alora_trainer.importance.safetensors_stream import (
     tensor_digest,
@@ -42,9 +43,10 @@ INDEX_FILE = "importance.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 LAYERS_FILE = "layer_importance.json"
+HEATMAP_FILE = "layer_importance.png"
 CARD_FILE = "README.md"
 PATTERNS = (
-    "importance*.safetensors", INDEX_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE, LAYERS_FILE, CARD_FILE, CONFIG_FILE
+    "importance*.safetensors", INDEX_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE, LAYERS_FILE, HEATMAP_FILE, CARD_FILE, CONFIG_FILE
 )  # fmt: skip
 
 
@@ -74,7 +76,8 @@ def _write_all(importance: ImportanceMap, folder: Path, storage: str, max_shard_
     write_tensors(folder / ADAPTER_FILE, importance.adapter_state)
     importance.adapter_config.save_pretrained(folder)
     _write_json(folder / LAYERS_FILE, layer_table(importance))
-    (folder / CARD_FILE).write_text(model_card(importance), encoding="utf-8")
+    drawn = draw_heatmap(importance.layer_norms, folder / HEATMAP_FILE)
+    (folder / CARD_FILE).write_text(model_card(importance, HEATMAP_FILE if drawn else None), encoding="utf-8")
     _write_json(folder / CONFIG_FILE, _config(importance, storage, parts, folder / ADAPTER_FILE))
     for file in folder.iterdir():
         _sync(file)
