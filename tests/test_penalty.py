@@ -14,6 +14,7 @@ from alora_trainer.adapted import adapted_weights
 from alora_trainer.importance import fold
 from alora_trainer.importance.estimators import Factors, movement_factors
 from alora_trainer.importance.map import Reference
+from alora_trainer.importance.storage import store
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.blocked import blocked_penalty
 from tests.conftest import move_factors
@@ -76,7 +77,7 @@ def test_blocked_penalty_equals_autograd(m, n, r, reference_r, scaling, block, s
     try:
         for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-5)):
             drift = Factors(left.to(dtype), right.to(dtype))
-            result = blocked_penalty(omega.to(dtype), drift, a.to(dtype), b.to(dtype), scaling)
+            result = blocked_penalty(store(omega.to(dtype)), drift, a.to(dtype), b.to(dtype), scaling)
             assert relative(result.value, expected.detach()) < tolerance
             assert (result.gradient_a.double() - a_leaf.grad).norm() <= tolerance * (a_leaf.grad.norm() + 1e-6) * 10
             assert (result.gradient_b.double() - b_leaf.grad).norm() <= tolerance * (b_leaf.grad.norm() + 1e-6) * 10

@@ -13,6 +13,7 @@ import torch
 
 from alora_trainer.importance.estimators import Factors
 from alora_trainer.importance.fold import block_rows, row_blocks
+from alora_trainer.importance.storage import StoredOmega
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,26 @@ class PenaltyResult:
 
 
 def blocked_penalty(
-    omega: torch.Tensor, drift: Factors, a: torch.Tensor, b: torch.Tensor, scaling: float
+    stored: StoredOmega, drift: Factors, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> PenaltyResult:
-    """``R = sum Omega * D**2`` with its gradients, never holding more than a block of D.
+    """``R = sum Omega * D**2`` with its gradients, never holding more than a block of D or of the decoded Omega.
 
     Args:
-        omega: importance, (m, n).
+        stored: importance, (m, n), in any format; brought to the factors' device if it is elsewhere.
         drift: ``D = theta - theta*`` as factors, (m, k) and (k, n).
         a, b: the adapter's present factors, (r, n) and (m, r), in the dtype of the computation.
         scaling: PEFT's ``scaling``.
     """
-    value = torch.zeros((), dtype=torch.float64, device=a.device)
+    device, dtype = a.device, a.dtype
+    stored = stored.to(device)
+    value = torch.zeros((), dtype=torch.float64, device=device)
     gradient_a, gradient_b = torch.zeros_like(a), torch.empty_like(b)
-    difference = torch.empty(block_rows(*omega.shape), omega.shape[1], dtype=a.dtype, device=a.device)
+    difference = torch.empty(block_rows(*stored.shape, device), stored.shape[1], dtype=dtype, device=device)
     weighted = torch.empty_like(difference)
-    for rows in row_blocks(*omega.shape):
+    for rows in row_blocks(*stored.shape, device):
         count = rows.stop - rows.start
         d = torch.mm(drift.left[rows], drift.right, out=difference[:count])
-        e = torch.mul(omega[rows], d, out=weighted[:count])
+        e = torch.mul(stored.rows(rows, dtype), d, out=weighted[:count])
         value += torch.dot(e.reshape(-1), d.reshape(-1)).double()
         torch.mm(e, a.T, out=gradient_b[rows])
         gradient_a.addmm_(b[rows].T, e)

@@ -12,7 +12,8 @@ from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import Factors, movement_factors
 from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.penalty.blocked import blocked_penalty
+from alora_trainer.importance.storage import store
+from alora_trainer.penalty import backends
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class QuadraticPenalty:
         for held in self._held:
             weight = held.weight
             a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-            result = blocked_penalty(held.omega, held.drift(a, b), a, b, weight.scaling)
+            stored = store(held.omega)
+            result = backends.choose(stored, a.device, dtype=a.dtype)(stored, held.drift(a, b), a, b, weight.scaling)
             factor = self.lam * held.coefficient
             gradients[weight.name] = (result.gradient_a.mul_(factor), result.gradient_b.mul_(factor))
             part = result.value * factor
