@@ -84,8 +84,8 @@ class TestFormats:
         load_source("hub:who/what")
         load_source({"hub": "who/what", "name": "main", "split": "test", "revision": "abc"})
         assert calls == [
-            (("who/what", None), {"split": "train", "revision": None}),
-            (("who/what", "main"), {"split": "test", "revision": "abc"}),
+            (("who/what", None), {"split": "train", "revision": None, "streaming": False}),
+            (("who/what", "main"), {"split": "test", "revision": "abc", "streaming": False}),
         ]
 
 
