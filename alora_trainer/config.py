@@ -11,6 +11,7 @@ from alora_trainer.errors import ALoRAError
 ESTIMATORS = ("path", "paper", "exact")
 LOCATIONS = ("device", "cpu", "disk")
 LAYER_WEIGHTS = ("l2", "none")
+BACKENDS = ("factored", "triton", "blocked", "dense")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -57,6 +58,11 @@ class ALoRAConfig:
         "Divide importance by its mean over all adapted weights and w_l by its mean over layers, so that lambda keeps its "
         "meaning between models. False gives eq. 16-18 to the letter.",
     )
+    backend: str | None = _option(
+        None,
+        "How the penalty is computed: 'blocked' (any device), 'triton' (CUDA, fused), 'factored' (factored importance), or "
+        "'dense' (slow, for comparisons). None takes the fastest that fits.",
+    )
 
     def __post_init__(self) -> None:
         if self.record is not None and self.record not in ESTIMATORS:
@@ -66,6 +72,10 @@ class ALoRAConfig:
         if self.layer_weights not in LAYER_WEIGHTS:
             raise ALoRAError(
                 f"layer_weights={self.layer_weights!r} is unknown: use one of {', '.join(map(repr, LAYER_WEIGHTS))}"
+            )
+        if self.backend is not None and self.backend not in BACKENDS:
+            raise ALoRAError(
+                f"backend={self.backend!r} is unknown: use one of {', '.join(map(repr, BACKENDS))}, or None"
             )
         if self.omega_device not in LOCATIONS:
             raise ALoRAError(

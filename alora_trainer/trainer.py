@@ -181,6 +181,7 @@ class ALoRAMixin(_TrainerHooks):
                 lam=self.alora.lam,
                 layer_weights=self.alora.layer_weights,
                 normalize=self.alora.normalize,
+                backend=self.alora.backend,
             )
             self._warn_of_surprises(self._penalty)
         if self.alora.record is not None:

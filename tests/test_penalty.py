@@ -299,3 +299,38 @@ def test_settings_that_cannot_work_are_refused(lora_model, token_data, training_
             eval_dataset=token_data(),
             alora=ALoRAConfig(record="path"),
         )
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "log8", "factored"])
+def test_a_map_in_any_format_protects(lora_model, token_data, training_arguments, storage):
+    """The penalty of a compressed map is that of its decoded numbers, through the trainer."""
+    model = lora_model(moved=True)
+    importance = made_map(model).convert(storage)
+    move_factors(model, 0.05)
+    expected = float(dense_penalty(model, importance, lam=0.3).detach())
+    config = ALoRAConfig(lam=0.3, normalize=False)
+    trainer = ALoRATrainer(
+        model, training_arguments(max_steps=1), train_dataset=token_data(), importance=importance, alora=config
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["penalty"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_backend_can_be_forced_and_must_fit(lora_model, token_data, training_arguments, caplog):
+    model = lora_model(moved=True)
+    importance = made_map(model)
+    with pytest.raises(ALoRAError, match="backend='cuda' is unknown"):
+        ALoRAConfig(backend="cuda")
+    for backend in ("dense", "blocked"):
+        with caplog.at_level("INFO", logger="alora_trainer"):
+            ALoRATrainer(
+                copy.deepcopy(model), training_arguments(max_steps=1), train_dataset=token_data(), importance=importance,
+                alora=ALoRAConfig(backend=backend),
+            ).train()  # fmt: skip
+        assert f"computed by {backend}" in caplog.text
+    misfit = ALoRATrainer(
+        model, training_arguments(), train_dataset=token_data(), importance=importance,
+        alora=ALoRAConfig(backend="factored"),
+    )  # fmt: skip
+    with pytest.raises(ALoRAError, match="stored as float32, not factored"):
+        misfit.train()

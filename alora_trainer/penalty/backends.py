@@ -15,14 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
+from alora_trainer.config import BACKENDS
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import Factors
 from alora_trainer.importance.storage import FactoredOmega, StoredOmega
 from alora_trainer.penalty.blocked import PenaltyResult, blocked_penalty
 from alora_trainer.penalty.dense import dense_penalty
 from alora_trainer.penalty.factored import factored_penalty
-
-BACKENDS = ("factored", "triton", "blocked", "dense")
 
 _Penalty = Callable[[StoredOmega, Factors, torch.Tensor, torch.Tensor, float], PenaltyResult]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import Factors, movement_factors
 from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.importance.storage import store
-from alora_trainer.penalty import backends
+from alora_trainer.importance.storage import StoredOmega
+from alora_trainer.penalty.backends import Backend, choose
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """One weight with what holds it: Omega, theta*, and the constant factor in front of its R."""
+    """One weight with what holds it: Omega, theta*, the constant factor in front of its R, and how R is computed."""
 
     weight: AdaptedWeight
-    omega: torch.Tensor
+    omega: StoredOmega
+    backend: Backend
     reference_a: torch.Tensor
     reference_b: torch.Tensor
     reference_scaling: float
@@ -54,9 +58,10 @@ class QuadraticPenalty:
         lam: lambda.
         layer_weights: "l2" for ``w_l = ||Omega_l||_2`` (eq. 17), "none" for 1.
         normalize: divide Omega by its mean over all adapted weights and w_l by its mean over layers.
+        backend: how it is computed, one of `backends.BACKENDS`; None takes the fastest that fits.
 
     Raises:
-        ALoRAError: normalisation is asked for and all importance is zero.
+        ALoRAError: normalisation is asked for and all importance is zero; the backend does not fit.
     """
 
     def __init__(
@@ -67,12 +72,15 @@ class QuadraticPenalty:
         lam: float,
         layer_weights: str = "l2",
         normalize: bool = True,
+        backend: str | None = None,
     ) -> None:
         coefficients = layer_coefficients(
             importance, [weight.name for weight in weights], layer_weights=layer_weights, normalize=normalize
         )
         self.lam = lam
-        self._held = [_hold(weight, importance, coefficients[weight.name]) for weight in weights]
+        self._held = [_hold(weight, importance, coefficients[weight.name], backend) for weight in weights]
+        names = sorted({held.backend.name for held in self._held})
+        logger.info(f"penalty: {importance.storage} importance, computed by {', '.join(names)}")
 
     def evaluate(self) -> PenaltyStep:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
@@ -85,8 +93,7 @@ class QuadraticPenalty:
         for held in self._held:
             weight = held.weight
             a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-            stored = store(held.omega)
-            result = backends.choose(stored, a.device, dtype=a.dtype)(stored, held.drift(a, b), a, b, weight.scaling)
+            result = held.backend(held.omega, held.drift(a, b), a, b, weight.scaling)
             factor = self.lam * held.coefficient
             gradients[weight.name] = (result.gradient_a.mul_(factor), result.gradient_b.mul_(factor))
             part = result.value * factor
@@ -118,7 +125,7 @@ def layer_coefficients(
     norms = {name: importance.layer_norms[name] if layer_weights == "l2" else 1.0 for name in names}
     if not normalize:
         return norms
-    elements = sum(importance[name].numel() for name in names)
+    elements = sum(math.prod(importance.stored(name).shape) for name in names)
     mean = importance.total(names) / elements
     mean_norm = sum(norms.values()) / len(norms)
     if mean == 0 or mean_norm == 0:
@@ -126,11 +133,13 @@ def layer_coefficients(
     return {name: norm / mean_norm / mean for name, norm in norms.items()}
 
 
-def _hold(weight: AdaptedWeight, importance: ImportanceMap, coefficient: float) -> _Held:
+def _hold(weight: AdaptedWeight, importance: ImportanceMap, coefficient: float, backend: str | None) -> _Held:
     reference = importance.reference[weight.name]
+    omega = importance.stored(weight.name).to(weight.device)
     return _Held(
         weight=weight,
-        omega=importance[weight.name].to(weight.device, weight.dtype),
+        omega=omega,
+        backend=choose(omega, weight.device, backend, weight.dtype),
         reference_a=reference.a.to(weight.device, weight.dtype),
         reference_b=reference.b.to(weight.device, weight.dtype),
         reference_scaling=reference.scaling,
