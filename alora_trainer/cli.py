@@ -197,9 +197,7 @@ def _method(name: str) -> Method:
     return get_method(name)
 
 
-def _load(
-    arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None
-) -> Recipe:
+def _load(arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None) -> Recipe:
     from alora_trainer.pipeline import check_single_process
 
     check_single_process()

@@ -27,7 +27,9 @@ class _Loader(yaml.SafeLoader):
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for position, key in enumerate(keys):
             if any(key.value == earlier.value for earlier in keys[:position]):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -153,7 +155,12 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if value is None and options and type(None) not in options and options <= {int, float, bool, str}:
             raise ALoRAError(f"{where} has no value: give one, or leave the key out")
         return value
-    if list in options and isinstance(value, str) and _WORD_LIST.fullmatch(value) and (str not in options or "," in value):
+    if (
+        list in options
+        and isinstance(value, str)
+        and _WORD_LIST.fullmatch(value)
+        and (str not in options or "," in value)
+    ):
         return [word.strip() for word in value.split(",")]
     simple = options & {int, float, bool, str}
     if not simple or options - simple - {type(None)} or any(type(value) is kind for kind in simple):
