@@ -135,7 +135,16 @@ def test_overrides_take_the_type_of_their_field(recipe_file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("-2E+3", -2000.0), (".5", 0.5), ("1.", 1.0), ("12", 12), ("1_000", 1000), ("no", "no"), ("on", "on")],
+    [
+        ("1e-4", 1e-4),
+        ("-2E+3", -2000.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("12", 12),
+        ("1_000", 1000),
+        ("no", "no"),
+        ("on", "on"),
+    ],
 )
 def test_yaml_reads_numbers_and_words_as_people_do(text: str, value: Any) -> None:
     read = parse_yaml(text, "it")

@@ -70,9 +70,17 @@ def test_results_have_the_schema(whole: Path) -> None:
     assert list(results) == ["schema", "recipe", "environment", "methods"]
     assert results["schema"] == 1
     assert results["recipe"]["tune"]["learning_rate"] == 0.01
-    assert {"python", "torch", "transformers", "peft", "lm_eval", "alora_trainer", "platform", "threads", "device"} <= set(
-        results["environment"]
-    )
+    assert {
+        "python",
+        "torch",
+        "transformers",
+        "peft",
+        "lm_eval",
+        "alora_trainer",
+        "platform",
+        "threads",
+        "device",
+    } <= set(results["environment"])
     assert tuple(results["methods"]) == METHODS
     for name, entry in results["methods"].items():
         assert isinstance(entry["general"]["token_perplexity"], float)
@@ -197,7 +205,9 @@ def test_other_settings_are_refused_by_name_or_made_anew(
     run_recipe(recipe(methods="base,lora"), output_dir=tmp_path)
     before = adapter(tmp_path / "lora")
     other = recipe(**{"methods": "base,lora", "tune.learning_rate": "0.02"})
-    with pytest.raises(ALoRAError, match=r"lora was made with other settings \(tune.learning_rate was 0.01 and is 0.02\)"):
+    with pytest.raises(
+        ALoRAError, match=r"lora was made with other settings \(tune.learning_rate was 0.01 and is 0.02\)"
+    ):
         run_recipe(other, output_dir=tmp_path)
     assert_same(adapter(tmp_path / "lora"), before)
     run_recipe(other, output_dir=tmp_path, overwrite=True)

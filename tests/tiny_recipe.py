@@ -66,7 +66,24 @@ def write_all(folder: Path) -> Path:
 
 def _texts() -> list[str]:
     chance = random.Random(0)
-    words = ["the", "sum", "of", "one", "and", "two", "is", "three", "not", "four", "in", "all", "books", "we", "have", "read"]
+    words = [
+        "the",
+        "sum",
+        "of",
+        "one",
+        "and",
+        "two",
+        "is",
+        "three",
+        "not",
+        "four",
+        "in",
+        "all",
+        "books",
+        "we",
+        "have",
+        "read",
+    ]
     return [" ".join(chance.choices(words, k=30)) for _ in range(24)]
 
 
@@ -84,9 +101,7 @@ def _write_model(folder: Path, texts: list[str]) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         texts,
-        trainers.BpeTrainer(
-            vocab_size=320, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=320, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", model_max_length=64)
     tokenizer.save_pretrained(str(folder))
