@@ -57,6 +57,8 @@ class Run:
         self.folder = Path(output_dir)
         self.overwrite = overwrite
         self.importance = importance
+        if importance is not None:
+            self._map_folder()  # a map that is not there is known before anything is done
         self._resolved = recipe.resolved()
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import Trainer, TrainerCallback
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # The mixin calls what every trainer has; only a type checker needs to be told so.
 if TYPE_CHECKING:
-    _TrainerHooks = Trainer
+    _TrainerHooks: TypeAlias = Trainer
 else:
     _TrainerHooks = object
 

@@ -24,7 +24,6 @@ from alora_trainer.adapted import adapted_weights, learning_rates
 from alora_trainer.data.general import pack_general_text
 from alora_trainer.importance.recorder import Recorder
 from alora_trainer.recipe import Recipe, load_recipe
-from alora_trainer.settings import resolve_path
 
 ESTIMATORS = ("exact", "path", "paper")
 
@@ -32,7 +31,7 @@ ESTIMATORS = ("exact", "path", "paper")
 def record_all(recipe: Recipe, seed: int, steps: int, batch: int) -> dict[str, dict[str, torch.Tensor]]:
     """Omega of every estimator along one training on the recipe's general text."""
     set_seed(seed)
-    path = str(resolve_path(recipe.model.path, recipe.base))
+    path = recipe.model_source
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), recipe.lora_config())
     blocks = pack_general_text(

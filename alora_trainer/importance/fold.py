@@ -38,7 +38,7 @@ def fold_steps(w: torch.Tensor, steps: Sequence[StepFactors]) -> None:
         steps: the factors of the steps to fold in, in w's dtype and on w's device.
     """
     gradient, movement = _scratch(w), _scratch(w)
-    for rows in row_blocks(*w.shape, w.device):
+    for rows in _blocks(w, w.device):
         for step in steps:
             _fold_block(w[rows], step, rows, gradient, movement)
 
@@ -46,7 +46,7 @@ def fold_steps(w: torch.Tensor, steps: Sequence[StepFactors]) -> None:
 def fold_staged(w: torch.Tensor, steps: Sequence[StepFactors], device: torch.device) -> None:
     """As `fold_steps` for a w elsewhere than the factors: w's blocks come to `device` and go back."""
     gradient, movement = _scratch(w, device), _scratch(w, device)
-    for rows in row_blocks(*w.shape, device):
+    for rows in _blocks(w, device):
         block = w[rows].to(device, non_blocking=True)
         for step in steps:
             _fold_block(block, step, rows, gradient, movement)
@@ -79,13 +79,17 @@ def consolidate(w: torch.Tensor, total: Factors, xi: float) -> torch.Tensor:
         xi: damping, positive.
     """
     scratch = _scratch(w)
-    for rows in row_blocks(*w.shape, w.device):
+    for rows in _blocks(w, w.device):
         block = w[rows]
         delta = _multiply(total, rows, scratch[: block.shape[0]])
         block.clamp_(min=0.0).div_(delta.square_().add_(xi))
     return w
 
 
+def _blocks(w: torch.Tensor, device: torch.device) -> Iterator[slice]:
+    return row_blocks(w.shape[0], w.shape[1], device)
+
+
 def _scratch(w: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     device = device or w.device
-    return torch.empty(block_rows(*w.shape, device), w.shape[1], dtype=w.dtype, device=device)
+    return torch.empty(block_rows(w.shape[0], w.shape[1], device), w.shape[1], dtype=w.dtype, device=device)

@@ -80,7 +80,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in host memory, without a copy if it is there already."""
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).cast("B")
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data.cast("B")
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
