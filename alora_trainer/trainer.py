@@ -73,10 +73,6 @@ class ALoRAMixin(_TrainerHooks):
     def _records(self) -> bool:
         return self.alora.record is not None
 
-    @property
-    def _protects(self) -> bool:
-        return self._given_importance is not None
-
     def _check(self) -> None:
         """Refuse before the first step what could only go wrong silently later."""
         args = self.args
