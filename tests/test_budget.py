@@ -85,7 +85,9 @@ def test_auto_is_the_ratio_of_the_norms(lora_model, token_data, training_argumen
     before = {n: p.detach().clone() for n, p in free.named_parameters() if p.requires_grad}
     trainer = ALoRATrainer(free, training_arguments(**args | {"max_steps": 1}), train_dataset=token_data())
     trainer.train()
-    data = math.sqrt(sum(float(((p - before[n]) / 0.05).square().sum()) for n, p in free.named_parameters() if n in before))
+    data = math.sqrt(
+        sum(float(((p - before[n]) / 0.05).square().sum()) for n, p in free.named_parameters() if n in before)
+    )
     step = QuadraticPenalty(adapted_weights(free), importance, lam=1.0).evaluate()
     penalty = math.sqrt(sum(float(g.square().sum()) for pair in step.gradients.values() for g in pair))
     for application in ("coupled", "decoupled"):
@@ -122,7 +124,13 @@ def test_budget_resumes_exactly(held, lora_model, token_data, tmp_path):
     importance = made_map(base)
     probe = token_data(6, 10, seed=12)
     settings = {"budget": 0.002, "probe_steps": 2, "application": "decoupled"}
-    common = {"importance": importance, "probe": probe, "data": token_data(40), "max_steps": 24, "save_strategy": "steps"}
+    common = {
+        "importance": importance,
+        "probe": probe,
+        "data": token_data(40),
+        "max_steps": 24,
+        "save_strategy": "steps",
+    }
     whole = held(settings, model=copy.deepcopy(base), save_steps=1, **common)
     whole.train()
     for checkpoint in (1, 7, 16):  # while lambda is found, and while it is steered
