@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The settings of `alora` that stage A does not depend on.
+# The settings of `alora` that only the protected training depends on.
 _PROTECTING = (
+    "storage",
     "lam",
     "lam_schedule",
     "lam_end_factor",
@@ -188,7 +189,7 @@ class Run:
         cost = train(trainer)
         if trainer.importance is None:
             raise RuntimeError("the recording ended without an importance map")
-        trainer.importance.save_pretrained(part.folder / "map")
+        trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
         part.finish(cost)
         del trainer
         release_memory()
@@ -289,7 +290,7 @@ class Run:
     def _load_map(self, folder: Path) -> ImportanceMap:
         from alora_trainer.importance import ImportanceMap
 
-        return ImportanceMap.from_pretrained(folder)
+        return ImportanceMap.from_pretrained(folder, storage=self.recipe.alora.storage)
 
     def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+
 import math
 
 import pytest
