@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-
 import math
 
 import pytest
 import torch
 
-from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
-from alora_trainer.penalty.budget import BudgetController, Rise
+from alora_trainer import ALoRAConfig, ALoRATrainer
 from alora_trainer.penalty.strength import schedule_factor
-from tests.conftest import move_factors
 from tests.test_penalty import made_map
 
 
