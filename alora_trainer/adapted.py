@@ -2,7 +2,8 @@
 
 Every adapted weight is seen as a matrix ``W = W0 + scaling * B @ A`` of shape (out_features, in_features), whatever the
 layer stores: a GPT-2 ``Conv1D`` keeps its transpose, an embedding is the linear map of a one-hot token, a convolution has
-its kernel flattened into the input features.
+its kernel flattened into the input features. A stack of experts in one parameter (PEFT's `target_parameters`) is as many
+weights, whose factors are slices of two common parameters.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ class AdaptedWeight:
         name: the module's name as the base model knows it (no PEFT prefix, no adapter name).
         layer: PEFT's layer, holding the frozen base layer and the factors.
         adapter: the adapter's name inside that layer.
+        expert: which matrix of a stack of experts this is; None for a layer with a matrix of its own.
     """
 
     name: str
     layer: LoraLayer
     adapter: str
+    expert: int | None = None
 
     @property
     def parameter_a(self) -> nn.Parameter:
@@ -53,12 +56,42 @@ class AdaptedWeight:
     @property
     def a(self) -> torch.Tensor:
         """``A`` as a matrix (rank, in_features), detached, sharing memory with the parameter."""
-        return self.parameter_a.detach().flatten(1)
+        return self.of_a(self.parameter_a.detach())
 
     @property
     def b(self) -> torch.Tensor:
         """``B`` as a matrix (out_features, rank), detached, sharing memory with the parameter."""
-        return self.parameter_b.detach().flatten(1)
+        return self.of_b(self.parameter_b.detach())
+
+    def of_a(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (rank, in_features) of a tensor of `parameter_a`'s shape, sharing its memory."""
+        if self.expert is None:
+            return tensor.flatten(1)
+        return tensor.unflatten(0, (self._experts, -1))[self.expert]  # one expert's rows after the other's
+
+    def of_b(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (out_features, rank) of a tensor of `parameter_b`'s shape, sharing its memory."""
+        if self.expert is None:
+            return tensor.flatten(1)
+        return tensor.unflatten(1, (-1, self._experts))[:, :, self.expert]  # the experts' columns in turn
+
+    @property
+    def _experts(self) -> int:
+        return int(self.layer.num_experts)
+
+    def gradients(self, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the accumulated gradients of A (rank, in_features) and B (out_features, rank), divided by `scale`.
+
+        In the computation's dtype; zero for a frozen factor.
+        """
+        pairs = ((self.of_a, self.parameter_a), (self.of_b, self.parameter_b))
+        a, b = (
+            torch.zeros_like(part(p.detach()), dtype=self.dtype)
+            if p.grad is None
+            else part(p.grad.detach()).to(self.dtype, copy=True).div_(scale)
+            for part, p in pairs
+        )
+        return a, b
 
     @property
     def scaling(self) -> float:
@@ -67,12 +100,12 @@ class AdaptedWeight:
 
     @property
     def rank(self) -> int:
-        return self.parameter_b.shape[1]
+        return self.b.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features) of the adapted weight."""
-        return self.parameter_b.shape[0], self.parameter_a[0].numel()
+        return self.b.shape[0], self.a.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +121,11 @@ class AdaptedWeight:
 
         Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device, sharded).
         """
-        weight = getattr(self.layer.get_base_layer(), "weight", None)
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            weight = self.layer.get_param().detach()
+            weight = weight[self.expert] if weight.ndim == 3 else weight
+        else:
+            weight = getattr(self.layer.get_base_layer(), "weight", None)
         if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
             return None
         if hasattr(weight, "full_tensor"):
@@ -107,7 +144,9 @@ class AdaptedWeight:
 
     @property
     def stored_transposed(self) -> bool:
-        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D and embeddings."""
+        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D, embeddings, some experts."""
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            return self.layer.get_param().ndim == 3 and not self.layer._did_swap_in_out_features
         return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
 
 
@@ -143,14 +182,27 @@ def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
     for module_name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        name = module_name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX)
         for adapter in module.active_adapters:
             if adapter not in module.scaling:
                 continue
-            weight = AdaptedWeight(name, module, adapter)
-            _refuse_unsupported(weight)
-            if weight.parameter_a.requires_grad or weight.parameter_b.requires_grad:
-                yield weight
+            for weight in _weights_of(base_name(module_name), module, adapter):
+                _refuse_unsupported(weight)
+                if weight.parameter_a.requires_grad or weight.parameter_b.requires_grad:
+                    yield weight
+
+
+def base_name(name: str) -> str:
+    """A module's or parameter's name as the base model knows it, without what PEFT and torch.compile put around it."""
+    return name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX).replace(".base_layer", "")
+
+
+def _weights_of(name: str, layer: LoraLayer, adapter: str) -> Iterator[AdaptedWeight]:
+    if not isinstance(layer, lora_layers.ParamWrapper):
+        yield AdaptedWeight(name, layer, adapter)
+        return
+    name = f"{name}.{layer.parameter_name}"
+    for expert in range(layer.num_experts):
+        yield AdaptedWeight(f"{name}.{expert}" if layer.get_param().ndim == 3 else name, layer, adapter, expert)
 
 
 def _refuse_unsupported(weight: AdaptedWeight) -> None:
@@ -167,10 +219,10 @@ def _refuse_unsupported(weight: AdaptedWeight) -> None:
             f"{weight.name} uses the LoRA variant {kind}, whose movement is not scaling * B @ A: use plain LoRA or rsLoRA "
             "(LoraConfig without use_dora and other variants)"
         )
-    if isinstance(layer, (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)):
+    if isinstance(layer, lora_layers.MultiheadAttention):
         raise ALoRAError(
             f"{weight.name} is a {type(layer).__name__} LoRA layer, which is not supported: adapt linear, embedding or "
-            "convolution layers by target_modules"
+            "convolution layers by target_modules, or experts by target_parameters"
         )
     if isinstance(layer, lora_layers._ConvNd) and layer.get_base_layer().groups != 1:
         raise ALoRAError(

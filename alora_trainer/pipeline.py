@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # The settings of `alora` that only the protected training depends on.
 _PROTECTING = (
     "storage",
+    "storage_device",
     "lam",
     "lam_schedule",
     "lam_end_factor",

@@ -39,9 +39,10 @@ def describe_recording(trainer: Any, recorder: Recorder) -> ImportanceMap:
 def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str) -> ImportanceInfo:
     config = model.peft_config[adapter]
     args = trainer.args
+    base = getattr(model, "config", None)  # a model of the user's own may have none
     return ImportanceInfo(
-        base_model=config.base_model_name_or_path or getattr(model.config, "_name_or_path", None) or None,
-        base_revision=config.revision or getattr(model.config, "_commit_hash", None),
+        base_model=config.base_model_name_or_path or getattr(base, "_name_or_path", None) or None,
+        base_revision=config.revision or getattr(base, "_commit_hash", None),
         estimator=recorder.estimator,
         xi=recorder.xi,
         steps=recorder.steps,

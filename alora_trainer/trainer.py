@@ -121,17 +121,20 @@ class ALoRAMixin(_TrainerHooks):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
         """The trainer's own loss and, once an optimizer step, the penalty (arXiv 2501.13669 eq. 18)."""
+        protection = self._protection if model.training else None
+        if protection is not None and self.accelerator.sync_gradients:
+            protection.begin_step()
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
         )
-        if self._protection is None or not model.training:
+        if protection is None:
             return result
         loss = result[0] if return_outputs else result
         divisor = self._loss_divisor(num_items_in_batch)
         self._parts.add_data_loss(loss.detach() / divisor)
         # The gradients of all micro-batches add up, so the last one of them brings the penalty for all.
         if self.accelerator.sync_gradients:
-            term = self._protection.loss_term(loss.dtype, loss.device)
+            term = protection.loss_term(loss.dtype, loss.device)
             loss = loss if term is None else loss + term * divisor
         return (loss, *result[1:]) if return_outputs else loss
 
@@ -170,10 +173,10 @@ class ALoRAMixin(_TrainerHooks):
         step = self._protection.step if self._protection is not None else None
         gradients = {}
         for weight in self._weights:
-            pair = [_gradient(p, weight.dtype, scale) for p in (weight.parameter_a, weight.parameter_b)]
+            gradients[weight.name] = weight.gradients(scale)
             if step is not None and weight.name in step.gradients:
-                pair = [g.sub_(own) for g, own in zip(pair, step.gradients[weight.name], strict=True)]
-            gradients[weight.name] = (pair[0], pair[1])
+                for gradient, own in zip(gradients[weight.name], step.gradients[weight.name], strict=True):
+                    gradient.sub_(own)
         return gradients
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -288,10 +291,3 @@ class _StepObserver(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end()
-
-
-def _gradient(parameter: torch.nn.Parameter, dtype: torch.dtype, scale: float) -> torch.Tensor:
-    """A copy of the accumulated gradient as a matrix, without the loss scaler's factor; zero for a frozen factor."""
-    if parameter.grad is None:
-        return torch.zeros_like(parameter, dtype=dtype).flatten(1)
-    return parameter.grad.detach().flatten(1).to(dtype, copy=True).div_(scale)

@@ -40,11 +40,15 @@ def penalty_loss(
         step: the penalty at the present weights.
         dtype, device: those of the loss.
     """
-    parameters, gradients = [], []
+    found: dict[torch.nn.Parameter, torch.Tensor] = {}
     for weight in weights:
-        pairs = zip((weight.parameter_a, weight.parameter_b), step.gradients[weight.name], strict=True)
-        for parameter, gradient in pairs:
-            if parameter.requires_grad:
-                parameters.append(parameter)
-                gradients.append(gradient)
-    return _KnownGradients.apply(step.value.to(device, dtype), gradients, *parameters)
+        sides = ((weight.parameter_a, weight.of_a), (weight.parameter_b, weight.of_b))
+        for (parameter, part), gradient in zip(sides, step.gradients[weight.name], strict=True):
+            if not parameter.requires_grad:
+                continue
+            if weight.expert is None:
+                found[parameter] = gradient
+            else:  # the experts of a stack share the parameter
+                whole = found.setdefault(parameter, torch.zeros_like(parameter, dtype=gradient.dtype))
+                part(whole).copy_(gradient)
+    return _KnownGradients.apply(step.value.to(device, dtype), list(found.values()), *found)

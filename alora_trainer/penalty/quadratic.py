@@ -12,21 +12,20 @@ import torch
 from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.importance.estimators import Factors, movement_factors
 from alora_trainer.importance.map import ImportanceMap, Reference
-from alora_trainer.importance.storage import StoredOmega
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.backends import Backend, choose
 from alora_trainer.penalty.decoupled import pull_back
 from alora_trainer.penalty.layer_weights import layer_coefficients
+from alora_trainer.penalty.residence import ResidentOmegas, StreamedOmegas
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """One weight with what holds it: Omega, theta*, the constant factor in front of its R, and how R is computed."""
+    """One weight with what holds it, but for Omega: theta*, the constant factor in front of its R, how R is computed."""
 
     weight: AdaptedWeight
-    omega: StoredOmega
     backend: Backend
     reference_a: torch.Tensor
     reference_b: torch.Tensor
@@ -62,6 +61,7 @@ class QuadraticPenalty:
         normalize: divide Omega by its mean over all held weights and w_l by its mean over layers.
         backend: how it is computed, one of `backends.BACKENDS`; None takes the fastest that fits.
         anchors: what to pull every weight towards, by name; None is theta*, for the adapter that was recorded.
+        streamed: keep Omega in host memory, and bring it to the weights' device piece by piece (see `residence`).
 
     Raises:
         ALoRAError: normalisation is asked for and all importance is zero; the backend or a layer weight does not fit.
@@ -77,6 +77,7 @@ class QuadraticPenalty:
         normalize: bool = True,
         backend: str | None = None,
         anchors: Mapping[str, Reference] | None = None,
+        streamed: bool = False,
     ) -> None:
         anchors = anchors or {weight.name: anchor_of(weight, importance) for weight in weights}
         coefficients = layer_coefficients(
@@ -86,6 +87,13 @@ class QuadraticPenalty:
         self._held = [
             _hold(weight, importance, anchors[weight.name], coefficients[weight.name], backend) for weight in weights
         ]
+        devices = [weight.device for weight in weights]
+        streamed = streamed and any(device.type != "cpu" for device in devices)
+        residence = StreamedOmegas if streamed else ResidentOmegas
+        self._omegas = residence([importance.stored(weight.name) for weight in weights], devices)
+        beside = streamed and {device.type for device in devices} == {"cuda"} and len(set(devices)) == 1
+        self._stream = torch.cuda.Stream(devices[0]) if beside else None
+        self._ahead: PenaltyStep | None = None
         names = sorted({held.backend.name for held in self._held})
         logger.info(f"penalty: {importance.storage} importance, computed by {', '.join(names)}")
 
@@ -94,18 +102,40 @@ class QuadraticPenalty:
         """The held weights."""
         return [held.weight for held in self._held]
 
+    def begin(self) -> None:
+        """Start `evaluate` where it can run beside other work: a streamed Omega travels while the GPU does the forward pass.
+
+        The weights must stay as they are until `evaluate` is called.
+        """
+        if self._stream is None:
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            self._ahead = self._evaluate()
+
     def evaluate(self) -> PenaltyStep:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
 
         Returns:
             the value as a float64 scalar; gradients of A (r, n) and B (m, r) in the computation's dtype.
         """
+        step, self._ahead = self._ahead, None
+        if step is None:
+            return self._evaluate()
+        assert self._stream is not None
+        present = torch.cuda.current_stream(self._stream.device)
+        present.wait_stream(self._stream)
+        for tensor in (step.value, *(g for pair in step.gradients.values() for g in pair)):
+            tensor.record_stream(present)
+        return step
+
+    def _evaluate(self) -> PenaltyStep:
         value: torch.Tensor | None = None
         gradients = {}
-        for held in self._held:
+        for held, omega in zip(self._held, self._omegas.in_order(), strict=True):
             weight = held.weight
             a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-            result = held.backend(held.omega, held.drift(a, b), a, b, weight.scaling)
+            result = held.backend(omega, held.drift(a, b), a, b, weight.scaling)
             factor = self.lam * held.coefficient
             gradients[weight.name] = (result.gradient_a.mul_(factor), result.gradient_b.mul_(factor))
             part = result.value * factor
@@ -125,12 +155,12 @@ class QuadraticPenalty:
             the penalty before the pull, a float64 scalar.
         """
         value: torch.Tensor | None = None
-        for held in self._held:
+        for held, omega in zip(self._held, self._omegas.in_order(), strict=True):
             rate_a, rate_b = (
                 learning_rates.get(id(p), 0.0) for p in (held.weight.parameter_a, held.weight.parameter_b)
             )
             factor = self.lam * held.coefficient
-            part = pull_back(held.weight, held.omega, held.drift, rate_a * factor, rate_b * factor) * factor
+            part = pull_back(held.weight, omega, held.drift, rate_a * factor, rate_b * factor) * factor
             value = part if value is None else value + part.to(value.device)
         assert value is not None
         return value
@@ -149,11 +179,9 @@ class QuadraticPenalty:
 def _hold(
     weight: AdaptedWeight, importance: ImportanceMap, reference: Reference, coefficient: float, backend: str | None
 ) -> _Held:
-    omega = importance.stored(weight.name).to(weight.device)
     return _Held(
         weight=weight,
-        omega=omega,
-        backend=choose(omega, weight.device, backend, weight.dtype),
+        backend=choose(importance.stored(weight.name), weight.device, backend, weight.dtype),
         reference_a=reference.a.to(weight.device, weight.dtype),
         reference_b=reference.b.to(weight.device, weight.dtype),
         reference_scaling=reference.scaling,
