@@ -81,10 +81,12 @@ class AdaptedWeight(TrainedWeight):
         return self.parameter_b.shape[0], self.parameter_a[0].numel()
 
     def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FactorStep:
-        return FactorStep(*before, *gradients, *after, scaling=self.scaling, learning_rate=learning_rate)
+        (a, b), (gradient_a, gradient_b), (a_after, b_after) = before, gradients, after
+        return FactorStep(a, b, gradient_a, gradient_b, a_after, b_after, self.scaling, learning_rate)
 
     def movement(self, before: Matrices, after: Matrices) -> Factors:
-        return movement_factors(*before, *after, scaling=self.scaling)
+        (a, b), (a_after, b_after) = before, after
+        return movement_factors(a, b, a_after, b_after, self.scaling)
 
     def base_sample(self) -> list[float] | None:
         """A few elements of the frozen base weight, evenly spaced: tells one base model from another.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights import TrainedWeight
 
 
 class Diverged(ALoRAError):
@@ -21,5 +26,15 @@ class Diverged(ALoRAError):
 
     def at(self, step: int, checkpoint: str | None) -> Diverged:
         """The same with the optimizer step that it happened in, and the checkpoint to go on from."""
-        after = f"; the last good checkpoint is {checkpoint}" if checkpoint else "; there is no good checkpoint before it"
+        after = (
+            f"; the last good checkpoint is {checkpoint}" if checkpoint else "; there is no good checkpoint before it"
+        )
         return Diverged(self.what, self.layer, f" in step {step}{after}")
+
+
+def first_not_finite(weights: Sequence[TrainedWeight]) -> str | None:
+    """The first weight that has itself become NaN or infinite; None if the trouble is elsewhere."""
+    for weight in weights:
+        if not all(bool(torch.isfinite(matrix).all()) for matrix in weight.matrices):
+            return weight.name
+    return None

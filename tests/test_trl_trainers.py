@@ -16,13 +16,13 @@ from datasets import Dataset
 from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRASFTTrainer
 from tests.conftest import move_factors
 from tests.test_penalty import dense_penalty, made_map
-from tests.tiny_tokenizer import make_tokenizer
+from tests.tiny_tokenizer import TEXT, make_tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% if message['role'] == 'assistant' %}{% generation %}"
     "{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
 )
-WORDS = "the water of the river is cold in the morning and people of the village walked to it".split()
+WORDS = TEXT.split()
 ONE_STEP = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "max_steps": 1, "lr_scheduler_type": "constant"}
 
 

@@ -128,7 +128,11 @@ class Recorder:
         flat = [g for pair in gradients.values() for g in pair]
         place = None
         if not bool(torch.isfinite(torch.stack(torch._foreach_norm(flat))).all()):
-            broken = (i for i, w in enumerate(self.weights) if not all(bool(torch.isfinite(g).all()) for g in gradients[w.name]))
+            broken = (
+                i
+                for i, w in enumerate(self.weights)
+                if not all(bool(torch.isfinite(g).all()) for g in gradients[w.name])
+            )
             place = next(broken, None)
         place = self._processes.first(place, self.weights[0].device)
         return None if place is None else self.weights[place].name
