@@ -9,8 +9,11 @@ from typing import Any
 from peft import get_peft_model_state_dict
 
 import alora_trainer
-from alora_trainer.importance.map import ImportanceInfo, ImportanceMap, Reference
+from alora_trainer.adapted import AdaptedWeight
+from alora_trainer.importance.map import ImportanceInfo, ImportanceMap
 from alora_trainer.importance.recorder import Recorder
+from alora_trainer.importance.reference import FullReference, Reference
+from alora_trainer.weights import TrainedWeight, whole
 
 _PEFT_PREFIX = "base_model.model."
 
@@ -19,29 +22,42 @@ def describe_recording(trainer: Any, recorder: Recorder) -> ImportanceMap:
     """The importance map of a finished training: Omega, theta* and provenance, all in host memory."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     weights = recorder.weights
-    adapter = weights[0].adapter
+    adapter = weights[0].adapter if isinstance(weights[0], AdaptedWeight) else None
     omega = {name: tensor.cpu() for name, tensor in recorder.finish().items()}
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    adapter_state = {
-        key if key.startswith(_PEFT_PREFIX) else _PEFT_PREFIX + key: tensor.detach().cpu().clone()
-        for key, tensor in state.items()
-    }
     return ImportanceMap(
         omega,
-        {w.name: Reference(w.a.cpu().clone(), w.b.cpu().clone(), w.scaling) for w in weights},
-        adapter_state=adapter_state,
-        adapter_config=model.peft_config[adapter],
+        {weight.name: _reference(weight) for weight in weights},
+        adapter_state=_adapter_state(model, adapter) if adapter is not None else {},
+        adapter_config=model.peft_config[adapter] if adapter is not None else None,
         base_samples={weight.name: weight.base_sample() for weight in weights},
         info=_info(trainer, recorder, model, adapter),
     )
 
 
-def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str) -> ImportanceInfo:
-    config = model.peft_config[adapter]
+def _reference(weight: TrainedWeight) -> Reference | FullReference:
+    matrices = [matrix.cpu().clone() for matrix in weight.matrices]
+    if isinstance(weight, AdaptedWeight):
+        return Reference(matrices[0], matrices[1], weight.scaling)
+    return FullReference(matrices[0])
+
+
+def _adapter_state(model: Any, adapter: str) -> dict[str, Any]:
+    """theta* as PEFT saves it."""
+    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    return {
+        key if key.startswith(_PEFT_PREFIX) else _PEFT_PREFIX + key: whole(tensor.detach()).cpu().clone()
+        for key, tensor in state.items()
+    }
+
+
+def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> ImportanceInfo:
+    peft = model.peft_config[adapter] if adapter is not None else None
     args = trainer.args
     return ImportanceInfo(
-        base_model=config.base_model_name_or_path or getattr(model.config, "_name_or_path", None) or None,
-        base_revision=config.revision or getattr(model.config, "_commit_hash", None),
+        base_model=getattr(peft, "base_model_name_or_path", None)
+        or getattr(model.config, "_name_or_path", None)
+        or None,
+        base_revision=getattr(peft, "revision", None) or getattr(model.config, "_commit_hash", None),
         estimator=recorder.estimator,
         xi=recorder.xi,
         steps=recorder.steps,
