@@ -92,7 +92,7 @@ class QuadraticPenalty:
                     yield held, matrices
 
     @property
-    def weights(self) -> list[AdaptedWeight]:
+    def weights(self) -> list[TrainedWeight]:
         """The held weights."""
         return [held.weight for held in self._held]
 
