@@ -94,7 +94,7 @@ class QuadraticPenalty:
     @property
     def weights(self) -> list[TrainedWeight]:
         """The held weights."""
-        return [held.weight for held in self._held]
+        return list(self._weights)
 
     def evaluate(self) -> PenaltyStep:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
