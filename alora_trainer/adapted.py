@@ -93,8 +93,27 @@ class AdaptedWeight:
             return None
         if hasattr(weight, "full_tensor"):
             return None
-        step = max(weight.numel() // _BASE_SAMPLES, 1)
-        return weight.detach().flatten()[::step][:_BASE_SAMPLES].float().cpu().tolist()
+        return weight.detach().flatten()[_sampled(weight.numel())].float().cpu().tolist()
+
+    def sample_of(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> list[float]:
+        """The elements of ``scaling * b @ a`` (a (k, n), b (m, k)) that `base_sample` takes of the base weight."""
+        rows, columns = self.shape
+        places = torch.arange(rows * columns)[_sampled(rows * columns)]
+        if self.stored_transposed:
+            row, column = places % rows, places // rows
+        else:
+            row, column = places // columns, places % columns
+        return (scaling * (b.cpu().double()[row] * a.cpu().double()[:, column].T).sum(1)).tolist()
+
+    @property
+    def stored_transposed(self) -> bool:
+        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D and embeddings."""
+        return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
+
+
+def _sampled(elements: int) -> slice:
+    step = max(elements // _BASE_SAMPLES, 1)
+    return slice(0, step * min(_BASE_SAMPLES, elements), step)
 
 
 def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:

@@ -25,7 +25,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The settings of `alora` that stage A does not depend on.
-_PROTECTING = ("lam", "layer_weights", "normalize", "backend")
+_PROTECTING = (
+    "lam",
+    "lam_schedule",
+    "lam_end_factor",
+    "application",
+    "budget",
+    "probe_steps",
+    "start",
+    "fresh_base",
+    "anchor",
+    "missing",
+    "layer_weights",
+    "normalize",
+    "backend",
+)
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
 

@@ -10,14 +10,14 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights, learning_rates, unprotected_parameters
-from alora_trainer.checkpoint import load_recorder, save_recorder
+from alora_trainer.checkpoint import load_protection, load_recorder, save_protection, save_recorder
 from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.map import ImportanceMap
 from alora_trainer.importance.recorder import Recorder
 from alora_trainer.loss_parts import LossParts
-from alora_trainer.penalty.function import penalty_loss
-from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
+from alora_trainer.penalty.probe import Probe
+from alora_trainer.penalty.protection import Protection
 from alora_trainer.provenance import describe_recording
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,14 @@ else:
 class ALoRAMixin(_TrainerHooks):
     """Recording and protecting for any trainer that follows `transformers.Trainer`'s hooks.
 
-    Put it before the trainer: ``class MyProtectedTrainer(ALoRAMixin, MyTrainer): ...``. It takes two keyword arguments of
+    Put it before the trainer: ``class MyProtectedTrainer(ALoRAMixin, MyTrainer): ...``. It takes three keyword arguments of
     its own and passes all others on.
 
     Args:
         importance: hold the weights that this map (or folder, or Hub id of one) says are important.
         alora: the settings; see `ALoRAConfig`.
+        probe_dataset: a little general text (rows with ``input_ids``) whose loss is logged every ``alora.probe_steps`` steps
+            while protecting; ``alora.budget`` steers lambda by it.
 
     Attributes:
         importance: the map that was given, and after a training that recorded, the recorded one (added to the given one).
@@ -47,7 +49,12 @@ class ALoRAMixin(_TrainerHooks):
     """
 
     def __init__(
-        self, *args: Any, importance: ImportanceMap | str | None = None, alora: ALoRAConfig | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        importance: ImportanceMap | str | None = None,
+        alora: ALoRAConfig | None = None,
+        probe_dataset: Any = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(importance, str):
@@ -57,17 +64,23 @@ class ALoRAMixin(_TrainerHooks):
         self._given_importance = importance
         self._weights: list[AdaptedWeight] = []
         self._recorder: Recorder | None = None
-        self._penalty: QuadraticPenalty | None = None
-        self._penalty_step: PenaltyStep | None = None
+        self._protection: Protection | None = None
+        self._probe: Probe | None = None
         self._parts = LossParts()
         self._resumed_from: str | None = None
         if self._records or importance is not None:
             self._check()
             self.add_callback(_StepObserver(self))
-        elif alora is not None and alora.lam > 0:
+        elif alora is not None and alora.lam != 0:
             raise ALoRAError(
                 f"lam={alora.lam} needs an importance map: pass importance=..., or record one with record='path'"
             )
+        if self.alora.budget is not None and probe_dataset is None:
+            raise ALoRAError(f"budget={self.alora.budget} needs a probe_dataset: a little general text to keep it on")
+        if probe_dataset is not None:
+            if importance is None:
+                raise ALoRAError("a probe_dataset is watched while protecting: pass importance=..., too")
+            self._probe = Probe(probe_dataset, self.args.per_device_eval_batch_size)
 
     @property
     def _records(self) -> bool:
@@ -90,7 +103,9 @@ class ALoRAMixin(_TrainerHooks):
                 "set it to False while recording"
             )
         if self._given_importance is not None:
-            self._weights = self._given_importance.check_model(self.model)
+            self._weights = self._given_importance.check_model(
+                self.model, start=self.alora.start, fresh_base=self.alora.fresh_base, missing=self.alora.missing
+            )
         else:
             self._weights = adapted_weights(self.model)
 
@@ -103,16 +118,15 @@ class ALoRAMixin(_TrainerHooks):
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
         )
-        if self._penalty is None or not model.training:
+        if self._protection is None or not model.training:
             return result
         loss = result[0] if return_outputs else result
         divisor = self._loss_divisor(num_items_in_batch)
         self._parts.add_data_loss(loss.detach() / divisor)
         # The gradients of all micro-batches add up, so the last one of them brings the penalty for all.
-        if self._penalty.lam > 0 and self.accelerator.sync_gradients:
-            self._penalty_step = self._penalty.evaluate()
-            self._parts.add_penalty(self._penalty_step.value)
-            loss = loss + penalty_loss(self._weights, self._penalty_step, loss.dtype, loss.device) * divisor
+        if self.accelerator.sync_gradients:
+            term = self._protection.loss_term(loss.dtype, loss.device)
+            loss = loss if term is None else loss + term * divisor
         return (loss, *result[1:]) if return_outputs else loss
 
     def _loss_divisor(self, num_items_in_batch: Any) -> int:
@@ -130,28 +144,37 @@ class ALoRAMixin(_TrainerHooks):
         if self._recorder is not None:
             self._recorder.tokens += tokens * self.args.world_size
         if self.accelerator.sync_gradients:
-            if self._penalty is not None:
-                self._parts.end_step()
-            if self._recorder is not None:
-                self._observe_gradients(self._recorder)
+            self._before_optimizer_step()
         return loss
 
-    def _observe_gradients(self, recorder: Recorder) -> None:
+    def _before_optimizer_step(self) -> None:
+        recorder, protection = self._recorder, self._protection
+        watches = protection is not None and protection.watches_gradients
+        if recorder is None and not watches:
+            return
         scaler = self.accelerator.scaler
         scale = float(scaler.get_scale()) if scaler is not None else None
+        gradients = self._data_gradients(scale or 1.0)
+        if protection is not None and watches:
+            protection.before_step(gradients)
+        if recorder is not None:
+            recorder.before_step(gradients, learning_rates(self.optimizer), loss_scale=scale)
+
+    def _data_gradients(self, scale: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        step = self._protection.step if self._protection is not None else None
         gradients = {}
         for weight in self._weights:
-            pair = [_gradient(p, weight.dtype, scale or 1.0) for p in (weight.parameter_a, weight.parameter_b)]
-            if self._penalty_step is not None:
-                pair = [g.sub_(own) for g, own in zip(pair, self._penalty_step.gradients[weight.name], strict=True)]
+            pair = [_gradient(p, weight.dtype, scale) for p in (weight.parameter_a, weight.parameter_b)]
+            if step is not None and weight.name in step.gradients:
+                pair = [g.sub_(own) for g, own in zip(pair, step.gradients[weight.name], strict=True)]
             gradients[weight.name] = (pair[0], pair[1])
-        recorder.before_step(gradients, learning_rates(self.optimizer), loss_scale=scale)
+        return gradients
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds `ce_loss`, `penalty`, `penalty_ratio` and each weight's drift to the training log."""
-        if self._penalty is not None and "loss" in logs:
-            logs |= self._parts.flush(self.accelerator)
-            drift = self._penalty.drift()
+        """Adds `ce_loss`, `penalty`, `penalty_ratio`, `lam` and each weight's drift to the training log."""
+        if self._protection is not None and "loss" in logs:
+            logs |= self._parts.flush(self.accelerator) | {"lam": self._protection.lam}
+            drift = self._protection.penalty.drift()
             logs["drift"] = sum(norm**2 for norm in drift.values()) ** 0.5
             logs |= {f"drift/{name}": norm for name, norm in drift.items()}
         super().log(logs, *args, **kwargs)
@@ -160,6 +183,8 @@ class ALoRAMixin(_TrainerHooks):
         super()._save_optimizer_and_scheduler(output_dir)
         if self._recorder is not None and self.args.should_save:
             save_recorder(self._recorder, output_dir)
+        if self._protection is not None and self._protection.has_state and self.args.should_save:
+            save_protection(self._protection.state_dict(), output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -169,17 +194,15 @@ class ALoRAMixin(_TrainerHooks):
 
     def _begin(self) -> None:
         self._parts = LossParts()
-        self._penalty_step = None
         if self._given_importance is not None:
-            self._penalty = QuadraticPenalty(
-                self._weights,
-                self._given_importance,
-                lam=self.alora.lam,
-                layer_weights=self.alora.layer_weights,
-                normalize=self.alora.normalize,
-                backend=self.alora.backend,
+            protection = Protection(
+                self._weights, self._given_importance, self.alora, steps=self.state.max_steps, probe=self._probe
             )
-            self._warn_of_surprises(self._penalty)
+            resumed = self._resumed_from if protection.has_state else None
+            state = load_protection(resumed) if resumed is not None else None
+            protection.begin(self.model, self.accelerator, completed=self.state.global_step, state=state)
+            self._warn_of_surprises(protection)
+            self._protection = protection
         if self.alora.record is not None:
             self._recorder = Recorder(
                 self._weights,
@@ -192,11 +215,11 @@ class ALoRAMixin(_TrainerHooks):
             if self._resumed_from is not None:
                 load_recorder(self._recorder, self._resumed_from)
 
-    def _warn_of_surprises(self, penalty: QuadraticPenalty) -> None:
-        loose = unprotected_parameters(self.model, self._weights)
+    def _warn_of_surprises(self, protection: Protection) -> None:
+        loose = unprotected_parameters(self.model, protection.weights)
         if loose:
-            logger.warning(f"nothing holds {len(loose)} trainable tensors outside LoRA, such as {loose[0]}")
-        start = sum(norm**2 for norm in penalty.drift().values()) ** 0.5
+            logger.warning(f"nothing holds {len(loose)} trainable tensors, such as {loose[0]}")
+        start = sum(norm**2 for norm in protection.penalty.drift().values()) ** 0.5
         if start > 0 and self._resumed_from is None:
             logger.warning(
                 f"training starts at a distance of {start:.4g} from the map's reference weights, and the penalty pulls "
@@ -204,8 +227,20 @@ class ALoRAMixin(_TrainerHooks):
             )
 
     def _after_optimizer_step(self) -> None:
+        skipped = self.accelerator.optimizer_step_was_skipped
+        if self._protection is not None:
+            self._protection.after_optimizer_step(learning_rates(self.optimizer), skipped=skipped)
+            self._parts.end_step(self._protection.value)
+        # After the decoupled update: what is recorded is the whole movement, as with the coupled penalty.
         if self._recorder is not None:
-            self._recorder.after_step(skipped=self.accelerator.optimizer_step_was_skipped)
+            self._recorder.after_step(skipped=skipped)
+
+    def _end_of_step(self, last: bool) -> None:
+        if self._protection is None:
+            return
+        logs = self._protection.end_of_step(self.model, self.accelerator, self.state.global_step, last=last)
+        if logs:
+            self.log(logs)
 
     @property
     def _tokens_spent(self) -> bool:
@@ -214,7 +249,7 @@ class ALoRAMixin(_TrainerHooks):
 
     def _end(self) -> None:
         recorder, self._recorder = self._recorder, None
-        self._penalty = None
+        self._protection = None
         if recorder is not None:
             recorded = describe_recording(self, recorder)
             self.importance = recorded if self._given_importance is None else self._given_importance + recorded
@@ -239,6 +274,7 @@ class _StepObserver(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._tokens_spent:
             control.should_training_stop = True
+        self.trainer._end_of_step(last=control.should_training_stop)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end()

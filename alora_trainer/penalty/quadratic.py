@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from alora_trainer.adapted import AdaptedWeight
-from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import Factors, movement_factors
-from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.map import ImportanceMap, Reference
 from alora_trainer.importance.storage import StoredOmega
+from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.backends import Backend, choose
+from alora_trainer.penalty.decoupled import pull_back
+from alora_trainer.penalty.layer_weights import layer_coefficients
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +55,16 @@ class QuadraticPenalty:
     """``lambda sum_l w_l R_l`` with ``R_l = sum_k Omega_k (theta_k - theta*_k)**2`` (arXiv 2501.13669 eq. 16-18).
 
     Args:
-        weights: the adapted weights, all of them in `importance` (see `ImportanceMap.check_model`).
+        weights: the weights to hold, all of them in `importance` (see `ImportanceMap.check_model`).
         importance: Omega and theta*; moved to each weight's device.
-        lam: lambda.
-        layer_weights: "l2" for ``w_l = ||Omega_l||_2`` (eq. 17), "none" for 1.
-        normalize: divide Omega by its mean over all adapted weights and w_l by its mean over layers.
+        lam: lambda; may be set anew between two evaluations.
+        layer_weights: "l2" for ``w_l = ||Omega_l||_2`` (eq. 17), "none" for 1, or a mapping, see `given_layer_weights`.
+        normalize: divide Omega by its mean over all held weights and w_l by its mean over layers.
         backend: how it is computed, one of `backends.BACKENDS`; None takes the fastest that fits.
+        anchors: what to pull every weight towards, by name; None is theta*, for the adapter that was recorded.
 
     Raises:
-        ALoRAError: normalisation is asked for and all importance is zero; the backend does not fit.
+        ALoRAError: normalisation is asked for and all importance is zero; the backend or a layer weight does not fit.
     """
 
     def __init__(
@@ -70,15 +73,19 @@ class QuadraticPenalty:
         importance: ImportanceMap,
         *,
         lam: float,
-        layer_weights: str = "l2",
+        layer_weights: str | Mapping[str, float] = "l2",
         normalize: bool = True,
         backend: str | None = None,
+        anchors: Mapping[str, Reference] | None = None,
     ) -> None:
+        anchors = anchors or {weight.name: anchor_of(weight, importance) for weight in weights}
         coefficients = layer_coefficients(
             importance, [weight.name for weight in weights], layer_weights=layer_weights, normalize=normalize
         )
         self.lam = lam
-        self._held = [_hold(weight, importance, coefficients[weight.name], backend) for weight in weights]
+        self._held = [
+            _hold(weight, importance, anchors[weight.name], coefficients[weight.name], backend) for weight in weights
+        ]
         names = sorted({held.backend.name for held in self._held})
         logger.info(f"penalty: {importance.storage} importance, computed by {', '.join(names)}")
 
@@ -101,6 +108,28 @@ class QuadraticPenalty:
         assert value is not None
         return PenaltyStep(value, gradients)
 
+    def pull(self, learning_rates: Mapping[int, float]) -> torch.Tensor:
+        """Move the weights towards their anchors, beside the optimizer: the decoupled application of the penalty.
+
+        Every factor moves by an implicit step of its learning rate times lambda (see `decoupled`).
+
+        Args:
+            learning_rates: by ``id(parameter)``; a factor that is not in it (frozen, say) stays.
+
+        Returns:
+            the penalty before the pull, a float64 scalar.
+        """
+        value: torch.Tensor | None = None
+        for held in self._held:
+            rate_a, rate_b = (
+                learning_rates.get(id(p), 0.0) for p in (held.weight.parameter_a, held.weight.parameter_b)
+            )
+            factor = self.lam * held.coefficient
+            part = pull_back(held.weight, held.omega, held.drift, rate_a * factor, rate_b * factor) * factor
+            value = part if value is None else value + part.to(value.device)
+        assert value is not None
+        return value
+
     def drift(self) -> dict[str, float]:
         """``||theta - theta*||_2`` of every weight, from the small Gram matrices of the drift's factors."""
         norms = {}
@@ -112,29 +141,9 @@ class QuadraticPenalty:
         return norms
 
 
-def layer_coefficients(
-    importance: ImportanceMap, names: Sequence[str], *, layer_weights: str, normalize: bool
-) -> dict[str, float]:
-    """What stands before each layer's literal ``sum Omega D**2``: w_l, and the normalisation of Omega and of w_l.
-
-    Means are taken over the weights in `names`, those that the model adapts.
-
-    Raises:
-        ALoRAError: `normalize` is set and these weights' importance is zero throughout.
-    """
-    norms = {name: importance.layer_norms[name] if layer_weights == "l2" else 1.0 for name in names}
-    if not normalize:
-        return norms
-    elements = sum(math.prod(importance.stored(name).shape) for name in names)
-    mean = importance.total(names) / elements
-    mean_norm = sum(norms.values()) / len(norms)
-    if mean == 0 or mean_norm == 0:
-        raise ALoRAError("the importance map is zero throughout, so it can hold nothing: record it for more steps")
-    return {name: norm / mean_norm / mean for name, norm in norms.items()}
-
-
-def _hold(weight: AdaptedWeight, importance: ImportanceMap, coefficient: float, backend: str | None) -> _Held:
-    reference = importance.reference[weight.name]
+def _hold(
+    weight: AdaptedWeight, importance: ImportanceMap, reference: Reference, coefficient: float, backend: str | None
+) -> _Held:
     omega = importance.stored(weight.name).to(weight.device)
     return _Held(
         weight=weight,
