@@ -95,25 +95,44 @@ class Run:
         return Part(self.folder / "data", settings, "data")
 
     def _record_part(self) -> Part:
-        general = self._resolved["general"]
         settings = self._common() | {
             "lora": self.recipe.lora,
-            "general": {key: value for key, value in general.items() if key not in ("test", "test_bytes")},
+            "general": self._training_text(),
             "record": self.recipe.record,
             "alora": {key: value for key, value in self._resolved["alora"].items() if key not in _PROTECTING},
         }
         return Part(self.folder / "record", settings, "training")
 
+    def _fisher_part(self, method: Method) -> Part:
+        assert method.importance is not None
+        settings = self._common() | {
+            "lora": self.recipe.lora,
+            "general": self._training_text(),
+            "fisher": self._resolved["fisher"],
+            "kind": method.fisher_kind,
+        }
+        return Part(self.folder / method.importance, settings, "training")
+
+    def _training_text(self) -> dict[str, Any]:
+        return {key: value for key, value in self._resolved["general"].items() if key not in ("test", "test_bytes")}
+
     def _training_part(self, method: Method) -> Part:
+        recipe, own = self.recipe.for_method(method), self.recipe.options(method).own
         settings = self._common() | {"method": asdict(method)}
         if method.trains:
-            settings |= {key: self._resolved[key] for key in ("domain", "tune")}
+            settings |= {"domain": self._resolved["domain"], "tune": recipe.tune}
         if method.starts_from == "fresh":
-            settings["lora"] = self.recipe.lora
+            settings["lora"] = recipe.lora
         if method.needs_recording:
             settings["recording"] = self.importance or self._record_part().settings
+        if method.fisher_kind is not None:
+            settings["fisher"] = self._fisher_part(method).settings
         if method.penalty:
-            settings["protecting"] = {key: self._resolved["alora"][key] for key in _PROTECTING}
+            settings["protecting"] = {key: getattr(recipe.alora, key) for key in _PROTECTING}
+        if own is not None:
+            settings["options"] = asdict(own)
+        if method.needs_general_text:
+            settings["general"] = self._training_text()
         return Part(self.folder / method.name, settings, "training")
 
     def _evaluation_part(self, name: str, trained: str) -> Part:
@@ -168,6 +187,7 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
+        from alora_trainer.general_blocks import general_blocks
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -177,7 +197,8 @@ class Run:
         if finished is not None:
             return finished
         recipe = self.recipe
-        data = self._general_text(part.folder)
+        data = general_blocks(self.recipe, self.tokenizer, part.folder)
+        logger.info("stage A: recording on general text")
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -194,40 +215,34 @@ class Run:
         release_memory()
         return cost
 
-    def _general_text(self, folder: Path) -> Any:
-        """Blocks of tokens to record on: packed from the recipe's sources, streamed, or sampled from the base model."""
-        from alora_trainer.data.general import SELF, pack_general_text
-        from alora_trainer.data.self_text import sample_text
-        from alora_trainer.data.streaming import stream_general_text
-        from alora_trainer.stages import load_base, release_memory
+    def fisher(self, method: Method) -> dict[str, Any]:
+        """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
 
-        general = self.recipe.general
-        sources = general.train
-        if sources == SELF:
-            logger.info("stage A: sampling general text from the base model")
-            base = load_base(self.recipe)
-            base.to(self.recipe.training_arguments("record", folder).device)
-            sources = {
-                SELF: str(sample_text(base, self.tokenizer, general.self_text, folder / "self_text.jsonl").resolve())
-            }
-            del base
-            release_memory()
-        logger.info(f"stage A: recording on general text ({', '.join(sources)})")
-        common: dict[str, Any] = {
-            "block_length": general.block_length,
-            "seed": self.recipe.seed,
-            "base": self.recipe.base,
-        }
-        if general.streaming:
-            return stream_general_text(sources, self.tokenizer, **common)
-        return pack_general_text(sources, self.tokenizer, max_tokens=general.train_tokens, **common)
+        Returns:
+            seconds, peak_bytes, samples and steps of the estimate.
+        """
+        from alora_trainer.data.domain import collator
+        from alora_trainer.general_blocks import general_blocks
+        from alora_trainer.methods.fisher_stage import compute_fisher
+
+        part = self._fisher_part(method)
+        part.begin(overwrite=self.overwrite)
+        finished = part.finished()
+        if finished is not None:
+            return finished
+        assert method.fisher_kind is not None and method.importance is not None
+        data = general_blocks(self.recipe, self.tokenizer, part.folder)
+        collate = collator(self.tokenizer)
+        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, data, collate, part.folder)
+        part.finish(cost)
+        return cost
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
-            train: seconds, peak_bytes, loss and steps of this training; record: those of stage A, if the method needs one
-            and this run made it.
+            train: seconds, peak_bytes, loss and steps of this training; record: those of stage A or of the Fisher
+            information, if the method needs one and this run made it.
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
@@ -237,6 +252,8 @@ class Run:
             return finished
         if method.needs_recording and self.importance is None:
             costs["record"] = self.record()
+        if method.fisher_kind is not None:
+            costs["record"] = self.fisher(method)
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
             costs["train"] = self._train_on_domain(method, part.folder)
@@ -246,10 +263,11 @@ class Run:
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
-        from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
-        from alora_trainer.trainer import ALoRATrainer
+        from alora_trainer.methods.adapters import Adapter, attach_adapter
+        from alora_trainer.methods.trainers import make_trainer
+        from alora_trainer.stages import load_base, release_memory, train, with_saved_adapter
 
-        recipe = self.recipe
+        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
         files = self.prepare_data()
         data = tokenize_domain(
             get_task(recipe.domain.task),
@@ -258,26 +276,56 @@ class Run:
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
         )
+        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
+        collate = collator(self.tokenizer)
         base = load_base(recipe)
         if method.needs_recording:
-            map_folder = self._map_folder()
-            model = with_saved_adapter(base, map_folder, trainable=True)
-            importance = self._load_map(map_folder) if method.penalty else None
+            adapter = Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
         else:
-            model, importance = with_fresh_adapter(base, recipe), None
-        trainer = ALoRATrainer(
-            model,
-            recipe.training_arguments("tune", folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collator(self.tokenizer),
-            importance=importance,
+            config = recipe.lora_config()
+            adapter = attach_adapter(
+                method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
+            )
+        trainer = make_trainer(
+            method,
+            options,
+            importance=self._importance(method),
             alora=replace(recipe.alora, record=None) if method.penalty else None,
+            general=general,
+            model=adapter.model,
+            args=recipe.training_arguments("tune", folder / "checkpoints"),
+            train_dataset=data,
+            data_collator=collate,
         )
         cost = train(trainer)
-        model.save_pretrained(str(folder / "adapter"))
-        del trainer, model, base, importance
+        adapter.save(folder / "adapter")
+        del trainer, adapter, base
         release_memory()
         return cost
+
+    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
+        from alora_trainer.general_blocks import general_blocks
+
+        if self.recipe.general.streaming:
+            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
+        return general_blocks(self.recipe, self.tokenizer, folder)
+
+    def _importance(self, method: Method) -> ImportanceMap | None:
+        """The map that holds the method's training; None if nothing does."""
+        from alora_trainer.importance import ImportanceMap
+        from alora_trainer.importance.controls import CONTROLS, control_map
+
+        if method.importance is None:
+            return None
+        fisher = method.fisher_kind is not None
+        importance = ImportanceMap.from_pretrained(
+            self._fisher_part(method).folder / "map" if fisher else self._map_folder()
+        )
+        return (
+            control_map(method.importance, importance, self.recipe.seed)
+            if method.importance in CONTROLS
+            else importance
+        )
 
     def _map_folder(self) -> Path:
         if self.importance is None:
@@ -285,11 +333,6 @@ class Run:
         from alora_trainer.importance.files import resolve_source
 
         return resolve_source(self.importance, None)
-
-    def _load_map(self, folder: Path) -> ImportanceMap:
-        from alora_trainer.importance import ImportanceMap
-
-        return ImportanceMap.from_pretrained(folder)
 
     def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).
@@ -303,7 +346,7 @@ class Run:
         """
         from alora_trainer.data.tasks import get_task
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_base, place, release_memory, with_saved_adapter
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
@@ -315,7 +358,7 @@ class Run:
         model: Any = load_base(recipe)
         if adapter is not None:
             model = with_saved_adapter(model, adapter, trainable=False)
-        model.to(recipe.training_arguments("tune", self.folder).device)
+        place(model, recipe.training_arguments("tune", self.folder).device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(

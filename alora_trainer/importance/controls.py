@@ -25,7 +25,7 @@ def uniform(importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
 
 
 def even(importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
-    """Each layer's importance spread evenly over its elements, with the norm ``||Omega_l||_2`` that it had; no use of `seed`."""
+    """Each layer's importance spread evenly over its elements, keeping ``||Omega_l||_2``; `seed` is of no effect."""
     norms = importance.layer_norms
     omega = {
         name: _constant(importance, name, norms[name] / math.sqrt(math.prod(importance.stored(name).shape)))

@@ -6,18 +6,19 @@ At the weights that the model has, over N samples of text (Kirkpatrick et al. 20
     batch:   F = 1/N sum_batches (B dL/dW)**2      L the mean cross-entropy of a batch's tokens, B its samples
 
 `sample` is the empirical Fisher. `batch` is what the official code of EWCLoRA computes (compute_fisher_matrix.py of
-szxiangjn/world-model-for-language-model); the two are the same for batches of one sample, and for larger ones `batch` also has
-the products of different samples' gradients.
+szxiangjn/world-model-for-language-model); the two are the same for batches of one sample, and for larger ones `batch` also
+has the products of different samples' gradients.
 
 Nothing runs the model on one sample at a time. For ``y = W x`` the gradient of sample b is ``sum_t g_bt x_bt'``, with x and
-``g = dL/dy`` as they pass through the layer: hooks take both, multiply them batched over samples for a block of W's rows, square,
-and add up. Cost: 2 m n flops a token like a weight gradient, and no temporary beyond a block for each sample.
+``g = dL/dy`` as they pass through the layer: hooks take both, multiply them batched over samples for a block of W's rows,
+square, and add up. Cost: 2 m n flops a token like a weight gradient, and no temporary beyond a block for each sample.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,10 +34,44 @@ from alora_trainer.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.fold import BLOCK_ELEMENTS, BLOCK_ELEMENTS_GPU
 from alora_trainer.importance.safetensors_stream import write_tensors
+from alora_trainer.importance.storage import storage_format
 
 KINDS = ("sample", "batch")
 LOCATIONS = ("device", "cpu")
 _IGNORED_LABEL = -100
+_PROGRESS = ("samples", "tokens", "batches", "seconds")
+
+
+@dataclass(frozen=True)
+class FisherConfig:
+    """The recipe's section on Fisher information, for the methods that need it.
+
+    Attributes:
+        samples: blocks of general text that it is estimated over; fewer, if the text has fewer.
+        batch_size: blocks in a pass. Of no effect on the estimate by sample; part of what `ewclora_batch` means.
+        weights: "adapted" is those that the recipe's LoRA adapts, "all" every linear layer but the output head, whatever is
+            adapted later (the official code estimates these, and norms and embeddings beside, which its penalty never reads).
+        location: where the sums are kept, "device" or "cpu".
+        storage: the map's storage format, see `importance.storage`.
+
+    Raises:
+        ALoRAError: a value is out of range or unknown.
+    """
+
+    samples: int = 20000
+    batch_size: int = 8
+    weights: str = "adapted"
+    location: str = "device"
+    storage: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ALoRAError(f"fisher.{name}={getattr(self, name)!r} must be at least 1")
+        for name, known in (("weights", ("adapted", "all")), ("location", LOCATIONS)):
+            if getattr(self, name) not in known:
+                raise ALoRAError(f"fisher.{name}={getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
+        storage_format(self.storage)
 
 
 @dataclass(frozen=True)
@@ -47,12 +82,14 @@ class FisherEstimate:
         omega: F by weight name, (out_features, in_features), in host memory.
         samples, tokens: how many went into it; tokens are those that were predicted.
         batches: in how many passes.
+        seconds: how long that took, over all the times that it was begun.
     """
 
     omega: dict[str, torch.Tensor]
     samples: int
     tokens: int
     batches: int
+    seconds: float
 
 
 class SquaredGradients:
@@ -118,8 +155,8 @@ class SquaredGradients:
     def _check(self, weight: AdaptedWeight, gradient: torch.Tensor) -> None:
         if gradient.shape[0] != self._samples:
             raise ALoRAError(
-                f"{weight.name} does not see one row a sample ({gradient.shape[0]} for {self._samples}; a mixture of experts?), "
-                "so that samples cannot be told apart: leave it out of target_modules"
+                f"{weight.name} does not see one row a sample ({gradient.shape[0]} for {self._samples}; a mixture of "
+                "experts?), so that samples cannot be told apart: leave it out of target_modules"
             )
         if weight.name in self._seen:
             raise ALoRAError(
@@ -138,7 +175,7 @@ class SquaredGradients:
             total[rows] += block.to(total.device)
 
     def _add_embedding(self, weight: AdaptedWeight, features: torch.Tensor, gradient: torch.Tensor) -> None:
-        """A token's column of W gets the sum of the gradients at its places: only the columns of a sample's tokens are touched."""
+        """A token's column of W gets the sum of the gradients at its places; the columns of other tokens are not touched."""
         total, dtype = self.sums[weight.name], weight.dtype
         whole = self.kind == "batch"
         for ids, g in ((features, gradient),) if whole else zip(features, gradient, strict=True):
@@ -170,33 +207,36 @@ def estimate_fisher(
     """The diagonal Fisher information of `model`'s adapted weights over text, at the weights that it has.
 
     Args:
-        model: with a trainable LoRA adapter, whose target modules say which weights are meant. A fresh adapter is zero, so that
-            F is that of the base weights. The model is run in evaluation mode, and its gradients are cleared.
-        batches: ``input_ids``, ``labels`` (-100 where nothing is predicted) and perhaps ``attention_mask``, each (B, T); the
-            same ones in the same order where a checkpoint is gone on from.
+        model: with a trainable LoRA adapter, whose target modules say which weights are meant. A fresh adapter is zero,
+            so that F is that of the base weights. The model is run in evaluation mode, and its gradients are cleared.
+        batches: ``input_ids``, ``labels`` (-100 where nothing is predicted) and perhaps ``attention_mask``, each (B, T);
+            the same ones in the same order where a checkpoint is gone on from.
         kind: "sample" or "batch", see the module's text.
         location: where the sums are kept: "device" or "cpu".
         samples: stop after this many (the last batch is cut); None takes all.
-        checkpoint: a file that the sums so far are kept in; if it is there, the estimate goes on from it. The caller removes it.
+        checkpoint: a file that the sums so far are kept in; if it is there, the estimate goes on from it. The caller removes
+            it.
         checkpoint_every: batches between two writings of it.
 
     Raises:
-        ALoRAError: there is no sample; a gradient is not finite; a layer is not supported; the checkpoint is another estimate's.
+        ALoRAError: there is no sample; a gradient is not finite; a layer is not supported; the checkpoint is of another
+            estimate.
     """
     weights = adapted_weights(model)
     squares = SquaredGradients(weights, kind, location)
-    progress = {"samples": 0, "tokens": 0, "batches": 0}
+    progress: dict[str, float] = dict.fromkeys(_PROGRESS, 0)
     if checkpoint is not None and checkpoint.is_file():
         progress = _load(squares, checkpoint)
+    start, before = time.perf_counter(), progress["seconds"]
     try:
         with _evaluation_mode(model):
-            for batch in itertools.islice(batches, progress["batches"], None):
+            for batch in itertools.islice(batches, int(progress["batches"]), None):
                 if samples is not None and progress["samples"] >= samples:
                     break
-                left = None if samples is None else samples - progress["samples"]
-                _add_batch(
-                    model, squares, {key: value[:left] for key, value in batch.items()}, progress, weights[0].device
-                )
+                left = None if samples is None else samples - int(progress["samples"])
+                taken = {key: value[:left] for key, value in batch.items()}
+                _add_batch(model, squares, taken, progress, weights[0].device)
+                progress["seconds"] = before + time.perf_counter() - start
                 if checkpoint is not None and progress["batches"] % checkpoint_every == 0:
                     _save(squares, progress, checkpoint)
     finally:
@@ -217,7 +257,7 @@ def _add_batch(
     model: nn.Module,
     squares: SquaredGradients,
     batch: Mapping[str, torch.Tensor],
-    progress: dict[str, int],
+    progress: dict[str, float],
     device: torch.device,
 ) -> None:
     inputs = {key: value.to(device) for key, value in batch.items()}
@@ -258,14 +298,14 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _save(squares: SquaredGradients, progress: Mapping[str, int], path: Path) -> None:
+def _save(squares: SquaredGradients, progress: Mapping[str, float], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     write_tensors(partial, squares.sums, {"kind": squares.kind} | {key: str(value) for key, value in progress.items()})
     os.replace(partial, path)
 
 
-def _load(squares: SquaredGradients, path: Path) -> dict[str, int]:
+def _load(squares: SquaredGradients, path: Path) -> dict[str, float]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
@@ -273,6 +313,6 @@ def _load(squares: SquaredGradients, path: Path) -> dict[str, int]:
                 raise ALoRAError(f"{path} belongs to another estimate: remove it, and begin anew")
             for name, total in squares.sums.items():
                 total.copy_(file.get_tensor(name))
-            return {key: int(metadata[key]) for key in ("samples", "tokens", "batches")}
+            return {key: float(metadata[key]) for key in _PROGRESS}
     except SafetensorError as error:
         raise ALoRAError(f"{path} is damaged ({error}): remove it, and begin anew") from error

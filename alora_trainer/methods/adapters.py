@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -26,8 +26,13 @@ _MLP = re.compile(r"(^|\.)(mlp|feed_forward|ffn|ff|fc_layers)(\.|$)")
 class Adapter:
     """A model with a method's adapter on it, and how to save that as something that PEFT loads onto the base model."""
 
-    model: PeftModel
+    model: Any
     save: Callable[[Path], None]
+
+    @classmethod
+    def plain(cls, model: Any) -> Adapter:
+        """One that PEFT saves as it is."""
+        return cls(model, lambda folder: model.save_pretrained(str(folder)))
 
 
 def attach_adapter(
@@ -60,18 +65,14 @@ def attach_adapter(
             assert collate is not None
             return _corda(base, config, options.own, general, collate, folder)
         if method.adapter == "osf":
-            return _plain(get_peft_model(base, _osf_config(config, options.own)))
+            return Adapter.plain(get_peft_model(base, _osf_config(config, options.own)))
         if method.adapter == "mlp_lora":
             config.target_modules = mlp_layers(base)
-        return _plain(get_peft_model(base, config))
+        return Adapter.plain(get_peft_model(base, config))
     except (TypeError, ValueError) as error:
         if isinstance(error, ALoRAError):
             raise
         raise ALoRAError(f"the adapter does not fit the model: {str(error).strip().splitlines()[0]}") from error
-
-
-def _plain(model: Any) -> Adapter:
-    return Adapter(model, lambda folder: model.save_pretrained(str(folder)))
 
 
 def mlp_layers(model: nn.Module) -> set[str]:
@@ -136,7 +137,5 @@ def _all_linear(model: PreTrainedModel) -> set[str]:
     """Names of all linear layers but the output head."""
     head = model.get_output_embeddings()
     return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
     }

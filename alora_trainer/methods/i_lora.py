@@ -90,7 +90,7 @@ def consistency_loss(hidden: tuple[torch.Tensor, ...], reference: tuple[torch.Te
 
 
 class ILoRATrainer(GeneralTextMixin, ALoRATrainer):
-    """``L = L_domain + weight * (L_general + consistency * ||h(adapter) - h(average)||**2)``, the latter two on general text."""
+    """``L = L_domain + weight * (L_general + consistency * ||h(adapter) - h(average)||**2)``, the latter on general text."""
 
     options: ILoRAOptions
 

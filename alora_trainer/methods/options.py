@@ -1,9 +1,9 @@
 """The recipe's section `method_options`: what is set for one method alone.
 
-    method_options:
-      alora:  {alora: {lam: 0.3}}              # fields of ALoRAConfig, lora and tune, over the recipe's own
-      osf:    {tune: {learning_rate: 1e-4}}
-      replay: {fraction: 0.05}                 # and the method's own settings
+method_options:
+  alora:  {alora: {lam: 0.3}}              # fields of ALoRAConfig, lora and tune, over the recipe's own
+  osf:    {tune: {learning_rate: 1e-4}}
+  replay: {fraction: 0.05}                 # and the method's own settings
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ from __future__ import annotations
 from alora_trainer.methods.method import Method
 from alora_trainer.settings import check_keys
 
+# A new adapter over the base as it is, held to the base: theta* = W0.
+_FROM_THE_BASE = {"start": "fresh", "fresh_base": "bare", "anchor": "base", "layer_weights": "none"}
+
 METHODS = {
     method.name: method
     for method in (
@@ -19,14 +22,14 @@ METHODS = {
             "LoRA on the domain, held to the base weights by their Fisher information",
             starts_from="fresh",
             importance="fisher",
-            alora={"layer_weights": "none"},
+            alora=_FROM_THE_BASE,
         ),
         Method(
             "ewclora_batch",
             "the same with the squared batch gradients of the official code",
             starts_from="fresh",
             importance="fisher_batch",
-            alora={"layer_weights": "none"},
+            alora=_FROM_THE_BASE,
         ),
         Method("alora", "the same as `lora_ab`, important weights held", starts_from="recorded", importance="recorded"),
         Method(
