@@ -19,6 +19,7 @@ FRESH_BASES = ("merged", "bare")
 ANCHORS = ("reference", "base")
 MISSING = ("error", "uniform", "free")
 BACKENDS = ("factored", "triton", "blocked", "dense")
+STORAGES = ("float32", "bfloat16", "log8", "factored", "float64")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -52,6 +53,14 @@ class ALoRAConfig:
     )
     record_tokens: int | None = _option(
         None, "Stop recording after this many tokens, whatever the number of steps or epochs; None sets no such limit."
+    )
+    save_storage: str | None = _option(
+        None,
+        "Format that a recipe saves its recorded map in: 'float32', 'bfloat16' (half the bytes), 'log8' (a quarter) or "
+        "'factored' (a thousandth). None saves it as exactly as it was recorded.",
+    )
+    storage: str | None = _option(
+        None, "Format that importance is held in while it protects, of the same names. None keeps the map's own."
     )
     lam: float | str | None = _option(
         None,
@@ -179,8 +188,10 @@ _CHOICES = {
     "anchor": ANCHORS,
     "missing": MISSING,
     "backend": BACKENDS,
+    "storage": STORAGES,
+    "save_storage": STORAGES,
 }
-_OPTIONAL = ("record", "backend", "record_tokens")
+_OPTIONAL = ("record", "backend", "record_tokens", "storage", "save_storage")
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

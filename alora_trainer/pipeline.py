@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # The settings of `alora` that stage A does not depend on.
 _PROTECTING = (
+    "storage",
     "lam",
     "lam_schedule",
     "lam_end_factor",
@@ -209,7 +210,7 @@ class Run:
         cost = train(trainer)
         if trainer.importance is None:
             raise RuntimeError("the recording ended without an importance map")
-        trainer.importance.save_pretrained(part.folder / "map")
+        trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
         part.finish(cost)
         del trainer
         release_memory()

@@ -13,6 +13,8 @@ from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import DynamicCache
 
+from alora_trainer.errors import ALoRAError
+
 Request: TypeAlias = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of the context and the continuation
 Answer: TypeAlias = tuple[float, bool]  # log-likelihood of the continuation, and whether it is the greedy one
 
@@ -53,6 +55,12 @@ class Scorer(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
+        longest = max((len(answer) for _, _, answer in requests), default=0)
+        if longest > self.max_length:
+            raise ALoRAError(
+                f"an answer of {longest} tokens does not fit evaluation.max_length={self.max_length}: raise it, up to the "
+                "model's own limit, or leave the item out"
+            )
         answers: dict[int, Answer] = {}
         for batch in self._shared_batches(requests):
             scored_batch = self._score_batch(batch, requests)
