@@ -181,6 +181,8 @@ _DEFAULT_LAM = 0.3
 _CHOICES = {
     "record": ESTIMATORS,
     "omega_device": LOCATIONS,
+    "save_storage": STORAGES,
+    "storage": STORAGES,
     "lam_schedule": SCHEDULES,
     "application": APPLICATIONS,
     "start": STARTS,
@@ -191,7 +193,7 @@ _CHOICES = {
     "storage": STORAGES,
     "save_storage": STORAGES,
 }
-_OPTIONAL = ("record", "backend", "record_tokens", "storage", "save_storage")
+_OPTIONAL = ("record", "save_storage", "storage", "backend", "record_tokens")
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

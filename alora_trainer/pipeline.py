@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from alora_trainer.importance import ImportanceMap
+    from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
 
-# The settings of `alora` that stage A does not depend on.
+# The settings of `alora` that only the protected training depends on.
 _PROTECTING = (
     "storage",
     "lam",
@@ -41,8 +42,22 @@ _PROTECTING = (
     "normalize",
     "backend",
 )
+# The settings of `general` that stage A does not depend on.
+_TEST = ("test", "test_bytes")
+_PROBE = ("probe", "probe_tokens")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
+
+
+def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
+    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
+    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
+
+
+def watches_probe(recipe: Recipe) -> bool:
+    """Whether a protected training by this recipe watches its loss on general text."""
+    return recipe.alora.budget is not None or recipe.general.probe is not None
 
 
 def check_single_process() -> None:
@@ -90,7 +105,7 @@ class Run:
         general, domain = self._resolved["general"], self._resolved["domain"]
         settings = {
             "seed": self.recipe.seed,
-            "general": {key: general[key] for key in ("test", "test_bytes")},
+            "general": {key: general[key] for key in _TEST},
             "domain": {key: value for key, value in domain.items() if key not in _TOKENIZING},
         }
         return Part(self.folder / "data", settings, "data")
@@ -104,6 +119,9 @@ class Run:
         }
         return Part(self.folder / "record", settings, "training")
 
+    def _training_text(self) -> dict[str, Any]:
+        return {key: value for key, value in self._resolved["general"].items() if key not in (*_TEST, *_PROBE)}
+
     def _fisher_part(self, method: Method) -> Part:
         assert method.importance is not None
         settings = self._common() | {
@@ -113,9 +131,6 @@ class Run:
             "kind": method.fisher_kind,
         }
         return Part(self.folder / method.importance, settings, "training")
-
-    def _training_text(self) -> dict[str, Any]:
-        return {key: value for key, value in self._resolved["general"].items() if key not in ("test", "test_bytes")}
 
     def _training_part(self, method: Method) -> Part:
         recipe, own = self.recipe.for_method(method), self.recipe.options(method).own
@@ -130,6 +145,11 @@ class Run:
             settings["fisher"] = self._fisher_part(method).settings
         if method.penalty:
             settings["protecting"] = {key: getattr(recipe.alora, key) for key in _PROTECTING}
+            settings["fresh_lora"] = recipe.fresh_lora
+            if watches_probe(recipe):
+                settings["probe"] = {
+                    key: self._resolved["general"][key] for key in (*_PROBE, "train", "train_tokens", "block_length")
+                }
         if own is not None:
             settings["options"] = asdict(own)
         if method.needs_general_text:
@@ -188,7 +208,7 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
-        from alora_trainer.general_blocks import general_blocks
+        from alora_trainer.general_text import text_to_train
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -198,8 +218,8 @@ class Run:
         if finished is not None:
             return finished
         recipe = self.recipe
-        data = general_blocks(self.recipe, self.tokenizer, part.folder)
         logger.info("stage A: recording on general text")
+        data = text_to_train(recipe, self.tokenizer, part.folder)
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -222,8 +242,6 @@ class Run:
         Returns:
             seconds, peak_bytes, samples and steps of the estimate.
         """
-        from alora_trainer.data.domain import collator
-        from alora_trainer.general_blocks import general_blocks
         from alora_trainer.methods.fisher_stage import compute_fisher
 
         part = self._fisher_part(method)
@@ -232,9 +250,7 @@ class Run:
         if finished is not None:
             return finished
         assert method.fisher_kind is not None and method.importance is not None
-        data = general_blocks(self.recipe, self.tokenizer, part.folder)
-        collate = collator(self.tokenizer)
-        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, data, collate, part.folder)
+        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
         part.finish(cost)
         return cost
 
@@ -264,9 +280,8 @@ class Run:
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
-        from alora_trainer.methods.adapters import Adapter, attach_adapter
         from alora_trainer.methods.trainers import make_trainer
-        from alora_trainer.stages import load_base, release_memory, train, with_saved_adapter
+        from alora_trainer.stages import release_memory, train
 
         recipe, options = self.recipe.for_method(method), self.recipe.options(method)
         files = self.prepare_data()
@@ -279,37 +294,53 @@ class Run:
         )
         general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
         collate = collator(self.tokenizer)
-        base = load_base(recipe)
-        if method.needs_recording:
-            adapter = Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
-        else:
-            config = recipe.lora_config()
-            adapter = attach_adapter(
-                method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
-            )
+        adapter = self._start(method, folder, general, collate)
+        probing = method.penalty and watches_probe(recipe)
         trainer = make_trainer(
             method,
             options,
             importance=self._importance(method),
             alora=replace(recipe.alora, record=None) if method.penalty else None,
+            probe_dataset=self._probe_text(folder) if probing else None,
             general=general,
             model=adapter.model,
             args=recipe.training_arguments("tune", folder / "checkpoints"),
             train_dataset=data,
             data_collator=collate,
         )
-        cost = train(trainer)
+        outcome = train(trainer)
         adapter.save(folder / "adapter")
-        del trainer, adapter, base
+        if probing:
+            outcome["probe"] = probe_history(trainer.state.log_history)
+        del trainer, adapter
         release_memory()
-        return cost
+        return outcome
+
+    def _start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
+        """The model that the method's training starts with, and how its adapter is saved."""
+        from alora_trainer.methods.adapters import Adapter, attach_adapter
+        from alora_trainer.stages import load_base, with_saved_adapter
+        from alora_trainer.starts import protected_start, save_protected
+
+        recipe = self.recipe.for_method(method)
+        if method.penalty:
+            recorded = self._importance_folder(method)
+            model = protected_start(recipe, recorded)
+            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
+        base = load_base(recipe)
+        if method.needs_recording:
+            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
+        options, config = self.recipe.options(method), recipe.lora_config()
+        return attach_adapter(
+            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
+        )
 
     def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
-        from alora_trainer.general_blocks import general_blocks
+        from alora_trainer.general_text import text_to_train
 
         if self.recipe.general.streaming:
             raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
-        return general_blocks(self.recipe, self.tokenizer, folder)
+        return text_to_train(self.recipe, self.tokenizer, folder)
 
     def _importance(self, method: Method) -> ImportanceMap | None:
         """The map that holds the method's training; None if nothing does."""
@@ -318,15 +349,19 @@ class Run:
 
         if method.importance is None:
             return None
-        fisher = method.fisher_kind is not None
-        importance = ImportanceMap.from_pretrained(
-            self._fisher_part(method).folder / "map" if fisher else self._map_folder()
-        )
-        return (
-            control_map(method.importance, importance, self.recipe.seed)
-            if method.importance in CONTROLS
-            else importance
-        )
+        importance = ImportanceMap.from_pretrained(self._importance_folder(method), storage=self.recipe.alora.storage)
+        if method.importance in CONTROLS:
+            return control_map(method.importance, importance, self.recipe.seed)
+        return importance
+
+    def _importance_folder(self, method: Method) -> Path:
+        return self._map_folder() if method.fisher_kind is None else self._fisher_part(method).folder / "map"
+
+    def _probe_text(self, folder: Path) -> Any:
+        from alora_trainer.general_text import text_to_watch
+
+        recorded = self.folder / "record" if self.importance is None else folder
+        return text_to_watch(self.recipe, self.tokenizer, recorded)
 
     def _map_folder(self) -> Path:
         if self.importance is None:

@@ -104,6 +104,10 @@ class ALoRAMixin(_TrainerHooks):
                 "load_best_model_at_end would pair the importance of the whole training with earlier weights: "
                 "set it to False while recording"
             )
+        if self.alora.budget is not None and args.load_best_model_at_end:
+            raise ALoRAError(
+                "load_best_model_at_end would bring back weights that may be above the budget: set it to False with a budget"
+            )
         if self._given_importance is not None:
             self._weights = self._given_importance.check_model(
                 self.model, start=self.alora.start, fresh_base=self.alora.fresh_base, missing=self.alora.missing
@@ -250,8 +254,12 @@ class ALoRAMixin(_TrainerHooks):
         return self._recorder is not None and limit is not None and self._recorder.tokens >= limit
 
     def _end(self) -> None:
+        if self._protection is not None:
+            logs = self._protection.finish(self.model, self.accelerator)
+            if logs:
+                self.log(logs)
         recorder, self._recorder = self._recorder, None
-        self._protection = None
+        self._protection, self._resumed_from = None, None
         if recorder is not None:
             recorded = describe_recording(self, recorder)
             self.importance = recorded if self._given_importance is None else self._given_importance + recorded

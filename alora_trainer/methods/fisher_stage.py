@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.data.domain import collator
+from alora_trainer.general_text import text_to_train
 from alora_trainer.importance.fisher import estimate_fisher
 from alora_trainer.memory import Meter
 from alora_trainer.provenance import describe_fisher
@@ -16,15 +18,14 @@ from alora_trainer.stages import load_base, place, release_memory, with_fresh_ad
 logger = logging.getLogger(__name__)
 
 
-def compute_fisher(recipe: Recipe, kind: str, name: str, data: Any, collate: Any, folder: Path) -> dict[str, Any]:
+def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder: Path) -> dict[str, Any]:
     """Estimate the Fisher information and write it as ``folder/map``; goes on where it was stopped.
 
     Args:
         recipe: the model, the LoRA that says which weights, and the section `fisher`.
         kind: "sample" or "batch".
         name: of the estimator, as the map says it.
-        data: blocks of general text, in an order that does not change.
-        collate: makes a batch of them.
+        tokenizer: the base model's.
         folder: for the map, and the sums so far.
 
     Returns:
@@ -33,6 +34,7 @@ def compute_fisher(recipe: Recipe, kind: str, name: str, data: Any, collate: Any
     from torch.utils.data import DataLoader
 
     settings = recipe.fisher
+    data = text_to_train(recipe, tokenizer, folder)
     logger.info(f"Fisher information ({kind}) over general text")
     model = with_fresh_adapter(load_base(recipe), _covering(recipe))
     place(model, recipe.training_arguments("record", folder).device)
@@ -40,7 +42,7 @@ def compute_fisher(recipe: Recipe, kind: str, name: str, data: Any, collate: Any
     with Meter() as meter:
         estimate = estimate_fisher(
             model,
-            DataLoader(data, batch_size=settings.batch_size, collate_fn=collate),
+            DataLoader(data, batch_size=settings.batch_size, collate_fn=collator(tokenizer)),
             kind=kind,
             location=settings.location,
             samples=settings.samples,

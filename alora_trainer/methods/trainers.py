@@ -16,6 +16,7 @@ def make_trainer(
     *,
     importance: ImportanceMap | None = None,
     alora: ALoRAConfig | None = None,
+    probe_dataset: Any = None,
     general: Any = None,
     **kwargs: Any,
 ) -> Any:
@@ -24,13 +25,13 @@ def make_trainer(
     Args:
         method: what to train.
         options: what the recipe sets for it.
-        importance, alora: what holds it, for a method with a penalty.
+        importance, alora, probe_dataset: what holds it, for a method with a penalty; see `ALoRAMixin`.
         general: rows of general text, for a method that needs them.
         kwargs: model, args, train_dataset and the like, for `transformers.Trainer`.
     """
     from alora_trainer.trainer import ALoRATrainer
 
-    common = kwargs | {"importance": importance, "alora": alora}
+    common = kwargs | {"importance": importance, "alora": alora, "probe_dataset": probe_dataset}
     if method.technique is None:
         return ALoRATrainer(**common)
     if method.technique == "lora_pro":

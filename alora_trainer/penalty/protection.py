@@ -22,6 +22,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.map import ImportanceMap
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.budget import BudgetController
+from alora_trainer.penalty.final_pull import FinalPull
 from alora_trainer.penalty.function import penalty_loss
 from alora_trainer.penalty.probe import Probe
 from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
@@ -64,6 +65,7 @@ class Protection:
         self._config = config
         self._steps = steps
         self._completed = 0
+        self._base_lam = 0.0
         self._probe = probe
         self._decoupled = config.application == "decoupled"
         self._balance = (
@@ -97,8 +99,6 @@ class Protection:
         if self._config.budget is not None and self._controller is None:
             self._controller = BudgetController(self._config.budget, lam)
         self._base_lam = lam
-
-    _base_lam = 0.0
 
     @property
     def lam(self) -> float:
@@ -165,7 +165,7 @@ class Protection:
             self._settle(self._balance)
         if self._probe is None or not (last or completed % self._config.probe_steps == 0):
             return {}
-        return self._evaluate_probe(self._probe, model, accelerator)
+        return self._evaluate_probe(self._probe, model, accelerator, last)
 
     def _settle(self, balance: GradientBalance) -> None:
         self.penalty.lam = 1.0
@@ -174,17 +174,25 @@ class Protection:
             logger.info(f"lam='auto' is {lam:.4g}, where data and penalty pull equally after {self._completed} steps")
             self._set_lam(lam)
 
-    def _evaluate_probe(self, probe: Probe, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
+    def _evaluate_probe(self, probe: Probe, model: torch.nn.Module, accelerator: Any, last: bool) -> dict[str, float]:
         sums = probe.evaluate(model, accelerator)
         rise = probe.rise(sums)
-        if self._controller is not None:
+        logs = {"probe_loss": probe.loss(sums), "probe_rise": rise.value, "probe_rise_error": rise.error}
+        if self._controller is None:
+            return logs
+        if last:
+            self._finished = True
+            final = FinalPull(self.penalty, self._controller.budget)
+            logs |= final.keep_budget(rise, lambda: probe.rise(probe.evaluate(model, accelerator)))
+        else:
             self._controller.update(rise)
-        return {
-            "probe_loss": probe.loss(sums),
-            "probe_rise": rise.value,
-            "probe_rise_error": rise.error,
-            "lam": self.lam,
-        }
+        return logs | {"lam": self.lam}
+
+    def finish(self, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
+        """As the last `end_of_step`, where the training was ended without one being said to be the last."""
+        if self._finished or self._controller is None or self._probe is None:
+            return {}
+        return self._evaluate_probe(self._probe, model, accelerator, last=True)
 
     # ---- checkpoints ----
 

@@ -89,6 +89,11 @@ class QuadraticPenalty:
         names = sorted({held.backend.name for held in self._held})
         logger.info(f"penalty: {importance.storage} importance, computed by {', '.join(names)}")
 
+    @property
+    def weights(self) -> list[AdaptedWeight]:
+        """The held weights."""
+        return [held.weight for held in self._held]
+
     def evaluate(self) -> PenaltyStep:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
 
