@@ -190,8 +190,6 @@ _CHOICES = {
     "anchor": ANCHORS,
     "missing": MISSING,
     "backend": BACKENDS,
-    "storage": STORAGES,
-    "save_storage": STORAGES,
 }
 _OPTIONAL = ("record", "save_storage", "storage", "backend", "record_tokens")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ import yaml
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import METHODS, Method
-from alora_trainer.parts import Part, read_json, write_text
+from alora_trainer.parts import read_json, write_text
 from alora_trainer.recipe import Recipe
+from alora_trainer.run_parts import RunParts, watches_probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,39 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The settings of `alora` that only the protected training depends on.
-_PROTECTING = (
-    "storage",
-    "lam",
-    "lam_schedule",
-    "lam_end_factor",
-    "application",
-    "budget",
-    "probe_steps",
-    "start",
-    "fresh_base",
-    "anchor",
-    "missing",
-    "layer_weights",
-    "normalize",
-    "backend",
-)
-# The settings of `general` that stage A does not depend on.
-_TEST = ("test", "test_bytes")
-_PROBE = ("probe", "probe_tokens")
-# The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on")
-
 
 def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a training's log says of its general probe, one entry for each time that it was evaluated."""
     kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
     return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
-
-
-def watches_probe(recipe: Recipe) -> bool:
-    """Whether a protected training by this recipe watches its loss on general text."""
-    return recipe.alora.budget is not None or recipe.general.probe is not None
 
 
 def check_single_process() -> None:
@@ -66,7 +39,7 @@ def check_single_process() -> None:
         raise ALoRAError("a recipe runs in one process: for several, use ALoRATrainer in a script of your own")
 
 
-class Run:
+class Run(RunParts):
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
     Args:
@@ -83,84 +56,13 @@ class Run:
         self, recipe: Recipe, output_dir: str | Path, *, overwrite: bool = False, importance: str | None = None
     ) -> None:
         check_single_process()
-        self.recipe = recipe
-        self.folder = Path(output_dir)
+        super().__init__(recipe, Path(output_dir), importance)
         self.overwrite = overwrite
-        self.importance = importance
-        if importance is not None:
-            self._map_folder()  # a map that is not there is known before anything is done
-        self._resolved = recipe.resolved()
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
         write_text(
             self.folder / "recipe.yaml", yaml.safe_dump(self._resolved, sort_keys=False, allow_unicode=True, width=120)
         )
-
-    # ---- the parts and what each depends on ----
-
-    def _common(self) -> dict[str, Any]:
-        return {key: self._resolved[key] for key in ("model", "seed")}
-
-    def _data_part(self) -> Part:
-        general, domain = self._resolved["general"], self._resolved["domain"]
-        settings = {
-            "seed": self.recipe.seed,
-            "general": {key: general[key] for key in _TEST},
-            "domain": {key: value for key, value in domain.items() if key not in _TOKENIZING},
-        }
-        return Part(self.folder / "data", settings, "data")
-
-    def _record_part(self) -> Part:
-        settings = self._common() | {
-            "lora": self.recipe.lora,
-            "general": self._training_text(),
-            "record": self.recipe.record,
-            "alora": {key: value for key, value in self._resolved["alora"].items() if key not in _PROTECTING},
-        }
-        return Part(self.folder / "record", settings, "training")
-
-    def _training_text(self) -> dict[str, Any]:
-        return {key: value for key, value in self._resolved["general"].items() if key not in (*_TEST, *_PROBE)}
-
-    def _fisher_part(self, method: Method) -> Part:
-        assert method.importance is not None
-        settings = self._common() | {
-            "lora": self.recipe.lora,
-            "general": self._training_text(),
-            "fisher": self._resolved["fisher"],
-            "kind": method.fisher_kind,
-        }
-        return Part(self.folder / method.importance, settings, "training")
-
-    def _training_part(self, method: Method) -> Part:
-        recipe, own = self.recipe.for_method(method), self.recipe.options(method).own
-        settings = self._common() | {"method": asdict(method)}
-        if method.trains:
-            settings |= {"domain": self._resolved["domain"], "tune": recipe.tune}
-        if method.starts_from == "fresh":
-            settings["lora"] = recipe.lora
-        if method.needs_recording:
-            settings["recording"] = self.importance or self._record_part().settings
-        if method.fisher_kind is not None:
-            settings["fisher"] = self._fisher_part(method).settings
-        if method.penalty:
-            settings["protecting"] = {key: getattr(recipe.alora, key) for key in _PROTECTING}
-            settings["fresh_lora"] = recipe.fresh_lora
-            if watches_probe(recipe):
-                settings["probe"] = {
-                    key: self._resolved["general"][key] for key in (*_PROBE, "train", "train_tokens", "block_length")
-                }
-        if own is not None:
-            settings["options"] = asdict(own)
-        if method.needs_general_text:
-            settings["general"] = self._training_text()
-        return Part(self.folder / method.name, settings, "training")
-
-    def _evaluation_part(self, name: str, trained: str) -> Part:
-        settings = {"data": self._data_part().settings, "evaluation": self._resolved["evaluation"], "trained": trained}
-        return Part(self.folder / name, settings, "result")
-
-    # ---- the work ----
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -354,21 +256,11 @@ class Run:
             return control_map(method.importance, importance, self.recipe.seed)
         return importance
 
-    def _importance_folder(self, method: Method) -> Path:
-        return self._map_folder() if method.fisher_kind is None else self._fisher_part(method).folder / "map"
-
     def _probe_text(self, folder: Path) -> Any:
         from alora_trainer.general_text import text_to_watch
 
         recorded = self.folder / "record" if self.importance is None else folder
         return text_to_watch(self.recipe, self.tokenizer, recorded)
-
-    def _map_folder(self) -> Path:
-        if self.importance is None:
-            return self.folder / "record" / "map"
-        from alora_trainer.importance.files import resolve_source
-
-        return resolve_source(self.importance, None)
 
     def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).

@@ -10,8 +10,8 @@ import torch
 
 from alora_trainer.errors import ALoRAError
 
-# Share of the peak that a LoRA training reaches in the transformers library, as a rule of thumb: it decides the times of a plan,
-# never its bytes. A measured probe needs none.
+# Share of the peak that a LoRA training reaches in the transformers library, as a rule of thumb: it decides the times of a
+# plan, never its bytes.
 EFFICIENCY = 0.4
 # What CUDA's context and the libraries' workspaces take, whatever the model.
 CUDA_OVERHEAD_BYTES = 600 << 20

@@ -1,7 +1,7 @@
 """One training step on fake tensors: shapes without numbers, so that nothing is computed and nothing is held.
 
-What every operation of the model's own code allocates is counted until it is let go, forward and backward, as the allocator would:
-no formula for activations that a new architecture or a change in transformers would make wrong.
+What every operation of the model's own code allocates is counted until it is let go, forward and backward, as the allocator
+would: no formula for activations that a new architecture or a change in transformers would make wrong.
 """
 
 from __future__ import annotations
