@@ -78,6 +78,7 @@ class Run(RunParts):
             general: path by subset; train, test: paths of the domain's items; report: what was left out, and why. All paths
             are relative to the output folder.
         """
+        from alora_trainer.data.chat import is_chat
         from alora_trainer.data.domain import prepare_domain
         from alora_trainer.data.general import write_held_out
 
@@ -90,7 +91,13 @@ class Run(RunParts):
         general = write_held_out(
             recipe.general.test, part.folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
         )
-        domain = prepare_domain(recipe.domain, base=recipe.base, folder=part.folder / "domain", seed=recipe.seed)
+        domain = prepare_domain(
+            recipe.domain,
+            base=recipe.base,
+            folder=part.folder / "domain",
+            seed=recipe.seed,
+            tokenizer=self.tokenizer if is_chat(recipe.domain.task) else None,
+        )
         outcome = {
             "general": {name: self._relative(path) for name, path in general.items()},
             "train": self._relative(domain.train),

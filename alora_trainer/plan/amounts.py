@@ -51,7 +51,7 @@ def training_amount(recipe: Recipe, section: str, items: int | None, length: int
     elif items is None:
         steps = None
     else:
-        steps = math.ceil(math.ceil(items / size) / accumulation * arguments.num_train_epochs)
+        steps = math.ceil(arguments.num_train_epochs * math.ceil(math.ceil(items / size) / accumulation))
     return Amount(items, steps, accumulation, size, length)
 
 
