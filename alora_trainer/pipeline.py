@@ -203,7 +203,7 @@ class Run(RunParts):
         )
         general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
         collate = collator(self.tokenizer)
-        adapter = self._start(method, folder, general, collate)
+        adapter = self.start(method, folder, general, collate)
         probing = method.penalty and watches_probe(recipe)
         trainer = make_trainer(
             method,
@@ -225,7 +225,7 @@ class Run(RunParts):
         release_memory()
         return outcome
 
-    def _start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
+    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
         """The model that the method's training starts with, and how its adapter is saved."""
         from alora_trainer.methods.adapters import Adapter, attach_adapter
         from alora_trainer.stages import load_base, with_saved_adapter
@@ -233,7 +233,7 @@ class Run(RunParts):
 
         recipe = self.recipe.for_method(method)
         if method.penalty:
-            recorded = self._importance_folder(method)
+            recorded = self.importance_folder(method)
             model = protected_start(recipe, recorded)
             return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
         base = load_base(recipe)
@@ -258,7 +258,7 @@ class Run(RunParts):
 
         if method.importance is None:
             return None
-        importance = ImportanceMap.from_pretrained(self._importance_folder(method), storage=self.recipe.alora.storage)
+        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
         if method.importance in CONTROLS:
             return control_map(method.importance, importance, self.recipe.seed)
         return importance

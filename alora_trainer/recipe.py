@@ -48,7 +48,7 @@ SECTIONS = (
     "method_options",
     "evaluation",
 )
-KEYS = ("name", "seed", "output_dir", "methods", *SECTIONS)
+KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 QUANTIZATIONS = ("nf4", "int8")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
@@ -101,7 +101,8 @@ class Recipe:
         lora: fields of `peft.LoraConfig`.
         fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: fresh``.
         general: general text, to record on and to measure general ability with.
-        domain: the task to tune on.
+        domain: the task to tune on; with `domains`, the first of them.
+        domains: several tasks to tune on in a row (see `continual`); empty for one.
         record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
         alora: recording and protecting.
         fisher: how Fisher information is estimated, for the methods that need it.
@@ -121,6 +122,7 @@ class Recipe:
     alora: ALoRAConfig
     evaluation: EvaluationConfig
     fisher: FisherConfig
+    domains: tuple[DomainConfig, ...] = ()
     method_options: dict[str, MethodOptions] = field(default_factory=dict)
     fresh_lora: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -133,6 +135,10 @@ class Recipe:
     def needs_recording(self) -> bool:
         """Whether any of the methods starts from the recording on general text."""
         return any(method.needs_recording for method in self.methods)
+
+    def each_domain(self) -> list[Recipe]:
+        """This recipe for each of its domains alone, in their order."""
+        return [dataclasses.replace(self, domain=domain, domains=()) for domain in self.domains or (self.domain,)]
 
     def options(self, method: Method) -> MethodOptions:
         """What is set for `method`."""
@@ -199,8 +205,10 @@ class Recipe:
         """
         from alora_trainer.data.general import SELF
 
-        general, domain = dataclasses.asdict(self.general), dataclasses.asdict(self.domain)
-        for section, keys in ((general, ("train", "test", "probe")), (domain, ("train", "test", "source"))):
+        general = dataclasses.asdict(self.general)
+        domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
+        read = [(general, ("train", "test", "probe")), *((domain, ("train", "test", "source")) for domain in domains)]
+        for section, keys in read:
             for key in keys:
                 if section[key] != SELF:
                     section[key] = _absolute(section[key], self.base)
@@ -212,7 +220,7 @@ class Recipe:
             "lora": self.lora,
             "fresh_lora": self.fresh_lora,
             "general": general,
-            "domain": domain,
+            **({"domains": domains} if self.domains else {"domain": domains[0]}),
             "record": self.record,
             "tune": self.tune,
             "alora": dataclasses.asdict(self.alora),
@@ -285,6 +293,7 @@ def build_recipe(
     given = interpolate(dict(written), environment_variables(variables))
     check_keys(given, KEYS)
     sections = {name: as_mapping(given.get(name), name) for name in SECTIONS}
+    domains = _domains(given, sections, DomainConfig)
     recipe = Recipe(
         name=coerce(given.get("name", default_name), str, "name"),
         seed=coerce(given.get("seed", 0), int, "seed"),
@@ -294,7 +303,8 @@ def build_recipe(
         lora=_checked(LoraConfig, sections["lora"], "lora"),
         fresh_lora=_checked(LoraConfig, sections["fresh_lora"], "fresh_lora"),
         general=_section(GeneralConfig, sections, "general"),
-        domain=_section(DomainConfig, sections, "domain"),
+        domain=domains[0],
+        domains=domains if "domains" in given else (),
         record=_checked(TrainingArguments, sections["record"], "record", _SET_BY_RUN),
         tune=_checked(TrainingArguments, sections["tune"], "tune", _SET_BY_RUN),
         alora=_section(ALoRAConfig, {"alora": {"record": "path"} | sections["alora"]}, "alora"),
@@ -317,7 +327,8 @@ def build_recipe(
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
     if recipe.fresh_lora and recipe.alora.start != "fresh":
         raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
-    get_task(recipe.domain.task)
+    for domain in domains:
+        get_task(domain.task)
     recipe.lora_config()
     recipe.lora_config(fresh=True)
     for section in ("record", "tune"):
@@ -337,6 +348,23 @@ def _methods(value: Any) -> tuple[Method, ...]:
     if len({method.name for method in methods}) < len(methods):
         raise ALoRAError(f"methods={', '.join(map(str, names))} names one of them twice: leave it out")
     return methods
+
+
+def _domains(given: Mapping[str, Any], sections: Mapping[str, dict[str, Any]], kind: type) -> tuple[Any, ...]:
+    """The recipe's `domain` alone, or its `domains`: names of built-in tasks, or sections as `domain` is one."""
+    if "domains" not in given:
+        return (_section(kind, sections, "domain"),)
+    listed = given["domains"]
+    if isinstance(listed, str):
+        listed = [word.strip() for word in listed.split(",")]
+    if not isinstance(listed, list) or len(listed) < 2 or given.get("domain") is not None:
+        raise ALoRAError("domains must be a list of two or more, in the place of domain: domains: [sciq, piqa]")
+    made = []
+    for number, entry in enumerate(listed, start=1):
+        name = f"domains.{number}"
+        values = {"task": entry} if isinstance(entry, str) else as_mapping(entry, name)
+        made.append(_section(kind, {name: values}, name))
+    return tuple(made)
 
 
 def _checked(

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method
 from alora_trainer.parts import Part
 from alora_trainer.recipe import Recipe
 
 # The settings of `alora` that only the protected training depends on.
-_PROTECTING = (
+PROTECTING = (
     "storage",
     "lam",
     "lam_schedule",
@@ -55,6 +56,8 @@ class RunParts:
         self.recipe = recipe
         self.folder = folder
         self.importance = importance
+        if recipe.domains:
+            raise ALoRAError("a recipe with several domains is run as a whole: alora run RECIPE")
         if importance is not None:
             self._map_folder()  # a map that is not there is known before anything is done
         self._resolved = recipe.resolved()
@@ -76,7 +79,7 @@ class RunParts:
             "lora": self.recipe.lora,
             "general": self._training_text(),
             "record": self.recipe.record,
-            "alora": {key: value for key, value in self._resolved["alora"].items() if key not in _PROTECTING},
+            "alora": {key: value for key, value in self._resolved["alora"].items() if key not in PROTECTING},
         }
         return Part(self.folder / "record", settings, "training")
 
@@ -105,7 +108,7 @@ class RunParts:
         if method.fisher_kind is not None:
             settings["fisher"] = self._fisher_part(method).settings
         if method.penalty:
-            settings["protecting"] = {key: getattr(recipe.alora, key) for key in _PROTECTING}
+            settings["protecting"] = {key: getattr(recipe.alora, key) for key in PROTECTING}
             settings["fresh_lora"] = recipe.fresh_lora
             if watches_probe(recipe):
                 settings["probe"] = {
@@ -128,5 +131,18 @@ class RunParts:
 
         return resolve_source(self.importance, None)
 
-    def _importance_folder(self, method: Method) -> Path:
+    def data_settings(self) -> dict[str, Any]:
+        """What the evaluated files depend on."""
+        return self._data_part().settings
+
+    def importance_settings(self, method: Method) -> Any:
+        """What the method's importance depends on, and the adapter that it starts from; None if it has neither."""
+        if method.fisher_kind is not None:
+            return self._fisher_part(method).settings
+        if method.needs_recording:
+            return self.importance or self._record_part().settings
+        return None
+
+    def importance_folder(self, method: Method) -> Path:
+        """The map that the method starts from or is held by."""
         return self._map_folder() if method.fisher_kind is None else self._fisher_part(method).folder / "map"

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from alora_trainer.data.tasks import get_task
 from alora_trainer.methods import Method
 from alora_trainer.plan.amounts import Amount, domain_items, evaluation_tokens, general_blocks, training_amount
 from alora_trainer.plan.devices import Device
@@ -91,13 +92,12 @@ def plan_recipe(
         autocast=torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
         host=device.host,
     )
-    return _Planner(recipe, device, memory, length or recipe.domain.max_length).plan()
+    return _Planner(recipe, device, memory, length).plan()
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, device: Device, memory: MemoryModel, length: int) -> None:
+    def __init__(self, recipe: Recipe, device: Device, memory: MemoryModel, length: int | None) -> None:
         self.recipe, self.device, self.memory, self.length = recipe, device, memory, length
-        self.items, self.test_items = domain_items(recipe)
         self.variant = Variant(
             checkpointing=bool(recipe.tune.get("gradient_checkpointing", False)),
             omega_device=recipe.alora.omega_device,
@@ -115,8 +115,9 @@ class _Planner:
         kinds = {method.fisher_kind for method in recipe.methods if method.fisher_kind is not None}
         if kinds:
             stages.append(self._fisher(len(kinds)))
-        stages += [self._tune(method) for method in recipe.methods if method.trains]
-        stages.append(self._evaluate())
+        domains = recipe.each_domain()
+        stages += [self._tune(each, method) for method in recipe.methods if method.trains for each in domains]
+        stages.append(self._evaluate(domains))
         omega = self.memory.omega_bytes(recipe.alora.save_storage or "float32")
         return Plan(
             recipe,
@@ -163,9 +164,11 @@ class _Planner:
             None if stage.flops is None else stage.flops * kinds, times, stage.peak_of,
         )  # fmt: skip
 
-    def _tune(self, method: Method) -> StagePlan:
-        recipe = self.recipe.for_method(method)
-        amount = training_amount(recipe, "tune", self.items, self.length)
+    def _tune(self, each: Recipe, method: Method) -> StagePlan:
+        """Stage B of one method on the domain of `each`."""
+        recipe = each.for_method(method)
+        name = f"tune {method.name}" + (f" on {get_task(each.domain.task).name}" if self.recipe.domains else "")
+        amount = training_amount(recipe, "tune", domain_items(each)[0], self.length or each.domain.max_length)
         extra = 0
         if method.technique in ("replay", "kl_anchor", "i_lora"):
             fraction = self.recipe.options(method).own.fraction
@@ -173,12 +176,12 @@ class _Planner:
         length = max(amount.length, recipe.general.block_length) if extra else amount.length
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
-            return self._stage(f"tune {method.name}", amount, shape, self.variant, self.memory.plain, 0, 0)
+            return self._stage(name, amount, shape, self.variant, self.memory.plain, 0, 0)
         # The penalty reads Omega once a step and multiplies a drift of rank 2 r out, and its products with A and B.
         flops = 8 * self._rank * self.memory.adapted_elements
         omega = self.memory.omega_bytes(self.variant.storage)
         return self._stage(
-            f"tune {method.name}",
+            name,
             amount,
             shape,
             self.variant,
@@ -213,14 +216,17 @@ class _Planner:
             name, held, host_bytes, amount, step * amount.steps, seconds * amount.steps, lambda v: peak(shape, v)
         )
 
-    def _evaluate(self) -> StagePlan:
+    def _evaluate(self, domains: list[Recipe]) -> StagePlan:
+        """All evaluations: one a method, and with several domains one before the first and after each of them."""
         settings = self.recipe.evaluation
         size = settings.batch_size if isinstance(settings.batch_size, int) else 16
-        shape = Pass(size, settings.max_length or self.recipe.domain.max_length, train=False)
+        shape = Pass(size, settings.max_length or max(domain.domain.max_length for domain in domains), train=False)
         held = self.memory.evaluation(shape, self.variant)
-        tokens = evaluation_tokens(self.recipe, self.test_items)
+        each = [evaluation_tokens(domain, domain_items(domain)[1]) for domain in domains]
+        known = [tokens for tokens in each if tokens is not None]
         flops = None
-        if tokens is not None:
+        if len(known) == len(domains):
+            tokens = sum(known) * (len(domains) + 1 if len(domains) > 1 else 1)
             per_token = self.memory.trace(shape, False).flops / (shape.batch_size * shape.length)
             flops = per_token * tokens * len(self.recipe.methods)
         seconds = None if flops is None else flops / (self.device.flops * self.device.efficiency)
