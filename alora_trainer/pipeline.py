@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,38 +14,17 @@ import yaml
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import METHODS, Method
-from alora_trainer.parts import Part, read_json, write_text
+from alora_trainer.parts import read_json, write_text
 from alora_trainer.recipe import Recipe
+from alora_trainer.run_parts import RunParts, watches_probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from alora_trainer.importance import ImportanceMap
+    from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
-
-# The settings of `alora` that only the protected training depends on.
-_PROTECTING = (
-    "storage",
-    "lam",
-    "lam_schedule",
-    "lam_end_factor",
-    "application",
-    "budget",
-    "probe_steps",
-    "start",
-    "fresh_base",
-    "anchor",
-    "missing",
-    "layer_weights",
-    "normalize",
-    "backend",
-)
-# The settings of `general` that stage A does not depend on.
-_TEST = ("test", "test_bytes")
-_PROBE = ("probe", "probe_tokens")
-# The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on")
 
 
 def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -60,7 +39,7 @@ def check_single_process() -> None:
         raise ALoRAError("a recipe runs in one process: for several, use ALoRATrainer in a script of your own")
 
 
-class Run:
+class Run(RunParts):
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
     Args:
@@ -77,65 +56,13 @@ class Run:
         self, recipe: Recipe, output_dir: str | Path, *, overwrite: bool = False, importance: str | None = None
     ) -> None:
         check_single_process()
-        self.recipe = recipe
-        self.folder = Path(output_dir)
+        super().__init__(recipe, Path(output_dir), importance)
         self.overwrite = overwrite
-        self.importance = importance
-        if importance is not None:
-            self._map_folder()  # a map that is not there is known before anything is done
-        self._resolved = recipe.resolved()
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
         write_text(
             self.folder / "recipe.yaml", yaml.safe_dump(self._resolved, sort_keys=False, allow_unicode=True, width=120)
         )
-
-    # ---- the parts and what each depends on ----
-
-    def _common(self) -> dict[str, Any]:
-        return {key: self._resolved[key] for key in ("model", "seed")}
-
-    def _data_part(self) -> Part:
-        general, domain = self._resolved["general"], self._resolved["domain"]
-        settings = {
-            "seed": self.recipe.seed,
-            "general": {key: general[key] for key in _TEST},
-            "domain": {key: value for key, value in domain.items() if key not in _TOKENIZING},
-        }
-        return Part(self.folder / "data", settings, "data")
-
-    def _record_part(self) -> Part:
-        general = self._resolved["general"]
-        settings = self._common() | {
-            "lora": self.recipe.lora,
-            "general": {key: value for key, value in general.items() if key not in (*_TEST, *_PROBE)},
-            "record": self.recipe.record,
-            "alora": {key: value for key, value in self._resolved["alora"].items() if key not in _PROTECTING},
-        }
-        return Part(self.folder / "record", settings, "training")
-
-    def _training_part(self, method: Method) -> Part:
-        settings = self._common() | {"method": asdict(method)}
-        if method.trains:
-            settings |= {key: self._resolved[key] for key in ("domain", "tune")}
-        if method.starts_from == "fresh":
-            settings["lora"] = self.recipe.lora
-        if method.needs_recording:
-            settings["recording"] = self.importance or self._record_part().settings
-        if method.penalty:
-            settings["protecting"] = {key: self._resolved["alora"][key] for key in _PROTECTING}
-            settings["fresh_lora"] = self.recipe.fresh_lora
-            if self._watches_probe:
-                settings["probe"] = {
-                    key: self._resolved["general"][key] for key in (*_PROBE, "train", "train_tokens", "block_length")
-                }
-        return Part(self.folder / method.name, settings, "training")
-
-    def _evaluation_part(self, name: str, trained: str) -> Part:
-        settings = {"data": self._data_part().settings, "evaluation": self._resolved["evaluation"], "trained": trained}
-        return Part(self.folder / name, settings, "result")
-
-    # ---- the work ----
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -151,6 +78,7 @@ class Run:
             general: path by subset; train, test: paths of the domain's items; report: what was left out, and why. All paths
             are relative to the output folder.
         """
+        from alora_trainer.data.chat import is_chat
         from alora_trainer.data.domain import prepare_domain
         from alora_trainer.data.general import write_held_out
 
@@ -163,7 +91,13 @@ class Run:
         general = write_held_out(
             recipe.general.test, part.folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
         )
-        domain = prepare_domain(recipe.domain, base=recipe.base, folder=part.folder / "domain", seed=recipe.seed)
+        domain = prepare_domain(
+            recipe.domain,
+            base=recipe.base,
+            folder=part.folder / "domain",
+            seed=recipe.seed,
+            tokenizer=self.tokenizer if is_chat(recipe.domain.task) else None,
+        )
         outcome = {
             "general": {name: self._relative(path) for name, path in general.items()},
             "train": self._relative(domain.train),
@@ -183,7 +117,7 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
-        from alora_trainer.general_text import text_to_record
+        from alora_trainer.general_text import text_to_train
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -193,7 +127,8 @@ class Run:
         if finished is not None:
             return finished
         recipe = self.recipe
-        data = text_to_record(recipe, self.tokenizer, part.folder)
+        logger.info("stage A: recording on general text")
+        data = text_to_train(recipe, self.tokenizer, part.folder)
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -210,16 +145,30 @@ class Run:
         release_memory()
         return cost
 
-    @property
-    def _watches_probe(self) -> bool:
-        return self.recipe.alora.budget is not None or self.recipe.general.probe is not None
+    def fisher(self, method: Method) -> dict[str, Any]:
+        """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
+
+        Returns:
+            seconds, peak_bytes, samples and steps of the estimate.
+        """
+        from alora_trainer.methods.fisher_stage import compute_fisher
+
+        part = self._fisher_part(method)
+        part.begin(overwrite=self.overwrite)
+        finished = part.finished()
+        if finished is not None:
+            return finished
+        assert method.fisher_kind is not None and method.importance is not None
+        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
+        part.finish(cost)
+        return cost
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
-            train: seconds, peak_bytes, loss and steps of this training; record: those of stage A, if the method needs one
-            and this run made it.
+            train: seconds, peak_bytes, loss and steps of this training; record: those of stage A or of the Fisher
+            information, if the method needs one and this run made it.
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
@@ -229,6 +178,8 @@ class Run:
             return finished
         if method.needs_recording and self.importance is None:
             costs["record"] = self.record()
+        if method.fisher_kind is not None:
+            costs["record"] = self.fisher(method)
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
             costs["train"] = self._train_on_domain(method, part.folder)
@@ -238,11 +189,10 @@ class Run:
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
-        from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
-        from alora_trainer.starts import protected_start, save_protected
-        from alora_trainer.trainer import ALoRATrainer
+        from alora_trainer.methods.trainers import make_trainer
+        from alora_trainer.stages import release_memory, train
 
-        recipe = self.recipe
+        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
         files = self.prepare_data()
         data = tokenize_domain(
             get_task(recipe.domain.task),
@@ -251,53 +201,73 @@ class Run:
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
         )
-        protecting: dict[str, Any] = {}
-        if method.penalty:
-            model = protected_start(recipe, self._map_folder())
-            protecting = {
-                "importance": self._load_map(self._map_folder()),
-                "alora": replace(recipe.alora, record=None),
-                "probe_dataset": self._probe_text(folder) if self._watches_probe else None,
-            }
-        elif method.needs_recording:
-            model = with_saved_adapter(load_base(recipe), self._map_folder(), trainable=True)
-        else:
-            model = with_fresh_adapter(load_base(recipe), recipe)
-        trainer = ALoRATrainer(
-            model,
-            recipe.training_arguments("tune", folder / "checkpoints"),
+        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
+        collate = collator(self.tokenizer)
+        adapter = self.start(method, folder, general, collate)
+        probing = method.penalty and watches_probe(recipe)
+        trainer = make_trainer(
+            method,
+            options,
+            importance=self._importance(method),
+            alora=replace(recipe.alora, record=None) if method.penalty else None,
+            probe_dataset=self._probe_text(folder) if probing else None,
+            general=general,
+            model=adapter.model,
+            args=recipe.training_arguments("tune", folder / "checkpoints"),
             train_dataset=data,
-            data_collator=collator(self.tokenizer),
-            **protecting,
+            data_collator=collate,
         )
         outcome = train(trainer)
-        if method.penalty:
-            save_protected(model, recipe, self._map_folder(), folder / "adapter")
-            if self._watches_probe:
-                outcome["probe"] = probe_history(trainer.state.log_history)
-        else:
-            model.save_pretrained(str(folder / "adapter"))
-        del trainer, model, protecting
+        adapter.save(folder / "adapter")
+        if probing:
+            outcome["probe"] = probe_history(trainer.state.log_history)
+        del trainer, adapter
         release_memory()
         return outcome
+
+    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
+        """The model that the method's training starts with, and how its adapter is saved."""
+        from alora_trainer.methods.adapters import Adapter, attach_adapter
+        from alora_trainer.stages import load_base, with_saved_adapter
+        from alora_trainer.starts import protected_start, save_protected
+
+        recipe = self.recipe.for_method(method)
+        if method.penalty:
+            recorded = self.importance_folder(method)
+            model = protected_start(recipe, recorded)
+            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
+        base = load_base(recipe)
+        if method.needs_recording:
+            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
+        options, config = self.recipe.options(method), recipe.lora_config()
+        return attach_adapter(
+            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
+        )
+
+    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
+        from alora_trainer.general_text import text_to_train
+
+        if self.recipe.general.streaming:
+            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
+        return text_to_train(self.recipe, self.tokenizer, folder)
+
+    def _importance(self, method: Method) -> ImportanceMap | None:
+        """The map that holds the method's training; None if nothing does."""
+        from alora_trainer.importance import ImportanceMap
+        from alora_trainer.importance.controls import CONTROLS, control_map
+
+        if method.importance is None:
+            return None
+        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
+        if method.importance in CONTROLS:
+            return control_map(method.importance, importance, self.recipe.seed)
+        return importance
 
     def _probe_text(self, folder: Path) -> Any:
         from alora_trainer.general_text import text_to_watch
 
         recorded = self.folder / "record" if self.importance is None else folder
         return text_to_watch(self.recipe, self.tokenizer, recorded)
-
-    def _map_folder(self) -> Path:
-        if self.importance is None:
-            return self.folder / "record" / "map"
-        from alora_trainer.importance.files import resolve_source
-
-        return resolve_source(self.importance, None)
-
-    def _load_map(self, folder: Path) -> ImportanceMap:
-        from alora_trainer.importance import ImportanceMap
-
-        return ImportanceMap.from_pretrained(folder, storage=self.recipe.alora.storage)
 
     def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).
@@ -311,7 +281,7 @@ class Run:
         """
         from alora_trainer.data.tasks import get_task
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_base, place, release_memory, with_saved_adapter
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
@@ -323,7 +293,7 @@ class Run:
         model: Any = load_base(recipe)
         if adapter is not None:
             model = with_saved_adapter(model, adapter, trainable=False)
-        model.to(recipe.training_arguments("tune", self.folder).device)
+        place(model, recipe.training_arguments("tune", self.folder).device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(

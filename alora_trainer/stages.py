@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -55,10 +56,34 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     set_seed(recipe.seed)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            recipe.model_source, revision=recipe.model.revision, dtype=recipe.model.dtype
+            recipe.model_source,
+            revision=recipe.model.revision,
+            dtype=recipe.model.dtype,
+            quantization_config=_quantization(recipe),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ALoRAError(_not_loaded("model", recipe, error)) from error
+
+
+def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    kind = recipe.model.quantization
+    if kind is None:
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    dtype = torch.bfloat16 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def place(model: Any, device: torch.device) -> None:
+    """Bring a model to `device`; a quantised one is there since it was loaded, and cannot be moved."""
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
 
 
 def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
