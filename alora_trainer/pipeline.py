@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _PROTECTING = ("lam", "layer_weights", "normalize", "backend")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
+# The settings of `evaluation` that are for the time of training.
+_PROBING = ("probe_steps", "probe_blocks", "probe_items")
 
 
 def check_single_process() -> None:
@@ -44,15 +46,23 @@ class Run:
         output_dir: where everything is written.
         overwrite: make anew what other settings made in this folder, instead of refusing.
         importance: start from and protect this map (a folder or Hub id), instead of recording one.
+        several_processes: this one may be one of several that were launched together (for evaluation alone).
 
     Raises:
-        ALoRAError: several processes were launched.
+        ALoRAError: several processes were launched, and `several_processes` is not set.
     """
 
     def __init__(
-        self, recipe: Recipe, output_dir: str | Path, *, overwrite: bool = False, importance: str | None = None
+        self,
+        recipe: Recipe,
+        output_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        importance: str | None = None,
+        several_processes: bool = False,
     ) -> None:
-        check_single_process()
+        if not several_processes:
+            check_single_process()
         self.recipe = recipe
         self.folder = Path(output_dir)
         self.overwrite = overwrite
@@ -94,6 +104,8 @@ class Run:
         settings = self._common() | {"method": asdict(method)}
         if method.trains:
             settings |= {key: self._resolved[key] for key in ("domain", "tune")}
+            if self.recipe.evaluation.probe_steps is not None:
+                settings["probe"] = {key: self._resolved["evaluation"][key] for key in _PROBING}
         if method.starts_from == "fresh":
             settings["lora"] = self.recipe.lora
         if method.needs_recording:
@@ -103,7 +115,8 @@ class Run:
         return Part(self.folder / method.name, settings, "training")
 
     def _evaluation_part(self, name: str, trained: str) -> Part:
-        settings = {"data": self._data_part().settings, "evaluation": self._resolved["evaluation"], "trained": trained}
+        scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _PROBING}
+        settings = {"data": self._data_part().settings, "evaluation": scoring, "trained": trained}
         return Part(self.folder / name, settings, "result")
 
     # ---- the work ----
@@ -212,8 +225,8 @@ class Run:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
-            train: seconds, peak_bytes, loss and steps of this training; record: those of stage A, if the method needs one
-            and this run made it.
+            train: seconds, peak_bytes, loss, steps and history of this training, and drift, how far it moved every adapted
+            weight; record: those of stage A, if the method needs one and this run made it.
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
@@ -232,6 +245,7 @@ class Run:
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.history import Start
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -259,11 +273,74 @@ class Run:
             importance=importance,
             alora=replace(recipe.alora, record=None) if method.penalty else None,
         )
-        cost = train(trainer)
+        if recipe.evaluation.probe_steps is not None:
+            trainer.add_callback(self._training_probe(trainer, files, folder))
+        start = Start(model)
+        cost = train(trainer) | {"drift": start.drift()}
         model.save_pretrained(str(folder / "adapter"))
         del trainer, model, base, importance
         release_memory()
         return cost
+
+    def _training_probe(self, trainer: Any, files: Mapping[str, Any], folder: Path) -> Any:
+        """Measures general perplexity and domain accuracy while `trainer` trains (see `evaluation.probe`)."""
+        from alora_trainer.data.general import pack_general_text
+        from alora_trainer.data.tasks import get_task
+        from alora_trainer.evaluation.probe import TrainingProbe
+        from alora_trainer.evaluation.trainer_metrics import choice_rows
+
+        general, domain, evaluation = self.recipe.general, self.recipe.domain, self.recipe.evaluation
+        task = get_task(domain.task)
+        assert evaluation.probe_steps is not None
+        return TrainingProbe(
+            trainer,
+            every=evaluation.probe_steps,
+            general=pack_general_text(
+                {name: str((self.folder / path).resolve()) for name, path in files["general"].items()},
+                self.tokenizer,
+                block_length=general.block_length,
+                max_tokens=evaluation.probe_blocks * general.block_length,
+                seed=self.recipe.seed,
+            ),
+            domain=choice_rows(
+                task,
+                self.folder / files["test"],
+                self.tokenizer,
+                max_length=domain.max_length,
+                items=evaluation.probe_items,
+            )
+            if task.choices is not None
+            else None,
+            folder=folder / "probe",
+        )
+
+    def overlap(self) -> dict[str, Any] | None:
+        """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
+        from alora_trainer.data.overlap import decoded_documents, find_overlap
+        from alora_trainer.data.sources import read_lines
+        from alora_trainer.data.tasks import get_task
+        from alora_trainer.importance.files import CONFIG_FILE
+
+        record = self._record_part()
+        if self.importance is not None or record.finished(overwrite=True) is None:
+            return None
+        settings = {"recording": record.settings, "data": self._data_part().settings}
+        part = Part(self.folder / "overlap", settings, "overlap")
+        part.begin(overwrite=True)  # nothing is lost: it is computed from what is at hand
+        finished = part.finished()
+        if finished is not None:
+            return finished
+        logger.info("comparing the recording text with the test items")
+        task = get_task(self.recipe.domain.task)
+        items = {
+            number: [task.prompt(doc), *(task.choices(doc) if task.choices is not None else [task.completion(doc)])]
+            for number, doc in enumerate(read_lines(self.folder / self.prepare_data()["test"]))
+        }
+        blocks = (row["input_ids"] for row in self._general_text(record.folder))
+        tokens = read_json(record.folder / "map" / CONFIG_FILE)["tokens"] if self.recipe.general.streaming else None
+        outcome = find_overlap(decoded_documents(blocks, self.tokenizer, tokens), items)
+        part.finish(outcome)
+        return outcome
 
     def _map_folder(self) -> Path:
         if self.importance is None:
@@ -277,31 +354,41 @@ class Run:
 
         return ImportanceMap.from_pretrained(folder)
 
-    def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
+    def evaluate(
+        self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
+    ) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).
 
         Args:
             name: the folder for the result.
-            trained: a digest of what the adapter depends on.
+            trained: a digest of what the adapter or model depends on.
+            adapter: a folder or Hub id.
+            model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
 
         Returns:
-            general and tasks, as `evaluation.runner.evaluate_model` gives them.
+            general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
         """
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.evaluation.processes import is_main, main_first
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_base, load_other, release_memory, with_saved_adapter
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
         if finished is not None:
             return finished
-        files = self.prepare_data()
+        with main_first():
+            files = self.prepare_data()
         recipe = self.recipe
         logger.info(f"{name}: evaluating")
-        model: Any = load_base(recipe)
+        device = recipe.training_arguments("tune", self.folder).device
+        model: Any = load_base(recipe) if model_source is None else load_other(recipe, model_source)
+        base = model
         if adapter is not None:
-            model = with_saved_adapter(model, adapter, trainable=False)
-        model.to(recipe.training_arguments("tune", self.folder).device)
+            model, base = with_saved_adapter(model, adapter, trainable=False), None
+        elif model_source is not None:
+            base = load_base(recipe).to(device) if recipe.evaluation.kl_tokens is not None else None
+        model.to(device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(
@@ -313,9 +400,11 @@ class Run:
             config=recipe.evaluation,
             seed=recipe.seed,
             samples_path=part.folder / "samples.jsonl",
+            base=base,
         )
-        part.finish(outcome)
-        del model
+        if is_main():
+            part.finish(outcome)
+        del model, base
         release_memory()
         return outcome
 
@@ -323,7 +412,16 @@ class Run:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
         adapter = self.folder / method.name / "adapter" if method.trains else None
-        return self.evaluate(method.name, self._training_part(method).digest, adapter) | costs
+        part = self._training_part(method)
+        return self._entry(self.evaluate(method.name, part.digest, adapter), costs, part.settings)
+
+    def _entry(self, scores: dict[str, Any], costs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What results.json says of a method: scores, costs, settings, and how important each layer was found."""
+        from alora_trainer.results import method_settings
+
+        entry = scores | costs | {"settings": method_settings(settings)}
+        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if "record" in costs else None
+        return entry if table is None else entry | {"layer_norms": {name: row["norm"] for name, row in table.items()}}
 
     def trained_before(self, method: Method) -> dict[str, Any]:
         """Evaluate what an earlier command trained in this folder, whatever its training's settings were.
@@ -341,7 +439,7 @@ class Run:
             )
         costs = {key: stored[key] for key in ("train", "record") if key in stored}
         adapter = self.folder / method.name / "adapter"
-        return self.evaluate(method.name, stored["settings_digest"], adapter) | costs
+        return self._entry(self.evaluate(method.name, stored["settings_digest"], adapter), costs, stored["settings"])
 
     def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Entries of further methods that are finished in this folder with the same recipe."""
@@ -351,5 +449,5 @@ class Run:
             evaluation = self._evaluation_part(method.name, training.digest)
             trained, scored = training.finished(overwrite=True), evaluation.finished(overwrite=True)
             if method.name not in exclude and trained is not None and scored is not None:
-                entries[method.name] = scored | trained
+                entries[method.name] = self._entry(scored, trained, training.settings)
         return entries
