@@ -22,7 +22,6 @@ from alora_trainer.evaluation.calibration import expected_calibration_error
 from alora_trainer.evaluation.config import EvaluationConfig
 from alora_trainer.evaluation.divergence import kl_to_base
 from alora_trainer.evaluation.items import digest_items, pack_correct
-from alora_trainer.evaluation.processes import is_main
 from alora_trainer.evaluation.lm_tasks import (
     general_name,
     lm_eval_tasks,
@@ -30,6 +29,7 @@ from alora_trainer.evaluation.lm_tasks import (
     task_name,
     write_task_files,
 )
+from alora_trainer.evaluation.processes import is_main
 
 if TYPE_CHECKING:
     import torch
