@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import movement_factors
 
 # What a log line has beside measurements.
@@ -19,13 +20,13 @@ def columns(log_history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, lis
         log_history: `TrainerState.log_history`.
 
     Returns:
-        ``training`` has the lines of the training itself and ``probe`` those of measurements in between (see `TrainingProbe`);
+        ``training`` has the lines of the training itself and ``curve`` those of measurements in between (see `LearningCurve`);
         each with a list for ``step`` and for everything that was measured, None where a line lacks it. Single weights' drift
         is left out (`Start.drift` has it at the end). Kinds of which there is no line are left out.
     """
     kinds = {
         "training": [line for line in log_history if "loss" in line and "learning_rate" in line],
-        "probe": [line for line in log_history if any(key.startswith("probe_") for key in line)],
+        "curve": [line for line in log_history if any(key.startswith("curve_") for key in line)],
     }
     return {kind: _columns(lines) for kind, lines in kinds.items() if lines}
 
@@ -38,7 +39,7 @@ def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         if isinstance(value, (int, float)) and key not in _NOT_MEASURED and "/" not in key
     )
     return {"step": [line["step"] for line in lines]} | {
-        key.removeprefix("probe_"): [_short(line.get(key)) for line in lines] for key in keys
+        key.removeprefix("curve_"): [_short(line.get(key)) for line in lines] for key in keys
     }
 
 
@@ -63,5 +64,8 @@ class Start:
 
 
 def _adapted(model: Any) -> list[AdaptedWeight]:
-    """The adapted weights; none for a model that is trained without LoRA."""
-    return adapted_weights(model) if hasattr(model, "peft_config") else []
+    """The adapted weights; none where what is trained is not LoRA, or a variant whose movement is not ``s B A``."""
+    try:
+        return adapted_weights(model)
+    except ALoRAError:
+        return []  # the training itself is not the worse for it; its drift is just not known

@@ -29,7 +29,7 @@ _PROTECTING = ("lam", "layer_weights", "normalize", "backend")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
 # The settings of `evaluation` that are for the time of training.
-_PROBING = ("probe_steps", "probe_blocks", "probe_items")
+_CURVE = ("curve_steps", "curve_blocks", "curve_items")
 
 
 def check_single_process() -> None:
@@ -47,6 +47,8 @@ class Run:
         overwrite: make anew what other settings made in this folder, instead of refusing.
         importance: start from and protect this map (a folder or Hub id), instead of recording one.
         several_processes: this one may be one of several that were launched together (for evaluation alone).
+        variant: names what differs from another recipe in the same folder, such as ``lam=0.1``; methods then have their folders
+            at ``METHOD@VARIANT``, and share the data, the recording and whatever else does not depend on it.
 
     Raises:
         ALoRAError: several processes were launched, and `several_processes` is not set.
@@ -60,6 +62,7 @@ class Run:
         overwrite: bool = False,
         importance: str | None = None,
         several_processes: bool = False,
+        variant: str | None = None,
     ) -> None:
         if not several_processes:
             check_single_process()
@@ -67,6 +70,7 @@ class Run:
         self.folder = Path(output_dir)
         self.overwrite = overwrite
         self.importance = importance
+        self.variant = variant
         if importance is not None:
             self._map_folder()  # a map that is not there is known before anything is done
         self._resolved = recipe.resolved()
@@ -77,6 +81,10 @@ class Run:
         )
 
     # ---- the parts and what each depends on ----
+
+    def place(self, method: Method) -> str:
+        """The method's folder in the run's, and its name in results.json."""
+        return method.name if self.variant is None else f"{method.name}@{self.variant}"
 
     def _common(self) -> dict[str, Any]:
         return {key: self._resolved[key] for key in ("model", "seed")}
@@ -104,20 +112,28 @@ class Run:
         settings = self._common() | {"method": asdict(method)}
         if method.trains:
             settings |= {key: self._resolved[key] for key in ("domain", "tune")}
-            if self.recipe.evaluation.probe_steps is not None:
-                settings["probe"] = {key: self._resolved["evaluation"][key] for key in _PROBING}
+            if self.recipe.evaluation.curve_steps is not None:
+                settings["curve"] = {key: self._resolved["evaluation"][key] for key in _CURVE}
         if method.starts_from == "fresh":
             settings["lora"] = self.recipe.lora
         if method.needs_recording:
             settings["recording"] = self.importance or self._record_part().settings
         if method.penalty:
             settings["protecting"] = {key: self._resolved["alora"][key] for key in _PROTECTING}
-        return Part(self.folder / method.name, settings, "training")
+        return Part(self.folder / self.place(method), settings, "training")
 
     def _evaluation_part(self, name: str, trained: str) -> Part:
-        scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _PROBING}
+        scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _CURVE}
         settings = {"data": self._data_part().settings, "evaluation": scoring, "trained": trained}
         return Part(self.folder / name, settings, "result")
+
+    def settings_of(self, method: Method) -> dict[str, Any]:
+        """Everything that a method's result depends on."""
+        return self._evaluation_part(self.place(method), self._training_part(method).digest).settings
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Everything that what the methods share depends on: the data, and the recording."""
+        return {"data": self._data_part().settings, "record": self._record_part().settings}
 
     # ---- the work ----
 
@@ -273,8 +289,8 @@ class Run:
             importance=importance,
             alora=replace(recipe.alora, record=None) if method.penalty else None,
         )
-        if recipe.evaluation.probe_steps is not None:
-            trainer.add_callback(self._training_probe(trainer, files, folder))
+        if recipe.evaluation.curve_steps is not None:
+            trainer.add_callback(self._learning_curve(trainer, files, folder))
         start = Start(model)
         cost = train(trainer) | {"drift": start.drift()}
         model.save_pretrained(str(folder / "adapter"))
@@ -282,24 +298,24 @@ class Run:
         release_memory()
         return cost
 
-    def _training_probe(self, trainer: Any, files: Mapping[str, Any], folder: Path) -> Any:
-        """Measures general perplexity and domain accuracy while `trainer` trains (see `evaluation.probe`)."""
+    def _learning_curve(self, trainer: Any, files: Mapping[str, Any], folder: Path) -> Any:
+        """Measures general perplexity and domain accuracy while `trainer` trains (see `evaluation.learning_curve`)."""
         from alora_trainer.data.general import pack_general_text
         from alora_trainer.data.tasks import get_task
-        from alora_trainer.evaluation.probe import TrainingProbe
+        from alora_trainer.evaluation.learning_curve import LearningCurve
         from alora_trainer.evaluation.trainer_metrics import choice_rows
 
         general, domain, evaluation = self.recipe.general, self.recipe.domain, self.recipe.evaluation
         task = get_task(domain.task)
-        assert evaluation.probe_steps is not None
-        return TrainingProbe(
+        assert evaluation.curve_steps is not None
+        return LearningCurve(
             trainer,
-            every=evaluation.probe_steps,
+            every=evaluation.curve_steps,
             general=pack_general_text(
                 {name: str((self.folder / path).resolve()) for name, path in files["general"].items()},
                 self.tokenizer,
                 block_length=general.block_length,
-                max_tokens=evaluation.probe_blocks * general.block_length,
+                max_tokens=evaluation.curve_blocks * general.block_length,
                 seed=self.recipe.seed,
             ),
             domain=choice_rows(
@@ -307,11 +323,11 @@ class Run:
                 self.folder / files["test"],
                 self.tokenizer,
                 max_length=domain.max_length,
-                items=evaluation.probe_items,
+                items=evaluation.curve_items,
             )
             if task.choices is not None
             else None,
-            folder=folder / "probe",
+            folder=folder / "curve",
         )
 
     def overlap(self) -> dict[str, Any] | None:
@@ -411,9 +427,9 @@ class Run:
     def method(self, method: Method) -> dict[str, Any]:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
-        adapter = self.folder / method.name / "adapter" if method.trains else None
+        adapter = self.folder / self.place(method) / "adapter" if method.trains else None
         part = self._training_part(method)
-        return self._entry(self.evaluate(method.name, part.digest, adapter), costs, part.settings)
+        return self._entry(self.evaluate(self.place(method), part.digest, adapter), costs, part.settings)
 
     def _entry(self, scores: dict[str, Any], costs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         """What results.json says of a method: scores, costs, settings, and how important each layer was found."""

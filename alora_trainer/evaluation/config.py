@@ -25,10 +25,10 @@ class EvaluationConfig:
         general_tasks: tasks or groups that lm-eval knows (hellaswag, arc_easy, winogrande), scored as general ability
             beside perplexity; they read their data from the Hub.
         task_folder: a folder with task files of your own for `general_tasks`, as for ``lm_eval --include_path``.
-        probe_steps: while tuning, measure general perplexity and domain accuracy every so many optimizer steps; None does
+        curve_steps: while tuning, measure general perplexity and domain accuracy every so many optimizer steps; None does
             not.
-        probe_blocks: blocks of general text, of the recording's block length, in such a measurement.
-        probe_items: items of the domain's test in such a measurement.
+        curve_blocks: blocks of general text, of the recording's block length, in such a measurement.
+        curve_items: items of the domain's test in such a measurement.
 
     Raises:
         ALoRAError: a number is not one.
@@ -41,18 +41,18 @@ class EvaluationConfig:
     kl_tokens: int | None = None
     general_tasks: list[str] = field(default_factory=list)
     task_folder: str | None = None
-    probe_steps: int | None = None
-    probe_blocks: int = 32
-    probe_items: int = 100
+    curve_steps: int | None = None
+    curve_blocks: int = 32
+    curve_items: int = 100
 
     def __post_init__(self) -> None:
         if self.batch_size != AUTO:
             check_count(self.batch_size, "evaluation.batch_size")
         check_count(self.max_length, "evaluation.max_length", optional=True, least=2)
         check_count(self.bootstrap_iters, "evaluation.bootstrap_iters", least=0)
-        for name in ("limit", "kl_tokens", "probe_steps"):
+        for name in ("limit", "kl_tokens", "curve_steps"):
             check_count(getattr(self, name), f"evaluation.{name}", optional=True)
-        for name in ("probe_blocks", "probe_items"):
+        for name in ("curve_blocks", "curve_items"):
             check_count(getattr(self, name), f"evaluation.{name}")
         if not isinstance(self.general_tasks, list) or not all(isinstance(name, str) for name in self.general_tasks):
             raise ALoRAError(

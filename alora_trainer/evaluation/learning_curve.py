@@ -15,18 +15,18 @@ from alora_trainer.evaluation.trainer_metrics import ChoiceMetrics, label_log_li
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PREFIX = "probe"
+PREFIX = "curve"
 
 
-class TrainingProbe(TrainerCallback):
+class LearningCurve(TrainerCallback):
     """Every so many optimizer steps, `Trainer.evaluate` on general text and on the domain's items.
 
-    The log gets ``probe_general_perplexity``, ``probe_general_cross_entropy``, ``probe_domain_accuracy`` and
-    ``probe_domain_accuracy_stderr``, at the first step, every `every` steps and at the end. The training is not changed by it: random
-    generators are as they were before.
+    The log gets ``curve_general_perplexity``, ``curve_general_cross_entropy``, ``curve_domain_accuracy`` and
+    ``curve_domain_accuracy_stderr``, at the first step, every `every` steps and at the end. The training is not changed by
+    it: random generators are as they were before.
 
     Args:
-        trainer: what is trained; add the probe to it with `add_callback`.
+        trainer: what is trained; add the callback to it with `add_callback`.
         every: optimizer steps between two measurements.
         general: blocks of tokens (``input_ids`` and ``labels``).
         domain: what `choice_rows` made, or None.
