@@ -18,14 +18,17 @@ _PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "alora_trai
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, threads and device: what a number may depend on beside the recipe."""
+    """Versions, platform, threads, processes and device: what a number may depend on beside the recipe."""
     import torch
+
+    from alora_trainer.evaluation.processes import place
 
     return {
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": place()[1],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 

@@ -12,9 +12,9 @@ _CPU_LOGITS_BYTES = 2**29
 
 
 def largest_batch_size(model: Any, length: int, device: torch.device | str) -> int:
-    """The largest power of two of sequences of `length` tokens that `model` scores without running out of memory.
+    """How many sequences of `length` tokens `model` scores at once without running out of memory.
 
-    On a GPU it is tried; on a CPU it is reckoned from the size of the logits.
+    On a GPU it is tried, from many downwards by a tenth; on a CPU it is reckoned from the size of the logits.
     """
     from accelerate.utils import find_executable_batch_size
 
