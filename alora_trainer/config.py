@@ -12,6 +12,7 @@ ESTIMATORS = ("path", "paper", "exact")
 LOCATIONS = ("device", "cpu", "disk")
 LAYER_WEIGHTS = ("l2", "none")
 BACKENDS = ("factored", "triton", "blocked", "dense")
+STORAGES = ("float32", "bfloat16", "log8", "factored", "float64")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -46,6 +47,14 @@ class ALoRAConfig:
     record_tokens: int | None = _option(
         None, "Stop recording after this many tokens, whatever the number of steps or epochs; None sets no such limit."
     )
+    save_storage: str | None = _option(
+        None,
+        "Format that a recipe saves its recorded map in: 'float32', 'bfloat16' (half the bytes), 'log8' (a quarter) or "
+        "'factored' (a thousandth). None saves it as exactly as it was recorded.",
+    )
+    storage: str | None = _option(
+        None, "Format that importance is held in while it protects, of the same names. None keeps the map's own."
+    )
     lam: float = _option(
         0.3,
         "Strength lambda of the penalty (eq. 18), used where an importance map is given; 0 is plain LoRA, bit for bit.",
@@ -77,6 +86,10 @@ class ALoRAConfig:
             raise ALoRAError(
                 f"backend={self.backend!r} is unknown: use one of {', '.join(map(repr, BACKENDS))}, or None"
             )
+        for name in ("storage", "save_storage"):
+            value = getattr(self, name)
+            if value is not None and value not in STORAGES:
+                raise ALoRAError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, STORAGES))}, or None")
         if self.omega_device not in LOCATIONS:
             raise ALoRAError(
                 f"omega_device={self.omega_device!r} is unknown: use one of {', '.join(map(repr, LOCATIONS))}"

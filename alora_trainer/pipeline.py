@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The settings of `alora` that stage A does not depend on.
-_PROTECTING = ("lam", "layer_weights", "normalize", "backend")
+_PROTECTING = ("storage", "lam", "layer_weights", "normalize", "backend")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
 # The settings of `evaluation` that are for the time of training.
@@ -203,7 +203,7 @@ class Run:
         cost = train(trainer)
         if trainer.importance is None:
             raise RuntimeError("the recording ended without an importance map")
-        trainer.importance.save_pretrained(part.folder / "map")
+        trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
         part.finish(cost)
         del trainer
         release_memory()
@@ -368,7 +368,7 @@ class Run:
     def _load_map(self, folder: Path) -> ImportanceMap:
         from alora_trainer.importance import ImportanceMap
 
-        return ImportanceMap.from_pretrained(folder)
+        return ImportanceMap.from_pretrained(folder, storage=self.recipe.alora.storage)
 
     def evaluate(
         self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None

@@ -50,10 +50,12 @@ class ALoRAMixin(_TrainerHooks):
         self, *args: Any, importance: ImportanceMap | str | None = None, alora: ALoRAConfig | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(importance, str):
-            importance = ImportanceMap.from_pretrained(importance)
-        self.importance = importance
         self.alora = alora if alora is not None else ALoRAConfig()
+        if isinstance(importance, str):
+            importance = ImportanceMap.from_pretrained(importance, storage=self.alora.storage)
+        elif importance is not None and self.alora.storage is not None:
+            importance = importance.convert(self.alora.storage)
+        self.importance = importance
         self._given_importance = importance
         self._weights: list[AdaptedWeight] = []
         self._recorder: Recorder | None = None

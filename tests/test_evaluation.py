@@ -324,6 +324,14 @@ class TestSettings:
         with pytest.raises(ALoRAError, match="no file .*absent.jsonl to evaluate on"):
             evaluate_model(model, tokenizer, general={"x": tmp_path / "absent.jsonl"}, tasks={}, task_specs=[])
 
+    def test_an_answer_that_does_not_fit_is_named(self, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+        task = get_task({"name": "t", "prompt": "{q}", "choices": ["a", "b"], "answer": "a"})
+        path = tmp_path / "t.jsonl"
+        write_lines(path, [task.convert({"q": "Which?", "a": "water " * 30, "b": "salt"})])
+        config = EvaluationConfig(max_length=16)
+        with pytest.raises(ALoRAError, match="does not fit evaluation.max_length=16: raise it"):
+            evaluate_model(model, tokenizer, general={}, tasks={"t": path}, task_specs=[task], config=config)
+
     def test_a_ruined_model_has_infinite_perplexity(self) -> None:
         row = {"log_likelihood": -1e5, "tokens": 10, "words": 1, "bytes": 20}
         assert pooled([row])["token_perplexity"] == math.inf

@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import DynamicCache
 
+from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.batch_size import largest_batch_size
 from alora_trainer.evaluation.config import AUTO
 from alora_trainer.evaluation.processes import own_share, together
@@ -83,6 +84,12 @@ class Scorer(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
+        longest = max((len(answer) for _, _, answer in requests), default=0)
+        if longest > self.max_length:
+            raise ALoRAError(
+                f"an answer of {longest} tokens does not fit evaluation.max_length={self.max_length}: raise it, up to the "
+                "model's own limit, or leave the item out"
+            )
         own: dict[int, Answer] = {}
         for batch in own_share(self._shared_batches(requests)):
             scored = self._score_batch(batch, requests)
