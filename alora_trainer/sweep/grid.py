@@ -11,7 +11,7 @@ import itertools
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,18 @@ class Cell:
     """A piece of a sweep that one process works on.
 
     Attributes:
+        recipe: the YAML file.
         name: unique in the sweep; names its file.
         folder: the run folder, relative to the sweep's.
-        seed: the recipe's.
         overrides: what is set over the recipe (dotted name -> text), the seed and the methods among it.
         methods: what is trained and evaluated in it; none if it only records.
         variant: names the values of the swept settings in method folders and results; None where nothing depends on them.
         after: the cells that must be finished before.
     """
 
+    recipe: str
     name: str
     folder: str
-    seed: int
     overrides: Mapping[str, str]
     methods: tuple[str, ...]
     variant: str | None
@@ -89,46 +89,62 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def plan(
-    recipe: str | Path, overrides: Mapping[str, str], over: Mapping[str, Sequence[str]], seeds: Sequence[int]
-) -> list[Cell]:
-    """The cells of a sweep, in an order in which they can be worked on.
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep of one recipe goes over.
 
-    Args:
+    Attributes:
         recipe: the YAML file.
         overrides: set over the recipe in all cells.
-        over: what `parse_over` found.
+        over: setting -> values, as `parse_over` gives them.
         seeds: of the recipe.
+        only: the methods whose settings are varied; the others are trained with the recipe's own. None varies all.
+        name: stands before the names of cells and folders, to tell several recipes apart.
+    """
+
+    recipe: Path
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    over: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    seeds: Sequence[int] = (0,)
+    only: Sequence[str] | None = None
+    name: str = ""
+
+
+def plan(grid: Grid) -> list[Cell]:
+    """The cells of a sweep, in an order in which they can be worked on.
 
     Raises:
-        ALoRAError: the recipe or a value cannot be used.
+        ALoRAError: the recipe or a value cannot be used; `only` names a method that the recipe does not have.
     """
-    grid = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
-    return [cell for seed in seeds for cell in _cells_of_seed(Path(recipe), overrides, grid, seed)]
+    combinations = [dict(zip(grid.over, values, strict=True)) for values in itertools.product(*grid.over.values())]
+    return [cell for seed in grid.seeds for cell in _cells_of_seed(grid, combinations, seed)]
 
 
-def _cells_of_seed(path: Path, overrides: Mapping[str, str], grid: list[dict[str, str]], seed: int) -> list[Cell]:
-    common = {**overrides, "seed": str(seed)}
-    recipes = [load_recipe(path, {**common, **values}) for values in grid]
+def _cells_of_seed(grid: Grid, combinations: list[dict[str, str]], seed: int) -> list[Cell]:
+    path, common = str(grid.recipe), {**grid.overrides, "seed": str(seed)}
+    recipes = [load_recipe(path, {**common, **values}) for values in combinations]
     methods = [method.name for method in recipes[0].methods]
+    if unknown := [name for name in grid.only or () if name not in methods]:
+        raise ALoRAError(f"the method {unknown[0]} is to be varied, and is none of the recipe's: {', '.join(methods)}")
     depends = [_depends_on(recipe) for recipe in recipes]
-    folder = f"seed-{seed}"
-    if len(grid) > 1 and any(one["shared"] != depends[0]["shared"] for one in depends):
+    folder = f"{grid.name}/seed-{seed}" if grid.name else f"seed-{seed}"
+    name = folder.replace("/", ",")
+    if any(one["shared"] != depends[0]["shared"] for one in depends):
         # The recording (or the data) itself is what is varied, so there is nothing to share.
         return [
-            Cell(
-                f"{folder},{_label(values)}", f"{folder},{_label(values)}", seed, common | values, tuple(methods), None
-            )
-            for values in grid
+            Cell(path, f"{name},{label}", f"{folder},{label}", common | values, tuple(methods), None)
+            for values in combinations
+            for label in [_label(values)]
         ]
-    varying = [name for name in methods if any(one[name] != depends[0][name] for one in depends)]
-    fixed = tuple(name for name in methods if name not in varying)
-    cells = [Cell(folder, folder, seed, common | grid[0], fixed, None)]
-    for values in grid if varying else ():
+    varying = [method for method in methods if any(one[method] != depends[0][method] for one in depends)]
+    varying = [method for method in varying if grid.only is None or method in grid.only]
+    fixed = tuple(method for method in methods if method not in varying)
+    cells = [Cell(path, name, folder, common, fixed, None)]
+    for values in combinations if varying else ():
         # The second cell alone makes what its methods share (an importance map of their own, say), the rest find it.
         after = tuple(cell.name for cell in cells[:2])
         label = _label(values)
-        cells.append(Cell(f"{folder},{label}", folder, seed, common | values, tuple(varying), label, after))
+        cells.append(Cell(path, f"{name},{label}", folder, common | values, tuple(varying), label, after))
     return cells
 
 

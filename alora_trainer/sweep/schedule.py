@@ -17,32 +17,22 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.parts import Part
 from alora_trainer.recipe import load_recipe
 from alora_trainer.results import write_results
-from alora_trainer.sweep.grid import Cell, plan
+from alora_trainer.sweep.grid import Cell, Grid, plan
 from alora_trainer.sweep.work import prepare_worker, work_on
 
 logger = logging.getLogger(__name__)
 
 
 def run_sweep(
-    recipe: str | Path,
-    overrides: Mapping[str, str],
-    over: Mapping[str, Sequence[str]],
-    seeds: Sequence[int],
-    *,
-    output_dir: str | Path,
-    workers: int = 1,
-    overwrite: bool = False,
+    grids: Sequence[Grid], *, output_dir: str | Path, workers: int = 1, overwrite: bool = False
 ) -> list[Path]:
-    """Run a recipe for every combination of values and every seed.
+    """Run recipes for every combination of values and every seed.
 
     Called again with the same folder, it goes on where it was stopped: cells that are finished are not begun, and in an
     unfinished one a training goes on from its last checkpoint. What fails does not stop the rest.
 
     Args:
-        recipe: the YAML file.
-        overrides: set over the recipe in all cells.
-        over: setting -> values, from `parse_over`.
-        seeds: of the recipe.
+        grids: one for each recipe.
         output_dir: the sweep's folder; ``seed-N/results.json`` in it has everything that was found with a seed.
         workers: processes to work with; each gets its share of the processor's threads.
         overwrite: make anew what other settings made there.
@@ -58,8 +48,8 @@ def run_sweep(
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
-    cells = plan(recipe, overrides, over, seeds)
-    parts = {cell.name: _part(cell, recipe, folder) for cell in cells}
+    cells = [cell for grid in grids for cell in plan(grid)]
+    parts = {cell.name: _part(cell, folder) for cell in cells}
     outcomes = {}
     for cell in cells:
         parts[cell.name].begin(overwrite=overwrite)
@@ -67,7 +57,7 @@ def run_sweep(
         if finished is not None:
             outcomes[cell.name] = finished
     progress = _Progress(cells, outcomes)
-    failures = _work(cells, parts, outcomes, progress, recipe, folder, workers, overwrite)
+    failures = _work(cells, parts, outcomes, progress, folder, workers, overwrite)
     if failures:
         first = next(iter(failures))
         raise ALoRAError(
@@ -77,9 +67,9 @@ def run_sweep(
     return sorted({folder / cell.folder for cell in cells})
 
 
-def _part(cell: Cell, recipe: str | Path, folder: Path) -> Part:
-    resolved = load_recipe(recipe, cell.overrides).resolved()
-    described = {key: value for key, value in asdict(cell).items() if key != "after"}
+def _part(cell: Cell, folder: Path) -> Part:
+    resolved = load_recipe(cell.recipe, cell.overrides).resolved()
+    described = {key: value for key, value in asdict(cell).items() if key in ("name", "methods", "variant")}
     return Part(folder / "cells" / cell.name, {"cell": described, "recipe": resolved | {"methods": None}}, "outcome")
 
 
@@ -88,7 +78,6 @@ def _work(
     parts: Mapping[str, Part],
     outcomes: dict[str, Any],
     progress: _Progress,
-    recipe: str | Path,
     folder: Path,
     workers: int,
     overwrite: bool,
@@ -98,7 +87,7 @@ def _work(
     failures: dict[str, BaseException] = {}
     running: dict[Future[dict[str, Any]], tuple[Cell, float]] = {}
     for name in dict.fromkeys(cell.folder for cell in cells):
-        _write_results(name, cells, outcomes, recipe, folder)
+        _write_results(name, cells, outcomes, folder)
     if not waiting:
         return failures
     workers = min(workers, len(waiting))
@@ -113,7 +102,7 @@ def _work(
                 if blocked:
                     failures[cell.name] = ALoRAError(f"not begun, because {blocked[0]} failed")
                     continue
-                running[pool.submit(work_on, cell, str(recipe), str(folder), overwrite)] = (cell, time.monotonic())
+                running[pool.submit(work_on, cell, str(folder), overwrite)] = (cell, time.monotonic())
             if not running:
                 continue
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -126,7 +115,7 @@ def _work(
                     continue
                 parts[cell.name].finish(future.result())
                 outcomes[cell.name] = future.result()
-                _write_results(cell.folder, cells, outcomes, recipe, folder)
+                _write_results(cell.folder, cells, outcomes, folder)
                 progress.tell(cell, time.monotonic() - begun, min(workers, len(waiting) + len(running)))
     except BaseException:
         _stop(pool)
@@ -144,15 +133,13 @@ def _stop(pool: ProcessPoolExecutor) -> None:
             os.kill(process.pid, signal.SIGTERM)
 
 
-def _write_results(
-    run: str, cells: Sequence[Cell], outcomes: Mapping[str, Any], recipe: str | Path, folder: Path
-) -> None:
+def _write_results(run: str, cells: Sequence[Cell], outcomes: Mapping[str, Any], folder: Path) -> None:
     """results.json of a run folder: the entries of all its cells that are finished."""
     own = [cell for cell in cells if cell.folder == run and cell.name in outcomes]
     entries = {name: entry for cell in own for name, entry in outcomes[cell.name]["entries"].items()}
     if entries:
         overlap = next((found for cell in own if (found := outcomes[cell.name]["overlap"]) is not None), None)
-        write_results(folder / run, load_recipe(recipe, own[0].overrides), entries, overlap)
+        write_results(folder / run, load_recipe(own[0].recipe, own[0].overrides), entries, overlap)
 
 
 class _Progress:

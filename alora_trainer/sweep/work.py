@@ -22,7 +22,7 @@ def prepare_worker(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def work_on(cell: Cell, recipe_path: str, folder: str, overwrite: bool) -> dict[str, Any]:
+def work_on(cell: Cell, folder: str, overwrite: bool) -> dict[str, Any]:
     """Train and evaluate a cell's methods.
 
     Returns:
@@ -38,7 +38,7 @@ def work_on(cell: Cell, recipe_path: str, folder: str, overwrite: bool) -> dict[
     from alora_trainer.recipe import load_recipe
 
     disable_progress_bar()
-    recipe = load_recipe(recipe_path, cell.overrides)
+    recipe = load_recipe(cell.recipe, cell.overrides)
     run = Run(recipe, Path(folder) / cell.folder, overwrite=overwrite, variant=cell.variant)
     run.prepare_data()
     overlap = None
