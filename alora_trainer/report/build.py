@@ -49,7 +49,7 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
             pictures[name] = svg
             write_text(folder / "figures" / f"{name}.svg", svg)
             write_bytes(folder / "figures" / f"{name}.png", png)
-    write_json(folder / NUMBERS, numbers)
+    write_json(folder / NUMBERS, numbers, indent=None)
     write_text(folder / "report.md", markdown_page(numbers))
     write_text(folder / "report.html", html_page(numbers, pictures))
     return folder / "report.html"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 NONE = "-"
 
@@ -50,24 +50,43 @@ def memory(measure: Mapping[str, Any] | None) -> str:
     return f"{measure['mean'] / 2**30:.2f}"
 
 
+Column: TypeAlias = "tuple[str, str | None, list[str]]"  # header, the measure that `best` names, a text for each row
+
+
 def main_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
-    """The table of methods; columns that nothing was measured for are left out."""
-    columns: list[tuple[str, str | None, list[str]]] = [
-        ("general perplexity", "perplexity", [spread(row["perplexity"], 2) for row in rows]),
-        ("rise over base (%)", "rise", [spread(row["rise"], 1, sign=True) for row in rows]),
-        ("to LoRA (%)", None, [number(row["perplexity_over_lora"], 1, sign=True) for row in rows]),
-        ("accuracy (%)", "accuracy", [spread(row["accuracy"], 1) for row in rows]),
-        ("over items ±", None, [number(row["item_error"], 1) for row in rows]),
-        ("to base (pt)", None, [number(row["accuracy_over_base"], 1, sign=True) for row in rows]),
-        ("to LoRA (pt)", None, [number(row["accuracy_over_lora"], 1, sign=True) for row in rows]),
-        ("acc_norm (%)", "accuracy_norm", [spread(row["accuracy_norm"], 1) for row in rows]),
-        ("KL to base (nats)", "kl", [spread(row["kl"], 3) for row in rows]),
-        ("ECE", "ece", [spread(row["ece"], 3) for row in rows]),
-        ("tuning (s)", None, [spread(row["seconds"], 0) for row in rows]),
-        ("before (s)", None, [spread(row["seconds_before"], 0) for row in rows]),
-        ("memory (GiB)", None, [memory(row["peak_bytes"]) for row in rows]),
-        ("seeds", None, [str(len(row["seeds"])) for row in rows]),
-    ]
+    """What the methods forgot and learned."""
+    return _columns(
+        rows,
+        [
+            ("general perplexity", "perplexity", [spread(row["perplexity"], 2) for row in rows]),
+            ("rise over base (%)", "rise", [spread(row["rise"], 1, sign=True) for row in rows]),
+            ("perplexity to LoRA (%)", None, [number(row["perplexity_over_lora"], 1, sign=True) for row in rows]),
+            ("accuracy (%)", "accuracy", [spread(row["accuracy"], 1) for row in rows]),
+            ("standard error over items", None, [number(row["item_error"], 1) for row in rows]),
+            ("accuracy to base (points)", None, [number(row["accuracy_over_base"], 1, sign=True) for row in rows]),
+            ("accuracy to LoRA (points)", None, [number(row["accuracy_over_lora"], 1, sign=True) for row in rows]),
+            ("seeds", None, [str(len(row["seeds"])) for row in rows]),
+        ],
+    )
+
+
+def further_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
+    """Further measures and costs."""
+    return _columns(
+        rows,
+        [
+            ("acc_norm (%)", "accuracy_norm", [spread(row["accuracy_norm"], 1) for row in rows]),
+            ("KL to base (nats a token)", "kl", [spread(row["kl"], 3) for row in rows]),
+            ("calibration error", "ece", [spread(row["ece"], 3) for row in rows]),
+            ("tuning (s)", None, [spread(row["seconds"], 0) for row in rows]),
+            ("before it (s)", None, [spread(row["seconds_before"], 0) for row in rows]),
+            ("peak memory (GiB)", None, [memory(row["peak_bytes"]) for row in rows]),
+        ],
+    )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], columns: list[Column]) -> Printed:
+    """A table of methods; columns that nothing was measured for are left out."""
     columns = [column for column in columns if any(text != NONE for text in column[2])]
     printed = Printed(["method", *(header for header, _, _ in columns)], [])
     for place, row in enumerate(rows):

@@ -37,7 +37,7 @@ class Variant:
 
     @property
     def varied(self) -> str:
-        return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
+        return ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in self.settings.items())
 
     @property
     def lam(self) -> float | None:
@@ -169,6 +169,10 @@ def _variants(runs: Sequence[Mapping[str, Any]], task: str) -> list[Variant]:
     known = list(METHODS)
     order = {method: known.index(method) if method in known else len(known) for method in varied}
     return sorted(variants.values(), key=lambda one: (order[one.method], one.method, _sorting(one.settings)))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _settings(method: str, entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:

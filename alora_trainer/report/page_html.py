@@ -10,7 +10,14 @@ from typing import Any
 from alora_trainer.report import text
 from alora_trainer.report.build import figure_name
 from alora_trainer.report.figures import FIGURES
-from alora_trainer.report.format import Printed, ablation_table, main_table, overlap_table, significance_table
+from alora_trainer.report.format import (
+    Printed,
+    ablation_table,
+    further_table,
+    main_table,
+    overlap_table,
+    significance_table,
+)
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -69,6 +76,7 @@ def _section(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> Iter
         yield "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in said) + "</ul>"
     ours = {place for place, row in enumerate(comparison["table"]) if row["method"] == text.OURS}
     yield _table(main_table(comparison["table"]), ours) + _note(text.TABLE_NOTE)
+    yield "<h3>Further measures and costs</h3>" + _table(further_table(comparison["table"]), ours)
     if comparison["ablation"]:
         yield "<h3>Ablation</h3>" + _table(ablation_table(comparison["ablation"])) + _note(text.ABLATION_NOTE)
     if comparison["significance"]:

@@ -8,7 +8,14 @@ from typing import Any
 from alora_trainer.report import text
 from alora_trainer.report.build import figure_name
 from alora_trainer.report.figures import FIGURES
-from alora_trainer.report.format import Printed, ablation_table, main_table, overlap_table, significance_table
+from alora_trainer.report.format import (
+    Printed,
+    ablation_table,
+    further_table,
+    main_table,
+    overlap_table,
+    significance_table,
+)
 
 
 def markdown_page(numbers: Mapping[str, Any]) -> str:
@@ -24,6 +31,7 @@ def _section(comparison: Mapping[str, Any]) -> Iterator[str]:
     for sentence in text.findings(comparison):
         yield f"- {sentence}"
     yield from ("", *_table(main_table(comparison["table"])), "", text.TABLE_NOTE, "")
+    yield from ("### Further measures and costs", "", *_table(further_table(comparison["table"])), "")
     if comparison["ablation"]:
         yield from ("### Ablation", "", *_table(ablation_table(comparison["ablation"])), "", text.ABLATION_NOTE, "")
     if comparison["significance"]:

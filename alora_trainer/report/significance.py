@@ -6,6 +6,7 @@ All statistics are scipy's.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -66,7 +67,10 @@ def welch(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any] | Non
     if np.var(ours) == 0 and np.var(other) == 0:
         t = df = p = math.nan
     else:
-        result = stats.ttest_ind(ours, other, equal_var=False)
+        with warnings.catch_warnings():
+            # A side that does not vary at all (the base model, whatever the seed) is exact, not imprecise.
+            warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+            result = stats.ttest_ind(ours, other, equal_var=False)
         t, df, p = float(result.statistic), float(result.df), float(result.pvalue)
     return {
         "difference": difference,

@@ -73,7 +73,7 @@ def dress(axes: Axes, *, x: str, y: str, title: str | None = None) -> None:
         axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_TEXT)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#8c8c8c")
-    axes.tick_params(color="#8c8c8c", labelcolor=_TEXT, labelsize=9)
+    axes.tick_params(which="both", color="#8c8c8c", labelcolor=_TEXT, labelsize=9)
     axes.grid(color=_QUIET, linewidth=0.6)
     axes.set_axisbelow(True)
 

@@ -9,9 +9,8 @@ from typing import Any
 from alora_trainer.report.gather import OURS
 
 TABLE_NOTE = (
-    "Mean over seeds ± one sample standard deviation over seeds (none with one seed). 'over items ±' is the standard error of "
-    "the accuracy over test items. Bold: the best of those that were tuned; that something is best does not say that it is "
-    "better by more than chance."
+    "Mean over seeds ± one sample standard deviation over seeds (none with one seed). Bold: the best of those that were tuned; "
+    "that something is best does not say that it is better by more than chance."
 )
 SIGNIFICANCE_NOTE = (
     "Over seeds: difference of means and Welch's t-test, two-sided, variances not assumed equal. Over items: difference of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from alora_trainer.report.gather import Comparison
+from alora_trainer.report.gather import BASE, PLAIN, Comparison
 from alora_trainer.report.style import dress, legend, look, new_figure
 from alora_trainer.report.table import summary
 
@@ -15,8 +15,9 @@ NAME = "strength"
 TITLE = "The penalty's strength"
 CAPTION = (
     "Accuracy and rise of general perplexity over lambda (logarithmic axis); points are means over seeds, bars one sample "
-    "standard deviation. Methods without lambda are dashed lines."
+    "standard deviation. Dashed lines: the base model, and LoRA without a penalty."
 )
+LEVELS = (BASE, PLAIN, "lora_ab")
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
@@ -27,7 +28,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
         measured = {"accuracy": accuracy, "rise": summary(list(comparison.rises(variant).values()))}
         if variant.lam is not None:
             curves.setdefault(variant.method, []).append({"lam": variant.lam, **measured})
-        elif not variant.settings:
+        elif variant.method in LEVELS and not variant.settings:
             levels.append({"method": variant.method, **measured})
     curves = {method: points for method, points in curves.items() if len(points) > 1}
     if not curves:
