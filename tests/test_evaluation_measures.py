@@ -22,8 +22,7 @@ from alora_trainer.evaluation.calibration import expected_calibration_error
 from alora_trainer.evaluation.divergence import kl_to_base
 from alora_trainer.evaluation.items import pack_correct, unpack_correct
 from tests.conftest import move_factors
-from tests.test_evaluation import TEXTS, general, model, tokenizer  # noqa: F401 (fixtures)
-from tests.test_evaluation import _model as _model  # noqa: F401 (fixture)
+from tests.evaluation_fixtures import TEXTS
 
 
 def reference_kl(adapted: Any, base: Any, windows: list[tuple[list[int], list[int]]]) -> float:
@@ -39,7 +38,7 @@ def reference_kl(adapted: Any, base: Any, windows: list[tuple[list[int], list[in
     return total / count
 
 
-def test_divergence_against_float64(model: Any, tokenizer: Any, general: dict[str, Path]) -> None:  # noqa: F811
+def test_divergence_against_float64(model: Any, tokenizer: Any, general: dict[str, Path]) -> None:
     from peft import LoraConfig, get_peft_model
 
     from alora_trainer.evaluation.scorer import Scorer
@@ -97,7 +96,7 @@ def test_damaged_answers_are_refused() -> None:
             unpack_correct(text, items)
 
 
-def test_the_largest_batch_that_fits(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:  # noqa: F811
+def test_the_largest_batch_that_fits(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     size = largest_batch_size(model, 48, "cpu")
     assert size == 256 and size * 48 * model.config.vocab_size * 4 <= 2**29
     assert largest_batch_size(model, 2**20, "cpu") == 1
@@ -118,9 +117,9 @@ def test_the_largest_batch_that_fits(monkeypatch: pytest.MonkeyPatch, model: Any
 
 
 def test_tasks_of_lm_eval_as_general_ability(
-    model: Any,  # noqa: F811
-    tokenizer: Any,  # noqa: F811
-    general: dict[str, Path],  # noqa: F811
+    model: Any,
+    tokenizer: Any,
+    general: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     docs = [{"q": "In the morning?", "c": ["water", "the river"], "a": i % 2} for i in range(3)]
@@ -142,7 +141,7 @@ def test_tasks_of_lm_eval_as_general_ability(
             EvaluationConfig(general_tasks=wrong)  # type: ignore[arg-type]
 
 
-def test_the_tokenizer_is_named(model: Any, tokenizer: Any, general: dict[str, Path]) -> None:  # noqa: F811
+def test_the_tokenizer_is_named(model: Any, tokenizer: Any, general: dict[str, Path]) -> None:
     found = evaluate_model(model, tokenizer, general=general, tasks={}, task_specs=[])["tokenizer"]
     assert found["vocab_size"] == len(tokenizer) and len(found["vocab_sha256"]) == 64
     other = copy.deepcopy(tokenizer)

@@ -62,7 +62,7 @@ def main_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
             ("rise over base (%)", "rise", [spread(row["rise"], 1, sign=True) for row in rows]),
             ("perplexity to LoRA (%)", None, [number(row["perplexity_over_lora"], 1, sign=True) for row in rows]),
             ("accuracy (%)", "accuracy", [spread(row["accuracy"], 1) for row in rows]),
-            ("standard error over items", None, [number(row["item_error"], 1) for row in rows]),
+            ("its standard error over items", None, [number(row["item_error"], 1) for row in rows]),
             ("accuracy to base (points)", None, [number(row["accuracy_over_base"], 1, sign=True) for row in rows]),
             ("accuracy to LoRA (points)", None, [number(row["accuracy_over_lora"], 1, sign=True) for row in rows]),
             ("seeds", None, [str(len(row["seeds"])) for row in rows]),

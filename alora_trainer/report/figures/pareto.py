@@ -62,7 +62,7 @@ def draw(data: dict[str, Any]) -> Figure:
             )
     dress(axes, x="rise of general perplexity over the base model (%)", y=f"{data['task']} accuracy (%)")
     axes.margins(0.08)
-    axes.text(0.01, 0.99, "better", transform=axes.transAxes, ha="left", va="top", fontsize=9, color="#555555")
+    axes.text(0.075, 0.905, "better", transform=axes.transAxes, ha="left", va="center", fontsize=9, color="#555555")
     axes.annotate(
         "",
         xy=(0.0, 1.0),
