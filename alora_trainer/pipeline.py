@@ -14,7 +14,7 @@ import yaml
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import METHODS, Method
-from alora_trainer.parts import read_json, write_text
+from alora_trainer.parts import Part, read_json, write_text
 from alora_trainer.recipe import Recipe
 from alora_trainer.run_parts import RunParts, watches_probe
 
@@ -47,16 +47,27 @@ class Run(RunParts):
         output_dir: where everything is written.
         overwrite: make anew what other settings made in this folder, instead of refusing.
         importance: start from and protect this map (a folder or Hub id), instead of recording one.
+        several_processes: this one may be one of several that were launched together (for evaluation alone).
+        variant: names what differs from another recipe in the same folder, such as ``lam=0.1``; methods then have their folders
+            at ``METHOD@VARIANT``, and share the data, the recording and whatever else does not depend on it.
 
     Raises:
-        ALoRAError: several processes were launched.
+        ALoRAError: several processes were launched, and `several_processes` is not set.
     """
 
     def __init__(
-        self, recipe: Recipe, output_dir: str | Path, *, overwrite: bool = False, importance: str | None = None
+        self,
+        recipe: Recipe,
+        output_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        importance: str | None = None,
+        several_processes: bool = False,
+        variant: str | None = None,
     ) -> None:
-        check_single_process()
-        super().__init__(recipe, Path(output_dir), importance)
+        if not several_processes:
+            check_single_process()
+        super().__init__(recipe, Path(output_dir), importance, variant)
         self.overwrite = overwrite
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
@@ -167,8 +178,8 @@ class Run(RunParts):
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
-            train: seconds, peak_bytes, loss and steps of this training; record: those of stage A or of the Fisher
-            information, if the method needs one and this run made it.
+            train: seconds, peak_bytes, loss, steps and history of this training, and drift, how far it moved every adapted
+            weight; record: those of stage A or of the Fisher information, if the method needs one and this run made it.
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
@@ -189,7 +200,9 @@ class Run(RunParts):
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.history import Start
         from alora_trainer.methods.trainers import make_trainer
+        from alora_trainer.run_observation import learning_curve
         from alora_trainer.stages import release_memory, train
 
         recipe, options = self.recipe.for_method(method), self.recipe.options(method)
@@ -217,11 +230,20 @@ class Run(RunParts):
             train_dataset=data,
             data_collator=collate,
         )
-        outcome = train(trainer)
+        if recipe.evaluation.curve_steps is not None:
+            general_test = {name: self.folder / path for name, path in files["general"].items()}
+            test = self.folder / files["test"]
+            trainer.add_callback(
+                learning_curve(
+                    recipe, trainer, self.tokenizer, general=general_test, test=test, folder=folder / "curve"
+                )
+            )
+        start = Start(adapter.model)
+        outcome = train(trainer) | {"drift": start.drift()}
         adapter.save(folder / "adapter")
         if probing:
             outcome["probe"] = probe_history(trainer.state.log_history)
-        del trainer, adapter
+        del trainer, adapter, start
         release_memory()
         return outcome
 
@@ -243,6 +265,25 @@ class Run(RunParts):
         return attach_adapter(
             method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
         )
+
+    def overlap(self) -> dict[str, Any] | None:
+        """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
+        from alora_trainer.run_observation import recorded_overlap
+
+        record = self._record_part()
+        if self.importance is not None or record.finished(overwrite=True) is None:
+            return None
+        settings = {"recording": record.settings, "data": self._data_part().settings}
+        part = Part(self.folder / "overlap", settings, "overlap")
+        part.begin(overwrite=True)  # nothing is lost: it is computed from what is at hand
+        finished = part.finished()
+        if finished is not None:
+            return finished
+        logger.info("comparing the recording text with the test items")
+        test = self.folder / self.prepare_data()["test"]
+        outcome = recorded_overlap(self.recipe, self.tokenizer, test=test, record=record.folder)
+        part.finish(outcome)
+        return outcome
 
     def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
         from alora_trainer.general_text import text_to_train
@@ -269,31 +310,43 @@ class Run(RunParts):
         recorded = self.folder / "record" if self.importance is None else folder
         return text_to_watch(self.recipe, self.tokenizer, recorded)
 
-    def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
+    def evaluate(
+        self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
+    ) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).
 
         Args:
             name: the folder for the result.
-            trained: a digest of what the adapter depends on.
+            trained: a digest of what the adapter or model depends on.
+            adapter: a folder or Hub id.
+            model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
 
         Returns:
-            general and tasks, as `evaluation.runner.evaluate_model` gives them.
+            general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
         """
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.evaluation.processes import is_main, main_first
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, place, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_base, load_other, place, release_memory, with_saved_adapter
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
         if finished is not None:
             return finished
-        files = self.prepare_data()
+        with main_first():
+            files = self.prepare_data()
         recipe = self.recipe
         logger.info(f"{name}: evaluating")
-        model: Any = load_base(recipe)
+        device = recipe.training_arguments("tune", self.folder).device
+        model: Any = load_base(recipe) if model_source is None else load_other(recipe, model_source)
+        base = model
         if adapter is not None:
-            model = with_saved_adapter(model, adapter, trainable=False)
-        place(model, recipe.training_arguments("tune", self.folder).device)
+            model, base = with_saved_adapter(model, adapter, trainable=False), None
+        elif model_source is not None:
+            base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
+            if base is not None:
+                place(base, device)
+        place(model, device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(
@@ -305,17 +358,28 @@ class Run(RunParts):
             config=recipe.evaluation,
             seed=recipe.seed,
             samples_path=part.folder / "samples.jsonl",
+            base=base,
         )
-        part.finish(outcome)
-        del model
+        if is_main():
+            part.finish(outcome)
+        del model, base
         release_memory()
         return outcome
 
     def method(self, method: Method) -> dict[str, Any]:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
-        adapter = self.folder / method.name / "adapter" if method.trains else None
-        return self.evaluate(method.name, self._training_part(method).digest, adapter) | costs
+        adapter = self.folder / self.place(method) / "adapter" if method.trains else None
+        part = self._training_part(method)
+        return self._entry(self.evaluate(self.place(method), part.digest, adapter), costs, part.settings)
+
+    def _entry(self, scores: dict[str, Any], costs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What results.json says of a method: scores, costs, settings, and how important each layer was found."""
+        from alora_trainer.results import method_settings
+
+        entry = scores | costs | {"settings": method_settings(settings)}
+        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if "record" in costs else None
+        return entry if table is None else entry | {"layer_norms": {name: row["norm"] for name, row in table.items()}}
 
     def trained_before(self, method: Method) -> dict[str, Any]:
         """Evaluate what an earlier command trained in this folder, whatever its training's settings were.
@@ -333,7 +397,7 @@ class Run(RunParts):
             )
         costs = {key: stored[key] for key in ("train", "record") if key in stored}
         adapter = self.folder / method.name / "adapter"
-        return self.evaluate(method.name, stored["settings_digest"], adapter) | costs
+        return self._entry(self.evaluate(method.name, stored["settings_digest"], adapter), costs, stored["settings"])
 
     def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Entries of further methods that are finished in this folder with the same recipe."""
@@ -343,5 +407,5 @@ class Run(RunParts):
             evaluation = self._evaluation_part(method.name, training.digest)
             trained, scored = training.finished(overwrite=True), evaluation.finished(overwrite=True)
             if method.name not in exclude and trained is not None and scored is not None:
-                entries[method.name] = scored | trained
+                entries[method.name] = self._entry(scored, trained, training.settings)
         return entries

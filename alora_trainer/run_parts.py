@@ -33,6 +33,8 @@ _TEST = ("test", "test_bytes")
 _PROBE = ("probe", "probe_tokens")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
+# The settings of `evaluation` that are for the time of training.
+_CURVE = ("curve_steps", "curve_blocks", "curve_items")
 
 
 def watches_probe(recipe: Recipe) -> bool:
@@ -47,20 +49,26 @@ class RunParts:
         recipe: what to do.
         folder: the run's output folder.
         importance: a map (folder or Hub id) instead of one that the run records.
+        variant: a name for these settings, where several of one method share the folder.
 
     Raises:
         ALoRAError: there is no such map; the recipe's paths lead nowhere.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, importance: str | None) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, importance: str | None, variant: str | None = None) -> None:
         self.recipe = recipe
         self.folder = folder
         self.importance = importance
+        self.variant = variant
         if recipe.domains:
             raise ALoRAError("a recipe with several domains is run as a whole: alora run RECIPE")
         if importance is not None:
             self._map_folder()  # a map that is not there is known before anything is done
         self._resolved = recipe.resolved()
+
+    def place(self, method: Method) -> str:
+        """The method's folder in the run's, and its name in results.json."""
+        return method.name if self.variant is None else f"{method.name}@{self.variant}"
 
     def _common(self) -> dict[str, Any]:
         return {key: self._resolved[key] for key in ("model", "seed")}
@@ -101,6 +109,8 @@ class RunParts:
         settings = self._common() | {"method": asdict(method)}
         if method.trains:
             settings |= {"domain": self._resolved["domain"], "tune": recipe.tune}
+            if recipe.evaluation.curve_steps is not None:
+                settings["curve"] = {key: self._resolved["evaluation"][key] for key in _CURVE}
         if method.starts_from == "fresh":
             settings["lora"] = recipe.lora
         if method.needs_recording:
@@ -118,11 +128,20 @@ class RunParts:
             settings["options"] = asdict(own)
         if method.needs_general_text:
             settings["general"] = self._training_text()
-        return Part(self.folder / method.name, settings, "training")
+        return Part(self.folder / self.place(method), settings, "training")
 
     def _evaluation_part(self, name: str, trained: str) -> Part:
-        settings = {"data": self._data_part().settings, "evaluation": self._resolved["evaluation"], "trained": trained}
+        scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _CURVE}
+        settings = {"data": self._data_part().settings, "evaluation": scoring, "trained": trained}
         return Part(self.folder / name, settings, "result")
+
+    def settings_of(self, method: Method) -> dict[str, Any]:
+        """Everything that a method's result depends on."""
+        return self._evaluation_part(self.place(method), self._training_part(method).digest).settings
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Everything that what the methods share depends on: the data, and the recording."""
+        return {"data": self._data_part().settings, "record": self._record_part().settings}
 
     def _map_folder(self) -> Path:
         if self.importance is None:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.history import columns
 from alora_trainer.memory import Cost, Meter
 from alora_trainer.recipe import Recipe
 from alora_trainer.resume import last_whole_checkpoint, trainer_state
@@ -86,6 +87,24 @@ def place(model: Any, device: torch.device) -> None:
         model.to(device)
 
 
+def load_other(recipe: Recipe, source: str) -> PreTrainedModel:
+    """A model other than the recipe's base, such as a merged one, from a folder or the Hub; scored by the base's tokenizer.
+
+    Raises:
+        ALoRAError: there is none at `source`, or it has another vocabulary than the base model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=recipe.model.dtype)
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ALoRAError(f"the model at {source} cannot be loaded: {lines[0]}") from error
+    if len(load_tokenizer(recipe)) > model.get_input_embeddings().weight.shape[0]:
+        raise ALoRAError(
+            f"the model at {source} has fewer tokens than the recipe's tokenizer: it is of another base model"
+        )
+    return model
+
+
 def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}"
@@ -105,15 +124,17 @@ def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: boo
 
 
 def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable: bool) -> PeftModel:
-    """`model` with the adapter in `folder` (an importance map is one, too).
+    """`model` with the adapter in `folder`, which may be a Hub id (an importance map is one, too).
 
     Raises:
         ALoRAError: there is none, or it does not fit the model.
     """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it")
+    source = str(folder)
+    local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    if local and not (Path(folder) / "adapter_config.json").is_file():
+        raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(model, source, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
         raise ALoRAError(f"the adapter in {folder} cannot be put on the model: {' '.join(lines[:2])}") from error
@@ -124,7 +145,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
 
     Returns:
         seconds and peak_bytes of the whole training (`Meter` says what is counted), over all the times that it was begun;
-        loss, the mean over this part of the training; steps.
+        loss, the mean over this part of the training; steps; history, the log as columns (see `history.columns`).
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = last_whole_checkpoint(folder)
@@ -145,6 +166,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
         "peak_bytes": cost.peak_bytes,
         "loss": outcome.training_loss,
         "steps": outcome.global_step,
+        "history": columns(trainer.state.log_history),
     }
 
 

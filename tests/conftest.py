@@ -14,6 +14,9 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+# Fixtures of the tests of evaluation.
+pytest_plugins = ("tests.evaluation_fixtures",)
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
