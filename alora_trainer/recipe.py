@@ -171,10 +171,15 @@ class Recipe:
         except (TypeError, ValueError) as error:
             raise ALoRAError(f"lora: {_first_line(error)}") from error
 
-    def training_arguments(self, section: str, output_dir: str | Path) -> TrainingArguments:
+    def training_arguments(self, section: str, output_dir: str | Path, *, anywhere: bool = False) -> TrainingArguments:
         """The `transformers.TrainingArguments` of section "record" or "tune", writing to `output_dir`.
 
         Checkpoints are written four times a training and the last two kept, unless the recipe says otherwise.
+
+        Args:
+            section: "record" or "tune".
+            output_dir: for checkpoints.
+            anywhere: only to look at: a recipe for a GPU is not refused on a machine without one.
 
         Raises:
             ALoRAError: transformers refuses the values.
@@ -193,8 +198,11 @@ class Recipe:
             "dataloader_pin_memory": torch.cuda.is_available(),
             "disable_tqdm": not sys.stderr.isatty(),
         }
+        given = defaults | getattr(self, section)
+        if anywhere and not torch.cuda.is_available():
+            given["use_cpu"] = True
         try:
-            return TrainingArguments(output_dir=str(output_dir), **(defaults | getattr(self, section)))
+            return TrainingArguments(output_dir=str(output_dir), **given)
         except (TypeError, ValueError, ImportError) as error:
             raise ALoRAError(f"{section}: {_first_line(error)}") from error
 
@@ -332,11 +340,11 @@ def build_recipe(
     recipe.lora_config()
     recipe.lora_config(fresh=True)
     for section in ("record", "tune"):
-        recipe.training_arguments(section, base)
+        recipe.training_arguments(section, base, anywhere=True)
     for name in recipe.method_options:
         special = recipe.for_method(get_method(name))
         special.lora_config()
-        special.training_arguments("tune", base)
+        special.training_arguments("tune", base, anywhere=True)
     return recipe
 
 
