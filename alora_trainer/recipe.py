@@ -14,6 +14,7 @@ from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method, get_method
 from alora_trainer.methods.options import MethodOptions, options_of, read_method_options
+from alora_trainer.model_config import ModelConfig
 from alora_trainer.settings import (
     as_mapping,
     check_keys,
@@ -49,8 +50,6 @@ SECTIONS = (
     "evaluation",
 )
 KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-QUANTIZATIONS = ("nf4", "int8")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
 _SET_BY_RUN = {
@@ -58,34 +57,6 @@ _SET_BY_RUN = {
     "seed": "the recipe's own seed",
     "data_seed": "the recipe's own seed",
 }
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The base model.
-
-    Attributes:
-        path: a folder (relative to the recipe) or a Hub id.
-        revision: of the Hub's repository.
-        dtype: to train in; with quantisation, what is computed in.
-        quantization: the linear layers' weights by bitsandbytes: "nf4" (4 bits, twice quantised, as QLoRA has it) or "int8".
-
-    Raises:
-        ALoRAError: an unknown dtype or quantisation.
-    """
-
-    path: str
-    revision: str | None = None
-    dtype: str = "float32"
-    quantization: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
-            raise ALoRAError(
-                f"model.quantization={self.quantization!r} is unknown: use one of {', '.join(QUANTIZATIONS)}, or null"
-            )
-        if self.dtype not in DTYPES:
-            raise ALoRAError(f"model.dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
