@@ -7,6 +7,7 @@ its kernel flattened into the input features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -78,7 +79,7 @@ class AdaptedWeight(TrainedWeight):
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features) of the adapted weight."""
-        return self.parameter_b.shape[0], self.parameter_a[0].numel()
+        return self.parameter_b.shape[0], math.prod(self.parameter_a.shape[1:])
 
     def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FactorStep:
         (a, b), (gradient_a, gradient_b), (a_after, b_after) = before, gradients, after

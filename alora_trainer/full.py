@@ -5,6 +5,7 @@ A parameter of two dimensions or more is a matrix (first dimension, all others);
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ class FullWeight(TrainedWeight):
     def shape(self) -> tuple[int, int]:
         """(rows, columns) in the layout that the model stores."""
         shape = self.parameter.shape
-        return (1, shape[0]) if len(shape) == 1 else (shape[0], self.parameter.numel() // max(shape[0], 1))
+        return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
 
     def as_matrix(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.shape)

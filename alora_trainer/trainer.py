@@ -276,7 +276,9 @@ class ALoRAMixin(_TrainerHooks):
             return
         logs = self._protection.end_of_step(self.model, self.accelerator, self.state.global_step, last=last)
         if logs:
+            due = self.control.should_log
             self.log(logs)
+            self.control.should_log = due  # logging clears it, and the Trainer's own line is still to come
 
     @property
     def _tokens_spent(self) -> bool:
