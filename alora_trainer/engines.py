@@ -49,6 +49,12 @@ def check_engine(trainer: Any, config: ALoRAConfig) -> None:
             f"optim={optim!r} steps inside the backward pass, where the gradients of a step never exist together: "
             "use 'adamw_torch', or 'adamw_bnb_8bit' to save memory"
         )
+    compiled = args.torch_compile or any("_orig_mod" in name for name, _ in trainer.model.named_modules())
+    if config.record == "exact" and compiled:
+        raise ALoRAError(
+            "record='exact' watches the layers' inputs by hooks, which torch.compile does not run as they stand: "
+            "use record='path', or torch_compile=False"
+        )
     if config.record is not None and args.load_best_model_at_end:
         raise ALoRAError(
             "load_best_model_at_end would pair the importance of the whole training with earlier weights: "
