@@ -19,6 +19,7 @@ FRESH_BASES = ("merged", "bare")
 ANCHORS = ("reference", "base")
 MISSING = ("error", "uniform", "free")
 BACKENDS = ("factored", "triton", "blocked", "dense")
+STORAGES = ("float32", "bfloat16", "log8", "factored", "float64")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -57,6 +58,19 @@ class ALoRAConfig:
     )
     record_tokens: int | None = _option(
         None, "Stop recording after this many tokens, whatever the number of steps or epochs; None sets no such limit."
+    )
+    save_storage: str | None = _option(
+        None,
+        "Format that a recipe saves its recorded map in: 'float32', 'bfloat16' (half the bytes), 'log8' (a quarter) or "
+        "'factored' (a thousandth). None saves it as exactly as it was recorded.",
+    )
+    storage: str | None = _option(
+        None, "Format that importance is held in while it protects, of the same names. None keeps the map's own."
+    )
+    storage_device: str = _option(
+        "device",
+        "Where importance is held while it protects: 'device' beside the weights, 'cpu' in host memory, from where it is "
+        "streamed to the weights' device.",
     )
     lam: float | str | None = _option(
         None,
@@ -189,6 +203,9 @@ _DEFAULT_LAM = 0.3
 _CHOICES = {
     "record": ESTIMATORS,
     "omega_device": LOCATIONS,
+    "save_storage": STORAGES,
+    "storage": STORAGES,
+    "storage_device": ("device", "cpu"),
     "lam_schedule": SCHEDULES,
     "application": APPLICATIONS,
     "start": STARTS,
@@ -205,7 +222,7 @@ _WITH_FULL_PARAMETERS = {
     "missing": ("error", "free"),
     "backend": (None,),
 }
-_OPTIONAL = ("record", "backend", "record_tokens")
+_OPTIONAL = ("record", "save_storage", "storage", "backend", "record_tokens")
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

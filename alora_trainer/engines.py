@@ -60,6 +60,10 @@ def check_engine(trainer: Any, config: ALoRAConfig) -> None:
             "load_best_model_at_end would pair the importance of the whole training with earlier weights: "
             "set it to False while recording"
         )
+    if config.budget is not None and args.load_best_model_at_end:
+        raise ALoRAError(
+            "load_best_model_at_end would bring back weights that may be above the budget: set it to False with a budget"
+        )
 
 
 def _check_parallelism(trainer: Any) -> None:
@@ -97,6 +101,11 @@ def _check_deepspeed(trainer: Any, config: ALoRAConfig) -> None:
             "application='decoupled' moves the weights beside the optimizer, and DeepSpeed overwrites them from its own copy: "
             "use application='coupled', or plain data parallelism (torchrun)"
         )
+    if config.budget is not None:
+        raise ALoRAError(
+            "budget pulls the weights back at the end of the training, and DeepSpeed has its own copy of them: leave budget "
+            "out and give lam a number, or use plain data parallelism (torchrun)"
+        )
     if config.lam == "auto":
         raise ALoRAError(
             "lam='auto' needs the data's gradients, which DeepSpeed does not leave behind: give lam a number"
@@ -112,6 +121,11 @@ def _check_fsdp(trainer: Any, config: ALoRAConfig) -> None:
         )
     if config.record == "exact":
         raise ALoRAError("record='exact' is not supported under FSDP: use record='path'")
+    if config.budget is not None:
+        raise ALoRAError(
+            "budget is not supported under FSDP, where each process has a piece of every weight: leave budget out and give lam "
+            "a number, or use plain data parallelism (torchrun)"
+        )
     for name, value, instead in (
         ("application", "decoupled", "'coupled'"),
         ("lam", "auto", "a number"),

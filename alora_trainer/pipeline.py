@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The settings of `alora` that stage A does not depend on.
+# The settings of `alora` that only the protected training depends on.
 _PROTECTING = (
+    "storage",
+    "storage_device",
     "lam",
     "lam_schedule",
     "lam_end_factor",
@@ -40,8 +42,17 @@ _PROTECTING = (
     "normalize",
     "backend",
 )
+# The settings of `general` that stage A does not depend on.
+_TEST = ("test", "test_bytes")
+_PROBE = ("probe", "probe_tokens")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
+
+
+def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
+    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
+    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
 
 
 def check_single_process() -> None:
@@ -89,7 +100,7 @@ class Run:
         general, domain = self._resolved["general"], self._resolved["domain"]
         settings = {
             "seed": self.recipe.seed,
-            "general": {key: general[key] for key in ("test", "test_bytes")},
+            "general": {key: general[key] for key in _TEST},
             "domain": {key: value for key, value in domain.items() if key not in _TOKENIZING},
         }
         return Part(self.folder / "data", settings, "data")
@@ -98,7 +109,7 @@ class Run:
         general = self._resolved["general"]
         settings = self._common() | {
             "lora": self.recipe.lora,
-            "general": {key: value for key, value in general.items() if key not in ("test", "test_bytes")},
+            "general": {key: value for key, value in general.items() if key not in (*_TEST, *_PROBE)},
             "record": self.recipe.record,
             "alora": {key: value for key, value in self._resolved["alora"].items() if key not in _PROTECTING},
         }
@@ -114,6 +125,11 @@ class Run:
             settings["recording"] = self.importance or self._record_part().settings
         if method.penalty:
             settings["protecting"] = {key: self._resolved["alora"][key] for key in _PROTECTING}
+            settings["fresh_lora"] = self.recipe.fresh_lora
+            if self._watches_probe:
+                settings["probe"] = {
+                    key: self._resolved["general"][key] for key in (*_PROBE, "train", "train_tokens", "block_length")
+                }
         return Part(self.folder / method.name, settings, "training")
 
     def _evaluation_part(self, name: str, trained: str) -> Part:
@@ -168,6 +184,7 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
+        from alora_trainer.general_text import text_to_record
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -177,7 +194,7 @@ class Run:
         if finished is not None:
             return finished
         recipe = self.recipe
-        data = self._general_text(part.folder)
+        data = text_to_record(recipe, self.tokenizer, part.folder)
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -188,39 +205,15 @@ class Run:
         cost = train(trainer)
         if trainer.importance is None:
             raise RuntimeError("the recording ended without an importance map")
-        trainer.importance.save_pretrained(part.folder / "map")
+        trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
         part.finish(cost)
         del trainer
         release_memory()
         return cost
 
-    def _general_text(self, folder: Path) -> Any:
-        """Blocks of tokens to record on: packed from the recipe's sources, streamed, or sampled from the base model."""
-        from alora_trainer.data.general import SELF, pack_general_text
-        from alora_trainer.data.self_text import sample_text
-        from alora_trainer.data.streaming import stream_general_text
-        from alora_trainer.stages import load_base, release_memory
-
-        general = self.recipe.general
-        sources = general.train
-        if sources == SELF:
-            logger.info("stage A: sampling general text from the base model")
-            base = load_base(self.recipe)
-            base.to(self.recipe.training_arguments("record", folder).device)
-            sources = {
-                SELF: str(sample_text(base, self.tokenizer, general.self_text, folder / "self_text.jsonl").resolve())
-            }
-            del base
-            release_memory()
-        logger.info(f"stage A: recording on general text ({', '.join(sources)})")
-        common: dict[str, Any] = {
-            "block_length": general.block_length,
-            "seed": self.recipe.seed,
-            "base": self.recipe.base,
-        }
-        if general.streaming:
-            return stream_general_text(sources, self.tokenizer, **common)
-        return pack_general_text(sources, self.tokenizer, max_tokens=general.train_tokens, **common)
+    @property
+    def _watches_probe(self) -> bool:
+        return self.recipe.alora.budget is not None or self.recipe.general.probe is not None
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
@@ -247,6 +240,7 @@ class Run:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
+        from alora_trainer.starts import protected_start, save_protected
         from alora_trainer.trainer import ALoRATrainer
 
         recipe = self.recipe
@@ -258,26 +252,41 @@ class Run:
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
         )
-        base = load_base(recipe)
-        if method.needs_recording:
-            map_folder = self._map_folder()
-            model = with_saved_adapter(base, map_folder, trainable=True)
-            importance = self._load_map(map_folder) if method.penalty else None
+        protecting: dict[str, Any] = {}
+        if method.penalty:
+            model = protected_start(recipe, self._map_folder())
+            protecting = {
+                "importance": self._load_map(self._map_folder()),
+                "alora": replace(recipe.alora, record=None),
+                "probe_dataset": self._probe_text(folder) if self._watches_probe else None,
+            }
+        elif method.needs_recording:
+            model = with_saved_adapter(load_base(recipe), self._map_folder(), trainable=True)
         else:
-            model, importance = with_fresh_adapter(base, recipe), None
+            model = with_fresh_adapter(load_base(recipe), recipe)
         trainer = ALoRATrainer(
             model,
             recipe.training_arguments("tune", folder / "checkpoints"),
             train_dataset=data,
             data_collator=collator(self.tokenizer),
-            importance=importance,
-            alora=replace(recipe.alora, record=None) if method.penalty else None,
+            **protecting,
         )
-        cost = train(trainer)
-        model.save_pretrained(str(folder / "adapter"))
-        del trainer, model, base, importance
+        outcome = train(trainer)
+        if method.penalty:
+            save_protected(model, recipe, self._map_folder(), folder / "adapter")
+            if self._watches_probe:
+                outcome["probe"] = probe_history(trainer.state.log_history)
+        else:
+            model.save_pretrained(str(folder / "adapter"))
+        del trainer, model, protecting
         release_memory()
-        return cost
+        return outcome
+
+    def _probe_text(self, folder: Path) -> Any:
+        from alora_trainer.general_text import text_to_watch
+
+        recorded = self.folder / "record" if self.importance is None else folder
+        return text_to_watch(self.recipe, self.tokenizer, recorded)
 
     def _map_folder(self) -> Path:
         if self.importance is None:
@@ -289,7 +298,7 @@ class Run:
     def _load_map(self, folder: Path) -> ImportanceMap:
         from alora_trainer.importance import ImportanceMap
 
-        return ImportanceMap.from_pretrained(folder)
+        return ImportanceMap.from_pretrained(folder, storage=self.recipe.alora.storage)
 
     def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).

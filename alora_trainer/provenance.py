@@ -53,11 +53,10 @@ def _adapter_state(model: Any, adapter: str) -> dict[str, Any]:
 def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> ImportanceInfo:
     peft = model.peft_config[adapter] if adapter is not None else None
     args = trainer.args
+    base = getattr(model, "config", None)  # a model of the user's own may have none
     return ImportanceInfo(
-        base_model=getattr(peft, "base_model_name_or_path", None)
-        or getattr(model.config, "_name_or_path", None)
-        or None,
-        base_revision=getattr(peft, "revision", None) or getattr(model.config, "_commit_hash", None),
+        base_model=getattr(peft, "base_model_name_or_path", None) or getattr(base, "_name_or_path", None) or None,
+        base_revision=getattr(peft, "revision", None) or getattr(base, "_commit_hash", None),
         estimator=recorder.estimator,
         xi=recorder.xi,
         steps=recorder.steps,

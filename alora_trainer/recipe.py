@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from alora_trainer.data.general import GeneralConfig
     from alora_trainer.evaluation.runner import EvaluationConfig
 
-SECTIONS = ("model", "lora", "general", "domain", "record", "tune", "alora", "evaluation")
+SECTIONS = ("model", "lora", "fresh_lora", "general", "domain", "record", "tune", "alora", "evaluation")
 KEYS = ("name", "seed", "output_dir", "methods", *SECTIONS)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
@@ -69,6 +69,7 @@ class Recipe:
         output_dir: default output folder, relative to the recipe; None is ``runs/NAME`` in the working directory.
         methods: what is compared, in order.
         lora: fields of `peft.LoraConfig`.
+        fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: fresh``.
         general: general text, to record on and to measure general ability with.
         domain: the task to tune on.
         record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
@@ -87,6 +88,7 @@ class Recipe:
     tune: dict[str, Any]
     alora: ALoRAConfig
     evaluation: EvaluationConfig
+    fresh_lora: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     output_dir: str | None = None
     methods: tuple[Method, ...] = ()
@@ -98,8 +100,8 @@ class Recipe:
         """Whether any of the methods starts from the recording on general text."""
         return any(method.needs_recording for method in self.methods)
 
-    def lora_config(self) -> LoraConfig:
-        """A new `peft.LoraConfig`.
+    def lora_config(self, *, fresh: bool = False) -> LoraConfig:
+        """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
 
         Raises:
             ALoRAError: PEFT refuses the values.
@@ -107,7 +109,7 @@ class Recipe:
         from peft import LoraConfig
 
         try:
-            return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora))
+            return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora | (self.fresh_lora if fresh else {})))
         except (TypeError, ValueError) as error:
             raise ALoRAError(f"lora: {_first_line(error)}") from error
 
@@ -146,7 +148,7 @@ class Recipe:
         from alora_trainer.data.general import SELF
 
         general, domain = dataclasses.asdict(self.general), dataclasses.asdict(self.domain)
-        for section, keys in ((general, ("train", "test")), (domain, ("train", "test", "source"))):
+        for section, keys in ((general, ("train", "test", "probe")), (domain, ("train", "test", "source"))):
             for key in keys:
                 if section[key] != SELF:
                     section[key] = _absolute(section[key], self.base)
@@ -156,6 +158,7 @@ class Recipe:
             "methods": [method.name for method in self.methods],
             "model": dataclasses.asdict(self.model) | {"path": self.model_source},
             "lora": self.lora,
+            "fresh_lora": self.fresh_lora,
             "general": general,
             "domain": domain,
             "record": self.record,
@@ -234,6 +237,7 @@ def build_recipe(
         methods=_methods(given.get("methods", list(_DEFAULT_METHODS))),
         model=_section(ModelConfig, sections, "model"),
         lora=_checked(LoraConfig, sections, "lora"),
+        fresh_lora=_checked(LoraConfig, sections, "fresh_lora"),
         general=_section(GeneralConfig, sections, "general"),
         domain=_section(DomainConfig, sections, "domain"),
         record=_checked(TrainingArguments, sections, "record", _SET_BY_RUN),
@@ -247,8 +251,11 @@ def build_recipe(
         raise ALoRAError(f"seed={recipe.seed} must lie between 0 and 2**32 - 1")
     if recipe.alora.record is None and recipe.needs_recording:
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
+    if recipe.fresh_lora and recipe.alora.start != "fresh":
+        raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
     get_task(recipe.domain.task)
     recipe.lora_config()
+    recipe.lora_config(fresh=True)
     for section in ("record", "tune"):
         recipe.training_arguments(section, base)
     return recipe

@@ -66,15 +66,15 @@ def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
     return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}"
 
 
-def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """`model` with a new LoRA adapter.
+def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: bool = False) -> PeftModel:
+    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: fresh``.
 
     Raises:
         ALoRAError: the recipe's `lora` does not fit the model.
     """
     set_seed(recipe.seed)
     try:
-        return get_peft_model(model, recipe.lora_config())
+        return get_peft_model(model, recipe.lora_config(fresh=protected))
     except ValueError as error:
         raise ALoRAError(f"lora does not fit the model: {str(error).strip().splitlines()[0]}") from error
 

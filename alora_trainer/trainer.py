@@ -63,10 +63,12 @@ class ALoRAMixin(_TrainerHooks):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(importance, str):
-            importance = ImportanceMap.from_pretrained(importance)
-        self.importance = importance
         self.alora = alora if alora is not None else ALoRAConfig()
+        if isinstance(importance, str):
+            importance = ImportanceMap.from_pretrained(importance, storage=self.alora.storage)
+        elif importance is not None and self.alora.storage is not None:
+            importance = importance.convert(self.alora.storage)
+        self.importance = importance
         self._given_importance = importance
         self._weights: Sequence[TrainedWeight] = []
         self._recorder: Recorder | None = None
@@ -135,17 +137,20 @@ class ALoRAMixin(_TrainerHooks):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
         """The trainer's own loss and, once an optimizer step, the penalty (arXiv 2501.13669 eq. 18)."""
+        protection = self._protection if model.training else None
+        if protection is not None and self.accelerator.sync_gradients:
+            protection.begin_step()
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
         )
-        if self._protection is None or not model.training:
+        if protection is None:
             return result
         loss = result[0] if return_outputs else result
         divisor = self._loss_divisor(num_items_in_batch)
         self._parts.add_data_loss(loss.detach() / divisor)
         # The gradients of all micro-batches add up, so the last one of them brings the penalty for all.
         if self.accelerator.sync_gradients:
-            term = self._protection.loss_term(loss.dtype, loss.device)
+            term = protection.loss_term(loss.dtype, loss.device)
             loss = loss if term is None else loss + term * divisor
         return (loss, *result[1:]) if return_outputs else loss
 
@@ -286,8 +291,12 @@ class ALoRAMixin(_TrainerHooks):
         return self._recorder is not None and limit is not None and self._recorder.tokens >= limit
 
     def _end(self) -> None:
+        if self._protection is not None:
+            logs = self._protection.finish(self.model, self.accelerator)
+            if logs:
+                self.log(logs)
         recorder, self._recorder = self._recorder, None
-        self._protection = None
+        self._protection, self._resumed_from = None, None
         if recorder is not None:
             recorded = describe_recording(self, recorder)
             self.importance = recorded if self._given_importance is None else self._given_importance + recorded

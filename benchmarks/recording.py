@@ -3,37 +3,24 @@
     python benchmarks/recording.py [--device cuda] [--quick] [--output_dir results/benchmarks]
 
 All figures are ratios or bytes measured side by side in one process: plain and recorded steps take turns, so that a noisy
-machine disturbs both alike. Writes recording-DEVICE.json.
+machine disturbs both alike. Writes recording-DEVICE.json, and recording-growth-DEVICE.svg where matplotlib is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import machine, peak_bytes, seconds, spread
+from models import ATTENTION, CPU_SHAPE, GPT_J, LINEAR, LLAMA_3B, QV_WEIGHTS, lora_model
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights, learning_rates
 from alora_trainer.importance.recorder import Recorder
-
-ATTENTION = ["q_proj", "v_proj"]
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-CPU_SHAPE = {"hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16, "intermediate_size": 2816}
-# True shapes with random weights; GPT-J's q and v are 4096 x 4096 in 28 layers.
-LLAMA_3B = {
-    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8,
-    "intermediate_size": 8192,
-}  # fmt: skip
-GPT_J = {"hidden_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 10922}
 
 
 class Training:
@@ -42,11 +29,7 @@ class Training:
     def __init__(
         self, shape: dict[str, int], batch: int, length: int, rank: int, targets: list[str], device: str
     ) -> None:
-        torch.manual_seed(0)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        with torch.device(device):
-            base = LlamaForCausalLM(LlamaConfig(vocab_size=4096, max_position_embeddings=length, **shape)).to(dtype)
-        self.model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=targets))
+        self.model = lora_model(shape, length=length, rank=rank, targets=targets, device=device)
         self.weights = adapted_weights(self.model)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
         self.ids = torch.randint(0, 4096, (batch, length), device=device)
@@ -95,23 +78,6 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.grad.float().flatten(1).clone()
 
 
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _seconds(device: str, work: Callable[[], None]) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    work()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
-
-
 def step_overhead(
     shape: dict[str, int], *, batch: int, length: int, rank: int, targets: list[str], device: str, rounds: int,
     location: str = "device", fold_every: int = 1,
@@ -127,9 +93,9 @@ def step_overhead(
     for _ in range(rounds):
         for name, kind in (("plain", None), ("recorded", recorder), ("naive", naive)):
             # With late folding a round is fold_every steps, so that every round folds once.
-            forward = _seconds(device, training.gradients)
+            forward = seconds(device, training.gradients)
             repeats = fold_every if name == "recorded" else 1
-            spent = _seconds(device, lambda kind=kind, n=repeats: [training.optimize(kind) for _ in range(n)]) / repeats
+            spent = seconds(device, lambda kind=kind, n=repeats: [training.optimize(kind) for _ in range(n)]) / repeats
             times[name].append(forward + spent)
             optimizing[name].append(spent)
     forward_median = statistics.median(t - o for t, o in zip(times["plain"], optimizing["plain"], strict=True))
@@ -142,8 +108,8 @@ def step_overhead(
         "recorded_over_plain": recorded / plain,
         "naive_over_plain": naive_step / plain,
         "whole_step_recorded_over_plain": statistics.median(times["recorded"]) / statistics.median(times["plain"]),
-        "recording_seconds": _spread([r - p for r, p in zip(optimizing["recorded"], optimizing["plain"], strict=True)]),
-        "naive_seconds": _spread([r - p for r, p in zip(optimizing["naive"], optimizing["plain"], strict=True)]),
+        "recording_seconds": spread([r - p for r, p in zip(optimizing["recorded"], optimizing["plain"], strict=True)]),
+        "naive_seconds": spread([r - p for r, p in zip(optimizing["naive"], optimizing["plain"], strict=True)]),
         "plain_step_seconds": plain,
     }  # fmt: skip
 
@@ -159,7 +125,7 @@ def peak_memory(shape: dict[str, int], *, rank: int, targets: list[str], device:
     ):
         training.optimize(recorder)
         training.gradients()
-        peaks[name] = _peak_bytes(lambda recorder=recorder: training.optimize(recorder), device)
+        peaks[name] = peak_bytes(device, lambda recorder=recorder: training.optimize(recorder))
     largest = max(w.shape[0] * w.shape[1] for w in training.weights) * 4
     total = sum(w.shape[0] * w.shape[1] for w in training.weights) * 4
     return {
@@ -168,25 +134,6 @@ def peak_memory(shape: dict[str, int], *, rank: int, targets: list[str], device:
         "largest_weight_bytes": largest,
         "w_bytes": total,
     }
-
-
-def _peak_bytes(work: Callable[[], None], device: str) -> int:
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def growth(device: str, quick: bool) -> dict[str, list[dict[str, float]]]:
@@ -221,24 +168,47 @@ def fold_cost(*, width: int, layers: int, rank: int, fold_every: int, device: st
 
     record()
     rounds = max(3, min(10, int(2e8 / (width * width * layers * fold_every))))
-    seconds = statistics.median(_seconds(device, record) / fold_every for _ in range(rounds))
+    spent = statistics.median(seconds(device, record) / fold_every for _ in range(rounds))
     elements = width * width * layers
     return {
-        "width": width, "layers": layers, "rank": rank, "fold_every": fold_every, "seconds_a_step": seconds,
-        "nanoseconds_an_element": seconds / elements * 1e9,
+        "width": width, "layers": layers, "rank": rank, "fold_every": fold_every, "seconds_a_step": spent,
+        "nanoseconds_an_element": spent / elements * 1e9,
     }  # fmt: skip
+
+
+def draw_growth(rows: dict[str, list[dict[str, float]]], path: Path) -> Path:
+    """Seconds a step against width, layers, rank and K, both axes logarithmic; the dotted lines grow as the cost model says."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    titles = {"width": "width (m = n)", "layers": "adapted weights", "rank": "rank r", "fold_every": "steps a fold, K"}
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    for axes, (name, points) in zip(figure.subplots(1, len(rows), sharey=True), rows.items(), strict=True):
+        values, times = [p[name] for p in points], [1e3 * p["seconds_a_step"] for p in points]
+        axes.loglog(values, times, "o-", color="#0072b2")
+        power = {"width": 2, "layers": 1}.get(name)
+        if power is not None:
+            axes.loglog(values, [times[0] * (v / values[0]) ** power for v in values], ":", color="#555555")
+        axes.set_xticks(values, [str(value) for value in values], fontsize=8)
+        axes.minorticks_off()
+        axes.set_xlabel(titles[name])
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("recording, ms a step")
+    middle = next(iter(rows.values()))[0]
+    figure.suptitle(
+        f"recording's cost; elsewhere {middle['layers']} weights of 1024 x 1024, rank {middle['rank']}, K 1", fontsize=9
+    )
+    figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 def artefact_bytes() -> dict[str, dict[str, float]]:
     """GiB of Omega for the paper's models, q and v adapted, from the formats' own arithmetic."""
     from alora_trainer.importance.storage import FORMATS
 
-    shapes = {
-        "Llama-3.2-3B": [(3072, 3072)] * 28 + [(1024, 3072)] * 28,
-        "GPT-J-6B": [(4096, 4096)] * 56,
-    }
     sizes: dict[str, dict[str, float]] = {}
-    for model, weights in shapes.items():
+    for model, weights in QV_WEIGHTS.items():
         sizes[model] = {
             name: sum(
                 torch.Size(size).numel() * dtype.itemsize
@@ -248,7 +218,7 @@ def artefact_bytes() -> dict[str, dict[str, float]]:
             / 2**30
             for name in ("float32", "bfloat16", "log8", "factored")
         }
-    published = {"Llama-3.2-3B": (1.3, 11.97), "GPT-J-6B": (3.5, 22.65)}
+    published = {"Llama-3.2-3B q,v": (1.3, 11.97), "GPT-J-6B q,v": (3.5, 22.65)}
     for model, (paper, ewc) in published.items():
         sizes[model] |= {"published ALoRA": paper, "published EWCLoRA": ewc}
     return sizes
@@ -286,12 +256,7 @@ def main() -> None:
         }
     report = {
         "schema": 1,
-        "machine": {
-            "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(device),
         "quick": options.quick,
         "steps": cases,
         "peak_memory": peak_memory(CPU_SHAPE, rank=8, targets=ATTENTION, device=device),
@@ -305,6 +270,8 @@ def main() -> None:
         print(f"{name}: recorded/plain {case['recorded_over_plain']:.4f}, naive/plain {case['naive_over_plain']:.4f}")
     print(f"peak memory: {report['peak_memory']}")
     print(f"written: {path}")
+    picture = draw_growth(report["growth"], options.output_dir / f"recording-growth-{device}.svg")
+    print(f"written: {picture}")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def share() -> None:
             if self._protection is not None:
                 held = self._protection.penalty.held
                 FACTS["held here"] = sorted(held)
-                FACTS["bytes here"] = sum(one.omega.nbytes for one in held.values())
+                FACTS["bytes here"] = sum(omega.nbytes for omega in self._protection.penalty._omegas.in_order())
 
     args = quiet_arguments(str(FOLDER / "share"), max_steps=1)
     Looks(with_lora(tiny_llama()), args, train_dataset=token_rows(), alora=ALoRAConfig(record="path")).train()

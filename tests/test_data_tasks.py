@@ -131,6 +131,12 @@ class TestTemplates:
         assert (task.prompt(doc), task.completion(doc)) == ("{Which is {it}?}\n", "x")
         check_identical(task, [doc], tmp_path)
 
+    def test_a_column_that_always_has_the_right_answer(self, tmp_path: Path) -> None:
+        task = get_task({"name": "t", "prompt": "{question}", "choices": ["one", "two", "right"], "answer": "right"})
+        doc = task.convert(self.RECORD)  # "right" has the same text as "one"
+        assert (doc["answer"], task.completion(doc)) == (2, " x")
+        check_identical(task, [doc], tmp_path)
+
     def test_free_answer(self, tmp_path: Path) -> None:
         task = get_task({"name": "t", "prompt": "{question}", "completion": "{two}, {one}"})
         doc = task.convert(self.RECORD)

@@ -317,6 +317,26 @@ def test_a_map_in_any_format_protects(lora_model, token_data, training_arguments
     assert trainer.state.log_history[0]["penalty"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_setting_says_how_importance_is_held(lora_model, token_data, training_arguments):
+    """`storage` converts the map that is given: the training is that of a map converted beforehand, bit for bit."""
+    model = lora_model(moved=True)
+    importance = made_map(model)
+    trained = []
+    for source, storage in ((importance, "log8"), (importance.convert("log8"), None), (importance, None)):
+        own = copy.deepcopy(model)
+        trainer = ALoRATrainer(
+            own, training_arguments(), train_dataset=token_data(), importance=source, alora=ALoRAConfig(storage=storage)
+        )
+        assert trainer.importance.storage == (storage or source.storage)
+        trainer.train()
+        trained.append({name: p for name, p in own.named_parameters() if p.requires_grad})
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+    assert not all(torch.equal(trained[0][name], trained[2][name]) for name in trained[0])
+    for setting in ("storage", "save_storage"):
+        with pytest.raises(ALoRAError, match=f"{setting}='int8' is unknown: use one of 'float32'"):
+            ALoRAConfig(**{setting: "int8"})
+
+
 def test_a_backend_can_be_forced_and_must_fit(lora_model, token_data, training_arguments, caplog):
     model = lora_model(moved=True)
     importance = made_map(model)

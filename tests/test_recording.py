@@ -54,6 +54,15 @@ def test_folding_equals_dense_float64(m, n, r, steps, block, scaling, seed, stag
         fold.BLOCK_ELEMENTS = original
 
 
+@settings(max_examples=200, deadline=None)
+@given(m=st.integers(1, 200_000), n=st.integers(1, 200_000))
+def test_folding_from_host_memory_holds_less_than_64_megabytes(m, n):
+    """What `fold_staged` holds on a GPU beside the factors: a block of w and two scratch blocks, for any shape of weight."""
+    rows = fold.block_rows(m, n, torch.device("cuda"))
+    assert 1 <= rows <= m
+    assert 3 * rows * n * 4 < 64e6
+
+
 def record(model, args, data, **settings):
     trainer = InOrder(model, args, train_dataset=data, alora=ALoRAConfig(**({"record": "path"} | settings)))
     trainer.train()

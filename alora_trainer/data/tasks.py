@@ -55,8 +55,9 @@ def get_task(spec: str | Mapping[str, Any]) -> Task:
         spec: ``sciq``, ``piqa``, ``medmcqa`` or ``openbookqa``; or a mapping with ``name``, ``prompt`` (a template such
             as ``"Question: {question}\\nAnswer:"``) and either ``completion`` (a template for a free answer) or
             ``choices`` (the column with the list of answers, or a list of columns with one answer each) and ``answer``
-            (the column with the right one: its index from 0, its letter or its text). ``target_delimiter``, one space
-            if left out, stands between prompt and answer.
+            (the column with the right one: its index from 0, its letter or its text; or that one of several columns in
+            ``choices`` which always has the right one). ``target_delimiter``, one space if left out, stands between
+            prompt and answer.
 
     Raises:
         ALoRAError: the name, a key or a template is wrong.
@@ -263,7 +264,10 @@ def _choice_doc(record: Record, prompt: Callable[[Record], str], columns: str | 
     choices = [str(value) for value in values]
     if len(choices) < 2 or not all(choice.strip() for choice in choices):
         raise ALoRAError(f"its choices are {choices!r}: two or more are needed, none of them blank")
-    index = _answer_index(_field(record, answer, (int, str)), choices)
+    if not isinstance(columns, str) and answer in columns:
+        index = list(columns).index(answer)  # a column of its own for the right answer: no text needs to be told apart
+    else:
+        index = _answer_index(_field(record, answer, (int, str)), choices)
     return {"prompt": prompt(record), "choices": choices, "answer": index}
 
 

@@ -113,7 +113,13 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         return sum(omega.nbytes for omega in self._omega.values())
 
     def convert(self, storage: str) -> ImportanceMap:
-        """The same map in another storage format ("float32", "bfloat16", "log8", "factored"); see `importance.storage`."""
+        """The same map in another storage format ("float32", "bfloat16", "log8", "factored"); see `importance.storage`.
+
+        Raises:
+            ALoRAError: there is no such format.
+        """
+        if storage == self.storage:
+            return self
         return self._with({name: store(self[name], storage) for name in self})
 
     def _with(self, omega: Mapping[str, torch.Tensor | StoredOmega], **changes: Any) -> ImportanceMap:

@@ -2,6 +2,7 @@
 
 The trainer's hooks call it, in this order within an optimizer step:
 
+    begin_step            lambda of this step, before the last micro-batch's forward pass
     loss_term             the coupled penalty, to be added to the last micro-batch's loss
     before_step           the data's gradients, where `lam: auto` wants to see them
     after_optimizer_step  the decoupled penalty's own update
@@ -21,6 +22,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.map import ImportanceMap
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.budget import BudgetController
+from alora_trainer.penalty.final_pull import FinalPull
 from alora_trainer.penalty.function import penalty_loss
 from alora_trainer.penalty.probe import Probe
 from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
@@ -64,6 +66,7 @@ class Protection:
         self._config = config
         self._steps = steps
         self._completed = 0
+        self._base_lam = 0.0
         self._probe = probe
         self._decoupled = config.application == "decoupled"
         self._balance = (
@@ -80,6 +83,7 @@ class Protection:
             layer_weights=config.layer_weights,
             normalize=config.normalize,
             backend=config.backend,
+            streamed=config.storage_device == "cpu",
             anchors={
                 weight.name: anchor_of(
                     weight, importance, start=config.start, fresh_base=config.fresh_base, anchor=config.anchor
@@ -97,8 +101,6 @@ class Protection:
         if self._config.budget is not None and self._controller is None:
             self._controller = BudgetController(self._config.budget, lam)
         self._base_lam = lam
-
-    _base_lam = 0.0
 
     @property
     def lam(self) -> float:
@@ -119,10 +121,15 @@ class Protection:
         elif self._probe is not None:
             self._probe.set_start(self._probe.evaluate(model, accelerator))
 
-    def loss_term(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """What a coupled penalty adds to the loss of one optimizer step; None where there is nothing to add."""
+    def begin_step(self) -> None:
+        """Before the last micro-batch's forward pass, beside which a streamed penalty is computed."""
         self.step = self.value = None
         self.penalty.lam = self.lam
+        if not self._decoupled and self.penalty.lam > 0:
+            self.penalty.begin()
+
+    def loss_term(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """What a coupled penalty adds to the loss of one optimizer step; None where there is nothing to add."""
         if self._decoupled or self.penalty.lam == 0:
             return None
         self.step = self.penalty.evaluate()
@@ -165,7 +172,7 @@ class Protection:
             self._settle(self._balance)
         if self._probe is None or not (last or completed % self._config.probe_steps == 0):
             return {}
-        return self._evaluate_probe(self._probe, model, accelerator)
+        return self._evaluate_probe(self._probe, model, accelerator, last)
 
     def _settle(self, balance: GradientBalance) -> None:
         self.penalty.lam = 1.0
@@ -174,17 +181,25 @@ class Protection:
             logger.info(f"lam='auto' is {lam:.4g}, where data and penalty pull equally after {self._completed} steps")
             self._set_lam(lam)
 
-    def _evaluate_probe(self, probe: Probe, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
+    def _evaluate_probe(self, probe: Probe, model: torch.nn.Module, accelerator: Any, last: bool) -> dict[str, float]:
         sums = probe.evaluate(model, accelerator)
         rise = probe.rise(sums)
-        if self._controller is not None:
+        logs = {"probe_loss": probe.loss(sums), "probe_rise": rise.value, "probe_rise_error": rise.error}
+        if self._controller is None:
+            return logs
+        if last:
+            self._finished = True
+            final = FinalPull(self.penalty, self._controller.budget)
+            logs |= final.keep_budget(rise, lambda: probe.rise(probe.evaluate(model, accelerator)))
+        else:
             self._controller.update(rise)
-        return {
-            "probe_loss": probe.loss(sums),
-            "probe_rise": rise.value,
-            "probe_rise_error": rise.error,
-            "lam": self.lam,
-        }
+        return logs | {"lam": self.lam}
+
+    def finish(self, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
+        """As the last `end_of_step`, where the training was ended without one being said to be the last."""
+        if self._finished or self._controller is None or self._probe is None:
+            return {}
+        return self._evaluate_probe(self._probe, model, accelerator, last=True)
 
     # ---- checkpoints ----
 
