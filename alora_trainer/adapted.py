@@ -2,11 +2,13 @@
 
 Every adapted weight is seen as a matrix ``W = W0 + scaling * B @ A`` of shape (out_features, in_features), whatever the
 layer stores: a GPT-2 ``Conv1D`` keeps its transpose, an embedding is the linear map of a one-hot token, a convolution has
-its kernel flattened into the input features.
+its kernel flattened into the input features. A stack of experts in one parameter (PEFT's `target_parameters`) is as many
+weights, whose factors are slices of two common parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -17,24 +19,32 @@ from peft.tuners.lora import layer as lora_layers
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.estimators import Factors, FactorStep, movement_factors
+from alora_trainer.weights import Matrices, TrainedWeight, View, sampled, whole
 
 _PEFT_PREFIX = "base_model.model."
-_BASE_SAMPLES = 16
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptedWeight:
+class AdaptedWeight(TrainedWeight):
     """One weight matrix that a trainable LoRA adapter moves.
 
     Attributes:
         name: the module's name as the base model knows it (no PEFT prefix, no adapter name).
         layer: PEFT's layer, holding the frozen base layer and the factors.
         adapter: the adapter's name inside that layer.
+        expert: which matrix of a stack of experts this is; None for a layer with a matrix of its own.
     """
 
     name: str
     layer: LoraLayer
     adapter: str
+    expert: int | None = None
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """(A, B) as PEFT stores them."""
+        return self.parameter_a, self.parameter_b
 
     @property
     def parameter_a(self) -> nn.Parameter:
@@ -53,12 +63,36 @@ class AdaptedWeight:
     @property
     def a(self) -> torch.Tensor:
         """``A`` as a matrix (rank, in_features), detached, sharing memory with the parameter."""
-        return self.parameter_a.detach().flatten(1)
+        return self.of_a(whole(self.parameter_a.detach()))
 
     @property
     def b(self) -> torch.Tensor:
         """``B`` as a matrix (out_features, rank), detached, sharing memory with the parameter."""
-        return self.parameter_b.detach().flatten(1)
+        return self.of_b(whole(self.parameter_b.detach()))
+
+    def of_a(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (rank, in_features) of a tensor of `parameter_a`'s shape, sharing its memory."""
+        if self.expert is None:
+            return tensor.flatten(1)
+        return tensor.unflatten(0, (self._experts, -1))[self.expert]  # one expert's rows after the other's
+
+    def of_b(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (out_features, rank) of a tensor of `parameter_b`'s shape, sharing its memory."""
+        if self.expert is None:
+            return tensor.flatten(1)
+        return tensor.unflatten(1, (-1, self._experts))[:, :, self.expert]  # the experts' columns in turn
+
+    @property
+    def _experts(self) -> int:
+        return int(self.layer.num_experts)
+
+    @property
+    def shares_parameters(self) -> bool:
+        return self.expert is not None
+
+    @property
+    def views(self) -> tuple[View, View]:
+        return self.of_a, self.of_b
 
     @property
     def scaling(self) -> float:
@@ -67,38 +101,42 @@ class AdaptedWeight:
 
     @property
     def rank(self) -> int:
-        return self.parameter_b.shape[1]
+        return self.b.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features) of the adapted weight."""
-        return self.parameter_b.shape[0], self.parameter_a[0].numel()
+        rows, columns = self.parameter_b.shape[0], math.prod(self.parameter_a.shape[1:])
+        return rows, columns
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that importance and penalty are computed in: float32, or float64 for a float64 adapter."""
-        return torch.float64 if self.parameter_b.dtype == torch.float64 else torch.float32
+    def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FactorStep:
+        (a, b), (gradient_a, gradient_b), (a_after, b_after) = before, gradients, after
+        return FactorStep(a, b, gradient_a, gradient_b, a_after, b_after, self.scaling, learning_rate)
 
-    @property
-    def device(self) -> torch.device:
-        return self.parameter_b.device
+    def movement(self, before: Matrices, after: Matrices) -> Factors:
+        (a, b), (a_after, b_after) = before, after
+        return movement_factors(a, b, a_after, b_after, self.scaling)
 
     def base_sample(self) -> list[float] | None:
         """A few elements of the frozen base weight, evenly spaced: tells one base model from another.
 
         Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device, sharded).
         """
-        weight = getattr(self.layer.get_base_layer(), "weight", None)
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            weight = self.layer.get_param().detach()
+            weight = weight[self.expert] if weight.ndim == 3 else weight
+        else:
+            weight = getattr(self.layer.get_base_layer(), "weight", None)
         if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
             return None
         if hasattr(weight, "full_tensor"):
             return None
-        return weight.detach().flatten()[_sampled(weight.numel())].float().cpu().tolist()
+        return weight.detach().flatten()[sampled(weight.numel())].float().cpu().tolist()
 
     def sample_of(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> list[float]:
         """The elements of ``scaling * b @ a`` (a (k, n), b (m, k)) that `base_sample` takes of the base weight."""
         rows, columns = self.shape
-        places = torch.arange(rows * columns)[_sampled(rows * columns)]
+        places = torch.arange(rows * columns)[sampled(rows * columns)]
         if self.stored_transposed:
             row, column = places % rows, places // rows
         else:
@@ -107,13 +145,10 @@ class AdaptedWeight:
 
     @property
     def stored_transposed(self) -> bool:
-        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D and embeddings."""
+        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D, embeddings, some experts."""
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            return self.layer.get_param().ndim == 3 and not self.layer._did_swap_in_out_features
         return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
-
-
-def _sampled(elements: int) -> slice:
-    step = max(elements // _BASE_SAMPLES, 1)
-    return slice(0, step * min(_BASE_SAMPLES, elements), step)
 
 
 def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
@@ -128,8 +163,8 @@ def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
     weights = list(_trainable_weights(model))
     if not weights:
         raise ALoRAError(
-            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), or load the "
-            "adapter with is_trainable=True"
+            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), load the "
+            "adapter with is_trainable=True, or say full_parameters=True to tune the model's own weights"
         )
     adapters = sorted({weight.adapter for weight in weights})
     if len(adapters) > 1:
@@ -143,14 +178,27 @@ def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
     for module_name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        name = module_name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX)
         for adapter in module.active_adapters:
             if adapter not in module.scaling:
                 continue
-            weight = AdaptedWeight(name, module, adapter)
-            _refuse_unsupported(weight)
-            if weight.parameter_a.requires_grad or weight.parameter_b.requires_grad:
-                yield weight
+            for weight in _weights_of(base_name(module_name), module, adapter):
+                _refuse_unsupported(weight)
+                if weight.trains:
+                    yield weight
+
+
+def base_name(name: str) -> str:
+    """A module's or parameter's name as the base model knows it, without what PEFT and torch.compile put around it."""
+    return name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX).replace(".base_layer", "")
+
+
+def _weights_of(name: str, layer: LoraLayer, adapter: str) -> Iterator[AdaptedWeight]:
+    if not isinstance(layer, lora_layers.ParamWrapper):
+        yield AdaptedWeight(name, layer, adapter)
+        return
+    name = f"{name}.{layer.parameter_name}"
+    for expert in range(layer.num_experts):
+        yield AdaptedWeight(f"{name}.{expert}" if layer.get_param().ndim == 3 else name, layer, adapter, expert)
 
 
 def _refuse_unsupported(weight: AdaptedWeight) -> None:
@@ -167,23 +215,12 @@ def _refuse_unsupported(weight: AdaptedWeight) -> None:
             f"{weight.name} uses the LoRA variant {kind}, whose movement is not scaling * B @ A: use plain LoRA or rsLoRA "
             "(LoraConfig without use_dora and other variants)"
         )
-    if isinstance(layer, (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)):
+    if isinstance(layer, lora_layers.MultiheadAttention):
         raise ALoRAError(
             f"{weight.name} is a {type(layer).__name__} LoRA layer, which is not supported: adapt linear, embedding or "
-            "convolution layers by target_modules"
+            "convolution layers by target_modules, or experts by target_parameters"
         )
     if isinstance(layer, lora_layers._ConvNd) and layer.get_base_layer().groups != 1:
         raise ALoRAError(
             f"{weight.name} is a grouped convolution, which is not supported: leave it out of target_modules"
         )
-
-
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
-    """The learning rate of every parameter of `optimizer`, by ``id(parameter)``."""
-    return {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def unprotected_parameters(model: nn.Module, weights: list[AdaptedWeight]) -> list[str]:
-    """Names of trainable parameters that are no factor of `weights` (modules_to_save, biases): nothing holds these."""
-    factors = {id(p) for weight in weights for p in (weight.parameter_a, weight.parameter_b)}
-    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in factors]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from alora_trainer.errors import ALoRAError
 from alora_trainer.memory import Cost, Meter
 from alora_trainer.recipe import Recipe
+from alora_trainer.resume import last_whole_checkpoint, trainer_state
 
 logger = logging.getLogger(__name__)
 
@@ -148,34 +148,8 @@ def train(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint to go on from, or None.
-
-    The Trainer writes ``trainer_state.json`` last, so that a checkpoint with a readable one is whole. One at the very end
-    of a training is passed over: going on from there would train one step too many.
-    """
-    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        state = _trainer_state(path)
-        if state is not None and state["global_step"] < state["max_steps"]:
-            return path
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    step = checkpoint.name.rpartition("-")[2]
-    return int(step) if step.isdigit() else -1
-
-
-def _trainer_state(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return dict(state)
-
-
 def _cost_in(checkpoint: Path | None) -> Cost:
-    state = _trainer_state(checkpoint) if checkpoint is not None else None
+    state = trainer_state(checkpoint) if checkpoint is not None else None
     saved = (state or {}).get("stateful_callbacks", {}).get(_CostKeeper.__name__)
     return Cost(**saved["attributes"]) if saved else Cost()
 

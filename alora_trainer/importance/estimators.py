@@ -4,11 +4,14 @@ With ``W = W0 + s B A`` and a step from (A, B) to (A', B'), everything that an e
 rank 2r at most, so a step is kept as four thin matrices and never as a matrix of W's own size:
 
     gradient  g = left @ right,   movement  D = left @ right,   w -= g * D    (elementwise)
+
+Where W itself is the parameter (full tuning), g and D are matrices of its own size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -24,15 +27,32 @@ class Factors:
         return Factors(self.left.to(device), self.right.to(device))
 
 
+# A matrix (m, n): thin factors where its rank is low, the matrix itself where it is not.
+Matrix = Factors | torch.Tensor
+
+
 @dataclass(frozen=True)
 class StepFactors:
     """One step of one weight: the gradient of W and the movement of W, both (m, n) of rank 2r at most.
 
-    The exact estimator's gradient has full rank and is the matrix itself.
+    The exact estimator's gradient, and all of full tuning, has full rank and is the matrix itself.
     """
 
-    gradient: Factors | torch.Tensor
-    movement: Factors
+    gradient: Matrix
+    movement: Matrix
+
+
+class Step(Protocol):
+    """What one optimizer step did to one weight."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    def gradient(self) -> Matrix:
+        """The data loss's gradient of W."""
+
+    def movement(self) -> Matrix:
+        """The movement of W that the optimizer really made."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,34 @@ class FactorStep:
     scaling: float
     learning_rate: float
 
+    def gradient(self) -> Factors:
+        return gradient_factors(self)
+
+    def movement(self) -> Factors:
+        return movement_factors(self.a, self.b, self.a_after, self.b_after, self.scaling)
+
+
+@dataclass(frozen=True)
+class FullStep:
+    """What one optimizer step did to a weight that is a parameter itself, in the dtype of the computation.
+
+    Attributes:
+        before, after: W, (m, n).
+        data_gradient: the data loss's gradient of W: unclipped, unscaled, without any penalty.
+        learning_rate: eta of this step.
+    """
+
+    before: torch.Tensor
+    data_gradient: torch.Tensor
+    after: torch.Tensor
+    learning_rate: float
+
+    def gradient(self) -> torch.Tensor:
+        return self.data_gradient
+
+    def movement(self) -> torch.Tensor:
+        return self.after - self.before
+
 
 def gradient_factors(step: FactorStep) -> Factors:
     """``g = s (gB A + B gA - eta gB gA)`` (arXiv 2501.13669 eq. 13) as ``s [gB, B] @ [A - eta gA; gA]``."""
@@ -73,17 +121,14 @@ def movement_factors(
     return Factors(left, right)
 
 
-def step_movement(step: FactorStep) -> Factors:
-    """The movement that the optimizer really made in `step`."""
-    return movement_factors(step.a, step.b, step.a_after, step.b_after, step.scaling)
-
-
-def paper(step: FactorStep) -> StepFactors:
+def paper(step: Step) -> StepFactors:
     """Eq. 14: the movement is taken to be ``-eta g``, so that ``w += eta g**2``."""
-    gradient = gradient_factors(step)
+    gradient = step.gradient()
+    if isinstance(gradient, torch.Tensor):
+        return StepFactors(gradient, gradient * -step.learning_rate)
     return StepFactors(gradient, Factors(gradient.left * -step.learning_rate, gradient.right))
 
 
-def path(step: FactorStep) -> StepFactors:
+def path(step: Step) -> StepFactors:
     """The same gradient with the movement that the optimizer really made (AdamW does not move by ``-eta g``)."""
-    return StepFactors(gradient_factors(step), step_movement(step))
+    return StepFactors(step.gradient(), step.movement())

@@ -2,6 +2,7 @@
 
 The trainer's hooks call it, in this order within an optimizer step:
 
+    begin_step            lambda of this step, before the last micro-batch's forward pass
     loss_term             the coupled penalty, to be added to the last micro-batch's loss
     before_step           the data's gradients, where `lam: auto` wants to see them
     after_optimizer_step  the decoupled penalty's own update
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.map import ImportanceMap
@@ -27,6 +27,7 @@ from alora_trainer.penalty.function import penalty_loss
 from alora_trainer.penalty.probe import Probe
 from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
 from alora_trainer.penalty.strength import GradientBalance, schedule_factor
+from alora_trainer.weights import Matrices, TrainedWeight
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Protection:
 
     def __init__(
         self,
-        weights: Sequence[AdaptedWeight],
+        weights: Sequence[TrainedWeight],
         importance: ImportanceMap,
         config: ALoRAConfig,
         *,
@@ -82,6 +83,7 @@ class Protection:
             layer_weights=config.layer_weights,
             normalize=config.normalize,
             backend=config.backend,
+            streamed=config.storage_device == "cpu",
             anchors={
                 weight.name: anchor_of(
                     weight, importance, start=config.start, fresh_base=config.fresh_base, anchor=config.anchor
@@ -119,10 +121,15 @@ class Protection:
         elif self._probe is not None:
             self._probe.set_start(self._probe.evaluate(model, accelerator))
 
-    def loss_term(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """What a coupled penalty adds to the loss of one optimizer step; None where there is nothing to add."""
+    def begin_step(self) -> None:
+        """Before the last micro-batch's forward pass, beside which a streamed penalty is computed."""
         self.step = self.value = None
         self.penalty.lam = self.lam
+        if not self._decoupled and self.penalty.lam > 0:
+            self.penalty.begin()
+
+    def loss_term(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """What a coupled penalty adds to the loss of one optimizer step; None where there is nothing to add."""
         if self._decoupled or self.penalty.lam == 0:
             return None
         self.step = self.penalty.evaluate()
@@ -134,7 +141,7 @@ class Protection:
         """Whether `before_step` must be called with the data's gradients."""
         return self._balance is not None and self._balance.lam is None
 
-    def before_step(self, gradients: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def before_step(self, gradients: Mapping[str, Matrices]) -> None:
         """The data loss's gradients of A and B by weight name, unclipped and unscaled, before the optimizer uses them."""
         if self._balance is not None:
             self._balance.before_step(gradients)
