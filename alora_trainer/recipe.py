@@ -265,6 +265,7 @@ def build_recipe(
 
     from alora_trainer.data.domain import DomainConfig
     from alora_trainer.data.general import GeneralConfig
+    from alora_trainer.data.probe import check_probe
     from alora_trainer.data.tasks import get_task
     from alora_trainer.evaluation.runner import EvaluationConfig
     from alora_trainer.importance.fisher import FisherConfig
@@ -306,6 +307,8 @@ def build_recipe(
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
     if recipe.fresh_lora and recipe.alora.start != "fresh":
         raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
+    if recipe.alora.budget is not None:
+        check_probe(recipe.general)
     for domain in domains:
         get_task(domain.task)
     recipe.lora_config()
