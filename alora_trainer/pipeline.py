@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _PROTECTING = ("storage", "lam", "layer_weights", "normalize", "backend")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
+# The settings of `evaluation` that nothing depends on while they are not set.
+_EXTRA = ("kl_tokens", "general_tasks", "task_folder")
 # The settings of `evaluation` that are for the time of training.
 _CURVE = ("curve_steps", "curve_blocks", "curve_items")
 
@@ -124,6 +126,7 @@ class Run:
 
     def _evaluation_part(self, name: str, trained: str) -> Part:
         scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _CURVE}
+        scoring = {key: value for key, value in scoring.items() if key not in _EXTRA or value}
         settings = {"data": self._data_part().settings, "evaluation": scoring, "trained": trained}
         return Part(self.folder / name, settings, "result")
 
