@@ -17,13 +17,14 @@ from peft.tuners.lora import layer as lora_layers
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.estimators import Factors, FactorStep, movement_factors
+from alora_trainer.weights import Matrices, TrainedWeight, sampled, whole
 
 _PEFT_PREFIX = "base_model.model."
-_BASE_SAMPLES = 16
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptedWeight:
+class AdaptedWeight(TrainedWeight):
     """One weight matrix that a trainable LoRA adapter moves.
 
     Attributes:
@@ -35,6 +36,11 @@ class AdaptedWeight:
     name: str
     layer: LoraLayer
     adapter: str
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """(A, B) as PEFT stores them."""
+        return self.parameter_a, self.parameter_b
 
     @property
     def parameter_a(self) -> nn.Parameter:
@@ -53,12 +59,12 @@ class AdaptedWeight:
     @property
     def a(self) -> torch.Tensor:
         """``A`` as a matrix (rank, in_features), detached, sharing memory with the parameter."""
-        return self.parameter_a.detach().flatten(1)
+        return whole(self.parameter_a.detach()).flatten(1)
 
     @property
     def b(self) -> torch.Tensor:
         """``B`` as a matrix (out_features, rank), detached, sharing memory with the parameter."""
-        return self.parameter_b.detach().flatten(1)
+        return whole(self.parameter_b.detach()).flatten(1)
 
     @property
     def scaling(self) -> float:
@@ -74,14 +80,13 @@ class AdaptedWeight:
         """(out_features, in_features) of the adapted weight."""
         return self.parameter_b.shape[0], self.parameter_a[0].numel()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that importance and penalty are computed in: float32, or float64 for a float64 adapter."""
-        return torch.float64 if self.parameter_b.dtype == torch.float64 else torch.float32
+    def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FactorStep:
+        (a, b), (gradient_a, gradient_b), (a_after, b_after) = before, gradients, after
+        return FactorStep(a, b, gradient_a, gradient_b, a_after, b_after, self.scaling, learning_rate)
 
-    @property
-    def device(self) -> torch.device:
-        return self.parameter_b.device
+    def movement(self, before: Matrices, after: Matrices) -> Factors:
+        (a, b), (a_after, b_after) = before, after
+        return movement_factors(a, b, a_after, b_after, self.scaling)
 
     def base_sample(self) -> list[float] | None:
         """A few elements of the frozen base weight, evenly spaced: tells one base model from another.
@@ -93,8 +98,22 @@ class AdaptedWeight:
             return None
         if hasattr(weight, "full_tensor"):
             return None
-        step = max(weight.numel() // _BASE_SAMPLES, 1)
-        return weight.detach().flatten()[::step][:_BASE_SAMPLES].float().cpu().tolist()
+        return weight.detach().flatten()[sampled(weight.numel())].float().cpu().tolist()
+
+    def sample_of(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> list[float]:
+        """The elements of ``scaling * b @ a`` (a (k, n), b (m, k)) that `base_sample` takes of the base weight."""
+        rows, columns = self.shape
+        places = torch.arange(rows * columns)[sampled(rows * columns)]
+        if self.stored_transposed:
+            row, column = places % rows, places // rows
+        else:
+            row, column = places // columns, places % columns
+        return (scaling * (b.cpu().double()[row] * a.cpu().double()[:, column].T).sum(1)).tolist()
+
+    @property
+    def stored_transposed(self) -> bool:
+        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D and embeddings."""
+        return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
 
 
 def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
@@ -109,8 +128,8 @@ def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
     weights = list(_trainable_weights(model))
     if not weights:
         raise ALoRAError(
-            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), or load the "
-            "adapter with is_trainable=True"
+            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), load the "
+            "adapter with is_trainable=True, or say full_parameters=True to tune the model's own weights"
         )
     adapters = sorted({weight.adapter for weight in weights})
     if len(adapters) > 1:
@@ -130,7 +149,7 @@ def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
                 continue
             weight = AdaptedWeight(name, module, adapter)
             _refuse_unsupported(weight)
-            if weight.parameter_a.requires_grad or weight.parameter_b.requires_grad:
+            if weight.trains:
                 yield weight
 
 
@@ -157,14 +176,3 @@ def _refuse_unsupported(weight: AdaptedWeight) -> None:
         raise ALoRAError(
             f"{weight.name} is a grouped convolution, which is not supported: leave it out of target_modules"
         )
-
-
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
-    """The learning rate of every parameter of `optimizer`, by ``id(parameter)``."""
-    return {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def unprotected_parameters(model: nn.Module, weights: list[AdaptedWeight]) -> list[str]:
-    """Names of trainable parameters that are no factor of `weights` (modules_to_save, biases): nothing holds these."""
-    factors = {id(p) for weight in weights for p in (weight.parameter_a, weight.parameter_b)}
-    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in factors]

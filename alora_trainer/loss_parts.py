@@ -20,11 +20,10 @@ class LossParts:
         loss = loss.float()
         self._data_loss = loss if self._data_loss is None else self._data_loss + loss
 
-    def add_penalty(self, value: torch.Tensor) -> None:
-        """Add an optimizer step's penalty, lambda included (a detached scalar)."""
-        self._penalty = value if self._penalty is None else self._penalty + value
-
-    def end_step(self) -> None:
+    def end_step(self, penalty: torch.Tensor | None) -> None:
+        """An optimizer step has been made, with this penalty (lambda included, a detached scalar) or without any."""
+        if penalty is not None:
+            self._penalty = penalty if self._penalty is None else self._penalty + penalty
         self._steps += 1
 
     def flush(self, accelerator: Any) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +16,21 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import METHODS, Method
 from alora_trainer.parts import Part, read_json, write_text
 from alora_trainer.recipe import Recipe
+from alora_trainer.run_parts import RunParts, watches_probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from alora_trainer.importance import ImportanceMap
+    from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
 
-# The settings of `alora` that stage A does not depend on.
-_PROTECTING = ("storage", "lam", "layer_weights", "normalize", "backend")
-# The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on")
-# The settings of `evaluation` that nothing depends on while they are not set.
-_EXTRA = ("kl_tokens", "general_tasks", "task_folder")
-# The settings of `evaluation` that are for the time of training.
-_CURVE = ("curve_steps", "curve_blocks", "curve_items")
+
+def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
+    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
+    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
 
 
 def check_single_process() -> None:
@@ -40,7 +39,7 @@ def check_single_process() -> None:
         raise ALoRAError("a recipe runs in one process: for several, use ALoRATrainer in a script of your own")
 
 
-class Run:
+class Run(RunParts):
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
     Args:
@@ -68,77 +67,13 @@ class Run:
     ) -> None:
         if not several_processes:
             check_single_process()
-        self.recipe = recipe
-        self.folder = Path(output_dir)
+        super().__init__(recipe, Path(output_dir), importance, variant)
         self.overwrite = overwrite
-        self.importance = importance
-        self.variant = variant
-        if importance is not None:
-            self._map_folder()  # a map that is not there is known before anything is done
-        self._resolved = recipe.resolved()
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
         write_text(
             self.folder / "recipe.yaml", yaml.safe_dump(self._resolved, sort_keys=False, allow_unicode=True, width=120)
         )
-
-    # ---- the parts and what each depends on ----
-
-    def place(self, method: Method) -> str:
-        """The method's folder in the run's, and its name in results.json."""
-        return method.name if self.variant is None else f"{method.name}@{self.variant}"
-
-    def _common(self) -> dict[str, Any]:
-        return {key: self._resolved[key] for key in ("model", "seed")}
-
-    def _data_part(self) -> Part:
-        general, domain = self._resolved["general"], self._resolved["domain"]
-        settings = {
-            "seed": self.recipe.seed,
-            "general": {key: general[key] for key in ("test", "test_bytes")},
-            "domain": {key: value for key, value in domain.items() if key not in _TOKENIZING},
-        }
-        return Part(self.folder / "data", settings, "data")
-
-    def _record_part(self) -> Part:
-        general = self._resolved["general"]
-        settings = self._common() | {
-            "lora": self.recipe.lora,
-            "general": {key: value for key, value in general.items() if key not in ("test", "test_bytes")},
-            "record": self.recipe.record,
-            "alora": {key: value for key, value in self._resolved["alora"].items() if key not in _PROTECTING},
-        }
-        return Part(self.folder / "record", settings, "training")
-
-    def _training_part(self, method: Method) -> Part:
-        settings = self._common() | {"method": asdict(method)}
-        if method.trains:
-            settings |= {key: self._resolved[key] for key in ("domain", "tune")}
-            if self.recipe.evaluation.curve_steps is not None:
-                settings["curve"] = {key: self._resolved["evaluation"][key] for key in _CURVE}
-        if method.starts_from == "fresh":
-            settings["lora"] = self.recipe.lora
-        if method.needs_recording:
-            settings["recording"] = self.importance or self._record_part().settings
-        if method.penalty:
-            settings["protecting"] = {key: self._resolved["alora"][key] for key in _PROTECTING}
-        return Part(self.folder / self.place(method), settings, "training")
-
-    def _evaluation_part(self, name: str, trained: str) -> Part:
-        scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _CURVE}
-        scoring = {key: value for key, value in scoring.items() if key not in _EXTRA or value}
-        settings = {"data": self._data_part().settings, "evaluation": scoring, "trained": trained}
-        return Part(self.folder / name, settings, "result")
-
-    def settings_of(self, method: Method) -> dict[str, Any]:
-        """Everything that a method's result depends on."""
-        return self._evaluation_part(self.place(method), self._training_part(method).digest).settings
-
-    def shared_settings(self) -> dict[str, Any]:
-        """Everything that what the methods share depends on: the data, and the recording."""
-        return {"data": self._data_part().settings, "record": self._record_part().settings}
-
-    # ---- the work ----
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -154,6 +89,7 @@ class Run:
             general: path by subset; train, test: paths of the domain's items; report: what was left out, and why. All paths
             are relative to the output folder.
         """
+        from alora_trainer.data.chat import is_chat
         from alora_trainer.data.domain import prepare_domain
         from alora_trainer.data.general import write_held_out
 
@@ -166,7 +102,13 @@ class Run:
         general = write_held_out(
             recipe.general.test, part.folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
         )
-        domain = prepare_domain(recipe.domain, base=recipe.base, folder=part.folder / "domain", seed=recipe.seed)
+        domain = prepare_domain(
+            recipe.domain,
+            base=recipe.base,
+            folder=part.folder / "domain",
+            seed=recipe.seed,
+            tokenizer=self.tokenizer if is_chat(recipe.domain.task) else None,
+        )
         outcome = {
             "general": {name: self._relative(path) for name, path in general.items()},
             "train": self._relative(domain.train),
@@ -186,6 +128,7 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
+        from alora_trainer.general_text import text_to_train
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -195,7 +138,8 @@ class Run:
         if finished is not None:
             return finished
         recipe = self.recipe
-        data = self._general_text(part.folder)
+        logger.info("stage A: recording on general text")
+        data = text_to_train(recipe, self.tokenizer, part.folder)
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -212,40 +156,30 @@ class Run:
         release_memory()
         return cost
 
-    def _general_text(self, folder: Path) -> Any:
-        """Blocks of tokens to record on: packed from the recipe's sources, streamed, or sampled from the base model."""
-        from alora_trainer.data.general import SELF, pack_general_text
-        from alora_trainer.data.self_text import sample_text
-        from alora_trainer.data.streaming import stream_general_text
-        from alora_trainer.stages import load_base, release_memory
+    def fisher(self, method: Method) -> dict[str, Any]:
+        """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
 
-        general = self.recipe.general
-        sources = general.train
-        if sources == SELF:
-            logger.info("stage A: sampling general text from the base model")
-            base = load_base(self.recipe)
-            base.to(self.recipe.training_arguments("record", folder).device)
-            sources = {
-                SELF: str(sample_text(base, self.tokenizer, general.self_text, folder / "self_text.jsonl").resolve())
-            }
-            del base
-            release_memory()
-        logger.info(f"stage A: recording on general text ({', '.join(sources)})")
-        common: dict[str, Any] = {
-            "block_length": general.block_length,
-            "seed": self.recipe.seed,
-            "base": self.recipe.base,
-        }
-        if general.streaming:
-            return stream_general_text(sources, self.tokenizer, **common)
-        return pack_general_text(sources, self.tokenizer, max_tokens=general.train_tokens, **common)
+        Returns:
+            seconds, peak_bytes, samples and steps of the estimate.
+        """
+        from alora_trainer.methods.fisher_stage import compute_fisher
+
+        part = self._fisher_part(method)
+        part.begin(overwrite=self.overwrite)
+        finished = part.finished()
+        if finished is not None:
+            return finished
+        assert method.fisher_kind is not None and method.importance is not None
+        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
+        part.finish(cost)
+        return cost
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
             train: seconds, peak_bytes, loss, steps and history of this training, and drift, how far it moved every adapted
-            weight; record: those of stage A, if the method needs one and this run made it.
+            weight; record: those of stage A or of the Fisher information, if the method needs one and this run made it.
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
@@ -255,6 +189,8 @@ class Run:
             return finished
         if method.needs_recording and self.importance is None:
             costs["record"] = self.record()
+        if method.fisher_kind is not None:
+            costs["record"] = self.fisher(method)
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
             costs["train"] = self._train_on_domain(method, part.folder)
@@ -265,10 +201,11 @@ class Run:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
         from alora_trainer.history import Start
-        from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
-        from alora_trainer.trainer import ALoRATrainer
+        from alora_trainer.methods.trainers import make_trainer
+        from alora_trainer.run_observation import learning_curve
+        from alora_trainer.stages import release_memory, train
 
-        recipe = self.recipe
+        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
         files = self.prepare_data()
         data = tokenize_domain(
             get_task(recipe.domain.task),
@@ -277,68 +214,61 @@ class Run:
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
         )
-        base = load_base(recipe)
-        if method.needs_recording:
-            map_folder = self._map_folder()
-            model = with_saved_adapter(base, map_folder, trainable=True)
-            importance = self._load_map(map_folder) if method.penalty else None
-        else:
-            model, importance = with_fresh_adapter(base, recipe), None
-        trainer = ALoRATrainer(
-            model,
-            recipe.training_arguments("tune", folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collator(self.tokenizer),
-            importance=importance,
+        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
+        collate = collator(self.tokenizer)
+        adapter = self.start(method, folder, general, collate)
+        probing = method.penalty and watches_probe(recipe)
+        trainer = make_trainer(
+            method,
+            options,
+            importance=self._importance(method),
             alora=replace(recipe.alora, record=None) if method.penalty else None,
+            probe_dataset=self._probe_text(folder) if probing else None,
+            general=general,
+            model=adapter.model,
+            args=recipe.training_arguments("tune", folder / "checkpoints"),
+            train_dataset=data,
+            data_collator=collate,
         )
         if recipe.evaluation.curve_steps is not None:
-            trainer.add_callback(self._learning_curve(trainer, files, folder))
-        start = Start(model)
-        cost = train(trainer) | {"drift": start.drift()}
-        model.save_pretrained(str(folder / "adapter"))
-        del trainer, model, base, importance
-        release_memory()
-        return cost
-
-    def _learning_curve(self, trainer: Any, files: Mapping[str, Any], folder: Path) -> Any:
-        """Measures general perplexity and domain accuracy while `trainer` trains (see `evaluation.learning_curve`)."""
-        from alora_trainer.data.general import pack_general_text
-        from alora_trainer.data.tasks import get_task
-        from alora_trainer.evaluation.learning_curve import LearningCurve
-        from alora_trainer.evaluation.trainer_metrics import choice_rows
-
-        general, domain, evaluation = self.recipe.general, self.recipe.domain, self.recipe.evaluation
-        task = get_task(domain.task)
-        assert evaluation.curve_steps is not None
-        return LearningCurve(
-            trainer,
-            every=evaluation.curve_steps,
-            general=pack_general_text(
-                {name: str((self.folder / path).resolve()) for name, path in files["general"].items()},
-                self.tokenizer,
-                block_length=general.block_length,
-                max_tokens=evaluation.curve_blocks * general.block_length,
-                seed=self.recipe.seed,
-            ),
-            domain=choice_rows(
-                task,
-                self.folder / files["test"],
-                self.tokenizer,
-                max_length=domain.max_length,
-                items=evaluation.curve_items,
+            general_test = {name: self.folder / path for name, path in files["general"].items()}
+            test = self.folder / files["test"]
+            trainer.add_callback(
+                learning_curve(
+                    recipe, trainer, self.tokenizer, general=general_test, test=test, folder=folder / "curve"
+                )
             )
-            if task.choices is not None
-            else None,
-            folder=folder / "curve",
+        start = Start(adapter.model)
+        outcome = train(trainer) | {"drift": start.drift()}
+        adapter.save(folder / "adapter")
+        if probing:
+            outcome["probe"] = probe_history(trainer.state.log_history)
+        del trainer, adapter, start
+        release_memory()
+        return outcome
+
+    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
+        """The model that the method's training starts with, and how its adapter is saved."""
+        from alora_trainer.methods.adapters import Adapter, attach_adapter
+        from alora_trainer.stages import load_base, with_saved_adapter
+        from alora_trainer.starts import protected_start, save_protected
+
+        recipe = self.recipe.for_method(method)
+        if method.penalty:
+            recorded = self.importance_folder(method)
+            model = protected_start(recipe, recorded)
+            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
+        base = load_base(recipe)
+        if method.needs_recording:
+            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
+        options, config = self.recipe.options(method), recipe.lora_config()
+        return attach_adapter(
+            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
         )
 
     def overlap(self) -> dict[str, Any] | None:
         """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
-        from alora_trainer.data.overlap import decoded_documents, find_overlap
-        from alora_trainer.data.sources import read_lines
-        from alora_trainer.data.tasks import get_task
-        from alora_trainer.importance.files import CONFIG_FILE
+        from alora_trainer.run_observation import recorded_overlap
 
         record = self._record_part()
         if self.importance is not None or record.finished(overwrite=True) is None:
@@ -350,28 +280,35 @@ class Run:
         if finished is not None:
             return finished
         logger.info("comparing the recording text with the test items")
-        task = get_task(self.recipe.domain.task)
-        items = {
-            number: [task.prompt(doc), *(task.choices(doc) if task.choices is not None else [task.completion(doc)])]
-            for number, doc in enumerate(read_lines(self.folder / self.prepare_data()["test"]))
-        }
-        blocks = (row["input_ids"] for row in self._general_text(record.folder))
-        tokens = read_json(record.folder / "map" / CONFIG_FILE)["tokens"] if self.recipe.general.streaming else None
-        outcome = find_overlap(decoded_documents(blocks, self.tokenizer, tokens), items)
+        test = self.folder / self.prepare_data()["test"]
+        outcome = recorded_overlap(self.recipe, self.tokenizer, test=test, record=record.folder)
         part.finish(outcome)
         return outcome
 
-    def _map_folder(self) -> Path:
-        if self.importance is None:
-            return self.folder / "record" / "map"
-        from alora_trainer.importance.files import resolve_source
+    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
+        from alora_trainer.general_text import text_to_train
 
-        return resolve_source(self.importance, None)
+        if self.recipe.general.streaming:
+            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
+        return text_to_train(self.recipe, self.tokenizer, folder)
 
-    def _load_map(self, folder: Path) -> ImportanceMap:
+    def _importance(self, method: Method) -> ImportanceMap | None:
+        """The map that holds the method's training; None if nothing does."""
         from alora_trainer.importance import ImportanceMap
+        from alora_trainer.importance.controls import CONTROLS, control_map
 
-        return ImportanceMap.from_pretrained(folder, storage=self.recipe.alora.storage)
+        if method.importance is None:
+            return None
+        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
+        if method.importance in CONTROLS:
+            return control_map(method.importance, importance, self.recipe.seed)
+        return importance
+
+    def _probe_text(self, folder: Path) -> Any:
+        from alora_trainer.general_text import text_to_watch
+
+        recorded = self.folder / "record" if self.importance is None else folder
+        return text_to_watch(self.recipe, self.tokenizer, recorded)
 
     def evaluate(
         self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
@@ -390,7 +327,7 @@ class Run:
         from alora_trainer.data.tasks import get_task
         from alora_trainer.evaluation.processes import is_main, main_first
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, load_other, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_base, load_other, place, release_memory, with_saved_adapter
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
@@ -406,8 +343,10 @@ class Run:
         if adapter is not None:
             model, base = with_saved_adapter(model, adapter, trainable=False), None
         elif model_source is not None:
-            base = load_base(recipe).to(device) if recipe.evaluation.kl_tokens is not None else None
-        model.to(device)
+            base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
+            if base is not None:
+                place(base, device)
+        place(model, device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(
@@ -439,7 +378,8 @@ class Run:
         from alora_trainer.results import method_settings
 
         entry = scores | costs | {"settings": method_settings(settings)}
-        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if "record" in costs else None
+        recorded = "recording" in settings and self.importance is None
+        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if recorded else None
         return entry if table is None else entry | {"layer_norms": {name: row["norm"] for name, row in table.items()}}
 
     def trained_before(self, method: Method) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method, get_method
+from alora_trainer.methods.options import MethodOptions, options_of, read_method_options
 from alora_trainer.settings import (
     as_mapping,
     check_keys,
@@ -32,10 +33,24 @@ if TYPE_CHECKING:
     from alora_trainer.data.domain import DomainConfig
     from alora_trainer.data.general import GeneralConfig
     from alora_trainer.evaluation.runner import EvaluationConfig
+    from alora_trainer.importance.fisher import FisherConfig
 
-SECTIONS = ("model", "lora", "general", "domain", "record", "tune", "alora", "evaluation")
-KEYS = ("name", "seed", "output_dir", "methods", *SECTIONS)
+SECTIONS = (
+    "model",
+    "lora",
+    "fresh_lora",
+    "general",
+    "domain",
+    "record",
+    "tune",
+    "alora",
+    "fisher",
+    "method_options",
+    "evaluation",
+)
+KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
+QUANTIZATIONS = ("nf4", "int8")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
 _SET_BY_RUN = {
@@ -47,13 +62,28 @@ _SET_BY_RUN = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model: a folder (relative to the recipe) or a Hub id, its revision, and the dtype to train in."""
+    """The base model.
+
+    Attributes:
+        path: a folder (relative to the recipe) or a Hub id.
+        revision: of the Hub's repository.
+        dtype: to train in; with quantisation, what is computed in.
+        quantization: the linear layers' weights by bitsandbytes: "nf4" (4 bits, twice quantised, as QLoRA has it) or "int8".
+
+    Raises:
+        ALoRAError: an unknown dtype or quantisation.
+    """
 
     path: str
     revision: str | None = None
     dtype: str = "float32"
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ALoRAError(
+                f"model.quantization={self.quantization!r} is unknown: use one of {', '.join(QUANTIZATIONS)}, or null"
+            )
         if self.dtype not in DTYPES:
             raise ALoRAError(f"model.dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
 
@@ -69,10 +99,14 @@ class Recipe:
         output_dir: default output folder, relative to the recipe; None is ``runs/NAME`` in the working directory.
         methods: what is compared, in order.
         lora: fields of `peft.LoraConfig`.
+        fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: fresh``.
         general: general text, to record on and to measure general ability with.
-        domain: the task to tune on.
+        domain: the task to tune on; with `domains`, the first of them.
+        domains: several tasks to tune on in a row (see `continual`); empty for one.
         record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
         alora: recording and protecting.
+        fisher: how Fisher information is estimated, for the methods that need it.
+        method_options: what is set for one method alone, by its name.
         evaluation: how both kinds of text are scored.
         base: the recipe's folder, which its relative paths start from.
         written: the recipe as it was written, overrides included, variables and paths not resolved.
@@ -87,6 +121,10 @@ class Recipe:
     tune: dict[str, Any]
     alora: ALoRAConfig
     evaluation: EvaluationConfig
+    fisher: FisherConfig
+    domains: tuple[DomainConfig, ...] = ()
+    method_options: dict[str, MethodOptions] = field(default_factory=dict)
+    fresh_lora: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     output_dir: str | None = None
     methods: tuple[Method, ...] = ()
@@ -98,8 +136,30 @@ class Recipe:
         """Whether any of the methods starts from the recording on general text."""
         return any(method.needs_recording for method in self.methods)
 
-    def lora_config(self) -> LoraConfig:
-        """A new `peft.LoraConfig`.
+    def each_domain(self) -> list[Recipe]:
+        """This recipe for each of its domains alone, in their order."""
+        return [dataclasses.replace(self, domain=domain, domains=()) for domain in self.domains or (self.domain,)]
+
+    def options(self, method: Method) -> MethodOptions:
+        """What is set for `method`."""
+        return options_of(self.method_options, method.name)
+
+    def for_method(self, method: Method) -> Recipe:
+        """The recipe as `method` trains by it: with what makes the method, and what is set for it alone.
+
+        Raises:
+            ALoRAError: the two do not go together.
+        """
+        options = self.options(method)
+        return dataclasses.replace(
+            self,
+            lora={**self.lora, **method.lora, **options.lora},
+            tune={**self.tune, **options.tune},
+            alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
+        )
+
+    def lora_config(self, *, fresh: bool = False) -> LoraConfig:
+        """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
 
         Raises:
             ALoRAError: PEFT refuses the values.
@@ -107,7 +167,7 @@ class Recipe:
         from peft import LoraConfig
 
         try:
-            return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora))
+            return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora | (self.fresh_lora if fresh else {})))
         except (TypeError, ValueError) as error:
             raise ALoRAError(f"lora: {_first_line(error)}") from error
 
@@ -145,8 +205,10 @@ class Recipe:
         """
         from alora_trainer.data.general import SELF
 
-        general, domain = dataclasses.asdict(self.general), dataclasses.asdict(self.domain)
-        for section, keys in ((general, ("train", "test")), (domain, ("train", "test", "source"))):
+        general = dataclasses.asdict(self.general)
+        domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
+        read = [(general, ("train", "test", "probe")), *((domain, ("train", "test", "source")) for domain in domains)]
+        for section, keys in read:
             for key in keys:
                 if section[key] != SELF:
                     section[key] = _absolute(section[key], self.base)
@@ -156,11 +218,14 @@ class Recipe:
             "methods": [method.name for method in self.methods],
             "model": dataclasses.asdict(self.model) | {"path": self.model_source},
             "lora": self.lora,
+            "fresh_lora": self.fresh_lora,
             "general": general,
-            "domain": domain,
+            **({"domains": domains} if self.domains else {"domain": domains[0]}),
             "record": self.record,
             "tune": self.tune,
             "alora": dataclasses.asdict(self.alora),
+            "fisher": dataclasses.asdict(self.fisher),
+            "method_options": {name: options.resolved() for name, options in self.method_options.items()},
             "evaluation": dataclasses.asdict(self.evaluation),
         }
 
@@ -223,22 +288,35 @@ def build_recipe(
     from alora_trainer.data.general import GeneralConfig
     from alora_trainer.data.tasks import get_task
     from alora_trainer.evaluation.runner import EvaluationConfig
+    from alora_trainer.importance.fisher import FisherConfig
 
     given = interpolate(dict(written), environment_variables(variables))
     check_keys(given, KEYS)
     sections = {name: as_mapping(given.get(name), name) for name in SECTIONS}
+    domains = _domains(given, sections, DomainConfig)
     recipe = Recipe(
         name=coerce(given.get("name", default_name), str, "name"),
         seed=coerce(given.get("seed", 0), int, "seed"),
         output_dir=coerce(given.get("output_dir"), str | None, "output_dir"),
         methods=_methods(given.get("methods", list(_DEFAULT_METHODS))),
         model=_section(ModelConfig, sections, "model"),
-        lora=_checked(LoraConfig, sections, "lora"),
+        lora=_checked(LoraConfig, sections["lora"], "lora"),
+        fresh_lora=_checked(LoraConfig, sections["fresh_lora"], "fresh_lora"),
         general=_section(GeneralConfig, sections, "general"),
-        domain=_section(DomainConfig, sections, "domain"),
-        record=_checked(TrainingArguments, sections, "record", _SET_BY_RUN),
-        tune=_checked(TrainingArguments, sections, "tune", _SET_BY_RUN),
+        domain=domains[0],
+        domains=domains if "domains" in given else (),
+        record=_checked(TrainingArguments, sections["record"], "record", _SET_BY_RUN),
+        tune=_checked(TrainingArguments, sections["tune"], "tune", _SET_BY_RUN),
         alora=_section(ALoRAConfig, {"alora": {"record": "path"} | sections["alora"]}, "alora"),
+        fisher=_section(FisherConfig, sections, "fisher"),
+        method_options=read_method_options(
+            sections["method_options"],
+            {
+                "lora": lambda values, name: _checked(LoraConfig, values, name),
+                "tune": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
+                "alora": lambda values, name: _checked(ALoRAConfig, values, name),
+            },
+        ),
         evaluation=_section(EvaluationConfig, sections, "evaluation"),
         base=Path(base),
         written=dict(written),
@@ -247,10 +325,18 @@ def build_recipe(
         raise ALoRAError(f"seed={recipe.seed} must lie between 0 and 2**32 - 1")
     if recipe.alora.record is None and recipe.needs_recording:
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
-    get_task(recipe.domain.task)
+    if recipe.fresh_lora and recipe.alora.start != "fresh":
+        raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
+    for domain in domains:
+        get_task(domain.task)
     recipe.lora_config()
+    recipe.lora_config(fresh=True)
     for section in ("record", "tune"):
         recipe.training_arguments(section, base)
+    for name in recipe.method_options:
+        special = recipe.for_method(get_method(name))
+        special.lora_config()
+        special.training_arguments("tune", base)
     return recipe
 
 
@@ -259,16 +345,32 @@ def _methods(value: Any) -> tuple[Method, ...]:
     if not isinstance(names, list) or not names:
         raise ALoRAError(f"methods={value!r} must be a list of methods, such as {', '.join(_DEFAULT_METHODS)}")
     methods = tuple(get_method(str(name)) for name in names)
-    if len(set(methods)) < len(methods):
+    if len({method.name for method in methods}) < len(methods):
         raise ALoRAError(f"methods={', '.join(map(str, names))} names one of them twice: leave it out")
     return methods
 
 
+def _domains(given: Mapping[str, Any], sections: Mapping[str, dict[str, Any]], kind: type) -> tuple[Any, ...]:
+    """The recipe's `domain` alone, or its `domains`: names of built-in tasks, or sections as `domain` is one."""
+    if "domains" not in given:
+        return (_section(kind, sections, "domain"),)
+    listed = given["domains"]
+    if isinstance(listed, str):
+        listed = [word.strip() for word in listed.split(",")]
+    if not isinstance(listed, list) or len(listed) < 2 or given.get("domain") is not None:
+        raise ALoRAError("domains must be a list of two or more, in the place of domain: domains: [sciq, piqa]")
+    made = []
+    for number, entry in enumerate(listed, start=1):
+        name = f"domains.{number}"
+        values = {"task": entry} if isinstance(entry, str) else as_mapping(entry, name)
+        made.append(_section(kind, {name: values}, name))
+    return tuple(made)
+
+
 def _checked(
-    kind: type, sections: Mapping[str, dict[str, Any]], name: str, reserved: Mapping[str, str] | None = None
+    kind: type, values: dict[str, Any], name: str, reserved: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A section's values, after checking its keys and types against the fields of the dataclass `kind`."""
-    values = sections[name]
     for key, instead in (reserved or {}).items():
         if key in values:
             raise ALoRAError(f"{name}.{key} cannot be set: {instead} sets it")
@@ -279,7 +381,7 @@ def _checked(
 
 def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> Any:
     """A section as an instance of the dataclass `kind`."""
-    values = _checked(kind, sections, name)
+    values = _checked(kind, sections[name], name)
     for item in dataclasses.fields(kind):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.init and values.get(item.name) is None:

@@ -43,6 +43,12 @@ def run_recipe(
     """
     from alora_trainer.results import write_results
 
+    if recipe.domains:
+        from alora_trainer.continual import run_continual
+
+        if importance is not None:
+            raise ALoRAError("a recipe with several domains records its own importance: leave the map out")
+        return run_continual(recipe, output_dir=output_dir, overwrite=overwrite)
     run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
     run.prepare_data()
     if recipe.needs_recording and importance is None:

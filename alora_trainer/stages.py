@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -24,6 +24,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.history import columns
 from alora_trainer.memory import Cost, Meter
 from alora_trainer.recipe import Recipe
+from alora_trainer.resume import last_whole_checkpoint, trainer_state
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,34 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     set_seed(recipe.seed)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            recipe.model_source, revision=recipe.model.revision, dtype=recipe.model.dtype
+            recipe.model_source,
+            revision=recipe.model.revision,
+            dtype=recipe.model.dtype,
+            quantization_config=_quantization(recipe),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ALoRAError(_not_loaded("model", recipe, error)) from error
+
+
+def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    kind = recipe.model.quantization
+    if kind is None:
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    dtype = torch.bfloat16 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def place(model: Any, device: torch.device) -> None:
+    """Bring a model to `device`; a quantised one is there since it was loaded, and cannot be moved."""
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
 
 
 def load_other(recipe: Recipe, source: str) -> PreTrainedModel:
@@ -85,15 +110,15 @@ def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
     return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}"
 
 
-def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """`model` with a new LoRA adapter.
+def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: bool = False) -> PeftModel:
+    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: fresh``.
 
     Raises:
         ALoRAError: the recipe's `lora` does not fit the model.
     """
     set_seed(recipe.seed)
     try:
-        return get_peft_model(model, recipe.lora_config())
+        return get_peft_model(model, recipe.lora_config(fresh=protected))
     except ValueError as error:
         raise ALoRAError(f"lora does not fit the model: {str(error).strip().splitlines()[0]}") from error
 
@@ -145,34 +170,8 @@ def train(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint to go on from, or None.
-
-    The Trainer writes ``trainer_state.json`` last, so that a checkpoint with a readable one is whole. One at the very end
-    of a training is passed over: going on from there would train one step too many.
-    """
-    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        state = _trainer_state(path)
-        if state is not None and state["global_step"] < state["max_steps"]:
-            return path
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    step = checkpoint.name.rpartition("-")[2]
-    return int(step) if step.isdigit() else -1
-
-
-def _trainer_state(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return dict(state)
-
-
 def _cost_in(checkpoint: Path | None) -> Cost:
-    state = _trainer_state(checkpoint) if checkpoint is not None else None
+    state = trainer_state(checkpoint) if checkpoint is not None else None
     saved = (state or {}).get("stateful_callbacks", {}).get(_CostKeeper.__name__)
     return Cost(**saved["attributes"]) if saved else Cost()
 

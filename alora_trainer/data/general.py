@@ -39,6 +39,9 @@ class GeneralConfig:
         test_bytes: keep this many bytes (UTF-8) of each test source; None keeps all.
         streaming: read and pack the training text on the way; needs record.max_steps, and takes no train_tokens
             (alora.record_tokens stops the recording after so many tokens).
+        probe: general text whose loss is watched while protecting (``alora.budget``), in the same forms; None takes what
+            train_tokens leaves of ``train`` (or the sampled text, with ``train: self``).
+        probe_tokens: take this many tokens for the probe, about the same from every source.
         self_text: with ``train: self``, how text is sampled from the base model: fields of `SelfTextConfig`.
 
     Raises:
@@ -51,6 +54,8 @@ class GeneralConfig:
     train_tokens: int | None = None
     test_bytes: int | None = None
     streaming: bool = False
+    probe: Any = None
+    probe_tokens: int = 16384
     self_text: Any = None
 
     def __post_init__(self) -> None:
@@ -67,7 +72,16 @@ class GeneralConfig:
                 "general.streaming takes no general.train_tokens: use alora.record_tokens and record.max_steps"
             )
         self.test = named_sources(self.test, "general.test")
+        if self.probe is not None:
+            self.probe = named_sources(self.probe, "general.probe")
+            for name, source in self.probe.items():
+                if source in self.test.values():
+                    raise ALoRAError(
+                        f"general.probe.{name} is text of general.test: what lambda is steered by cannot be what forgetting is "
+                        "measured on; name other general text, or leave general.probe out"
+                    )
         check_count(self.block_length, "general.block_length", least=2)
+        check_count(self.probe_tokens, "general.probe_tokens", least=self.block_length)
         check_count(self.train_tokens, "general.train_tokens", optional=True, least=self.block_length)
         check_count(self.test_bytes, "general.test_bytes", optional=True)
 
@@ -86,6 +100,7 @@ def pack_general_text(
     *,
     block_length: int,
     max_tokens: int | None = None,
+    after: int | None = None,
     seed: int = 0,
     base: Path | str = Path("."),
 ) -> Dataset:
@@ -101,6 +116,7 @@ def pack_general_text(
         block_length: tokens in a block.
         max_tokens: stop at this many tokens. Each source gives an equal share, and all it has if that is less; others
             then give more. The last document of a share is cut.
+        after: leave out the documents that the same call with this ``max_tokens`` would have taken.
         seed: of the shuffling; the same seed gives the same blocks.
         base: the folder that relative paths start from.
 
@@ -119,8 +135,12 @@ def pack_general_text(
         texts = load_texts(source, base=base)
         random.Random(f"{seed}:{name}").shuffle(texts)
         subsets.append(_Subset(_documents(texts, tokenizer)))
+    if after is not None:
+        _fill(subsets, after)
+        for subset in subsets:
+            subset.documents, subset.rest = [], None
     _fill(subsets, max_tokens)
-    tokens = _interleave(subsets)
+    tokens = _interleave(subsets) if any(subset.documents for subset in subsets) else np.empty(0, np.int32)
     count = len(tokens) // block_length
     if count == 0:
         raise ALoRAError(

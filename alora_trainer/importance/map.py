@@ -10,21 +10,10 @@ from typing import Any
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.storage import StoredOmega, store
-
-# A base weight may be off by bf16 rounding (0.4 %) between two copies of one model, not by more.
-_BASE_TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class Reference:
-    """theta* of one weight, ``W0 + scaling * b @ a``: a (r, n), b (m, r)."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scaling: float
+from alora_trainer.importance.reference import FullReference, Reference
+from alora_trainer.importance.storage import StoredOmega, store, uniform
+from alora_trainer.weights import TrainedWeight
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         reference: theta* by the same names.
         adapter_state: theta* as PEFT's own state dict (``get_peft_model_state_dict``), so that it can be saved as an adapter.
         adapter_config: PEFT's configuration of that adapter.
-        base_samples: a few base weights by name (`AdaptedWeight.base_sample`), to tell one base model from another.
+        base_samples: a few base weights by name (`TrainedWeight.base_sample`), to tell one base model from another.
         info: provenance.
 
     Raises:
@@ -70,7 +59,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
     def __init__(
         self,
         omega: Mapping[str, torch.Tensor | StoredOmega],
-        reference: Mapping[str, Reference],
+        reference: Mapping[str, Reference | FullReference],
         *,
         adapter_state: Mapping[str, torch.Tensor],
         adapter_config: Any,
@@ -78,7 +67,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         info: ImportanceInfo | None = None,
     ) -> None:
         self._omega = {name: o if isinstance(o, StoredOmega) else store(o) for name, o in omega.items()}
-        self.reference = dict(reference)
+        self.reference: dict[str, Any] = dict(reference)
         self.adapter_state = dict(adapter_state)
         self.adapter_config = adapter_config
         self.base_samples = dict(base_samples or {})
@@ -92,7 +81,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         omega, reference = self._omega[name], self.reference.get(name)
         if reference is None:
             raise ALoRAError(f"the importance map has no reference weights for {name}: record it again")
-        if omega.shape != (reference.b.shape[0], reference.a.shape[1]):
+        if omega.shape != reference.shape:
             raise ALoRAError(f"importance and reference of {name} differ in shape: the map is damaged, record it again")
         total, squares, smallest = omega.measure()
         if not (math.isfinite(squares) and math.isfinite(total)):
@@ -139,8 +128,9 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
             "adapter_config": self.adapter_config,
             "base_samples": self.base_samples,
             "info": self.info,
+            "reference": self.reference,
         }
-        return ImportanceMap(omega, self.reference, **(kept | changes))
+        return ImportanceMap(omega, **(kept | changes))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._omega)
@@ -193,46 +183,54 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         earlier = (*self.info.earlier_tasks, own, *later.info.earlier_tasks)
         return later._with(total, info=replace(later.info, earlier_tasks=earlier))
 
-    def check_model(self, model: torch.nn.Module) -> list[AdaptedWeight]:
-        """The adapted weights of `model`, after checking that this map was made for it.
+    def check_model(
+        self,
+        model: torch.nn.Module,
+        *,
+        start: str = "continue",
+        fresh_base: str = "merged",
+        missing: str = "error",
+        full_parameters: bool = False,
+    ) -> Sequence[TrainedWeight]:
+        """The trained weights of `model`, after checking that this map was made for it.
 
-        A map may cover weights that this model does not adapt (they do not move), never the other way round.
+        A map may cover weights that this model does not adapt (they do not move). The other way round is for `missing` to
+        say. The rank of the adapter is free.
+
+        Args:
+            model: with a trainable LoRA adapter.
+            start, fresh_base: as in `ALoRAConfig`: a "fresh" adapter over the "merged" base has the recorded adapter in its
+                base weights, and that is checked.
+            missing: "error", or anything else to let weights without an importance pass.
+            full_parameters: the model is tuned itself, without an adapter.
 
         Raises:
             ALoRAError: an adapted weight has no importance, has another shape, or belongs to another base model; a weight of
                 the map does not exist in the model.
         """
-        weights = adapted_weights(model)
-        known = {weight.name: weight for weight in weights}
-        missing = [name for name in known if name not in self]
-        if missing:
-            raise ALoRAError(
-                f"the importance map has no importance of {_some(missing)}, which the adapter moves: "
-                f"adapt only what was recorded ({_some(list(self))}), or record a map for these weights"
-            )
-        modules = {
-            name.replace("_orig_mod.", "").removeprefix("base_model.model.") for name, _ in model.named_modules()
-        }
-        foreign = [name for name in self if name not in modules]
-        if foreign:
-            raise ALoRAError(
-                f"the importance map is for another model{self._origin()}: this one has no {_some(foreign)}"
-            )
-        for name, weight in known.items():
-            if self.stored(name).shape != weight.shape:
-                raise ALoRAError(
-                    f"the importance map is for another model{self._origin()}: {name} is {weight.shape} here and "
-                    f"{self.stored(name).shape} in the map"
-                )
-            if not _same_base(weight.base_sample(), self.base_samples.get(name)):
-                raise ALoRAError(
-                    f"the importance map was recorded on other base weights{self._origin()}: those of {name} differ; "
-                    "load the base model that the map names, or record a map for this one"
-                )
-        return weights
+        from alora_trainer.importance.matching import match_model
 
-    def _origin(self) -> str:
-        return f" ({self.info.base_model})" if self.info.base_model else ""
+        return match_model(
+            self, model, start=start, fresh_base=fresh_base, missing=missing, full_parameters=full_parameters
+        )
+
+    def with_uniform(self, weights: Sequence[TrainedWeight]) -> ImportanceMap:
+        """This map with an importance for those of `weights` that it has none of: the mean of the others on every element.
+
+        The mean is over those of `weights` that were recorded (over the whole map, if none was). What was added takes no
+        memory of a weight's size.
+        """
+        new = [weight for weight in weights if weight.name not in self]
+        if not new:
+            return self
+        recorded = [weight.name for weight in weights if weight.name in self] or list(self)
+        mean = self.total(recorded) / sum(math.prod(self.stored(name).shape) for name in recorded)
+        omega: dict[str, StoredOmega] = {weight.name: uniform(weight.shape, mean) for weight in new}
+        zero = {
+            weight.name: Reference(torch.zeros(0, weight.shape[1]), torch.zeros(weight.shape[0], 0), 1.0)
+            for weight in new
+        }
+        return self._with(self._omega | omega, reference=self.reference | zero)
 
     def save_pretrained(
         self, folder: str | Path, *, storage: str | None = None, max_shard_bytes: int = 4 << 30
@@ -268,17 +266,3 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         from alora_trainer.importance.files import load_map, resolve_source
 
         return load_map(resolve_source(str(source), revision), storage=storage)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _same_base(here: list[float] | None, recorded: list[float] | None) -> bool:
-    if not here or not recorded:
-        return True
-    if len(here) != len(recorded):
-        return False
-    scale = max(max(map(abs, recorded)), max(map(abs, here)))
-    return all(abs(x - y) <= _BASE_TOLERANCE * scale for x, y in zip(here, recorded, strict=True))

@@ -214,6 +214,11 @@ def store(omega: torch.Tensor, format_name: str | None = None) -> StoredOmega:
     return storage_format(format_name).encode(omega)
 
 
+def uniform(shape: tuple[int, int], value: float) -> StoredOmega:
+    """An Omega that is `value` throughout, as one outer product."""
+    return FactoredOmega(shape, {"rows": torch.full((shape[0], 1), value), "columns": torch.ones(shape[1], 1)})
+
+
 def _matrix_shape(omega: torch.Tensor) -> tuple[int, int]:
     rows, columns = omega.shape
     return rows, columns

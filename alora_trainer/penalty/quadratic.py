@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
-from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.estimators import Factors, movement_factors
+from alora_trainer.divergence import Diverged
 from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.importance.storage import StoredOmega
-from alora_trainer.penalty.backends import Backend, choose
+from alora_trainer.importance.reference import FullReference, Reference
+from alora_trainer.penalty.anchor import anchor_of
+from alora_trainer.penalty.held import Held, hold
+from alora_trainer.penalty.layer_weights import layer_coefficients
+from alora_trainer.processes import Processes
+from alora_trainer.weights import Matrices, TrainedWeight
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """One weight with what holds it: Omega, theta*, the constant factor in front of its R, and how R is computed."""
-
-    weight: AdaptedWeight
-    omega: StoredOmega
-    backend: Backend
-    reference_a: torch.Tensor
-    reference_b: torch.Tensor
-    reference_scaling: float
-    coefficient: float
-
-    def drift(self, a: torch.Tensor, b: torch.Tensor) -> Factors:
-        """``theta - theta* = s B A - s* B* A*`` as thin factors."""
-        scaling = self.weight.scaling
-        if a.shape == self.reference_a.shape and scaling == self.reference_scaling:
-            # The form that does not cancel: exact where the drift is small beside theta itself.
-            return movement_factors(self.reference_a, self.reference_b, a, b, scaling)
-        left = torch.cat([b * scaling, self.reference_b * -self.reference_scaling], dim=1)
-        return Factors(left, torch.cat([a, self.reference_a], dim=0))
 
 
 @dataclass(frozen=True)
@@ -46,102 +25,140 @@ class PenaltyStep:
     """The whole penalty (lambda and layer weights in it) at one point, with its gradients by weight name."""
 
     value: torch.Tensor
-    gradients: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    gradients: dict[str, Matrices]
 
 
 class QuadraticPenalty:
     """``lambda sum_l w_l R_l`` with ``R_l = sum_k Omega_k (theta_k - theta*_k)**2`` (arXiv 2501.13669 eq. 16-18).
 
+    Of several processes, each keeps Omega of its own share of the weights and computes their part (`Processes.owners`); what
+    comes out is whole on all of them. They must call every method together.
+
     Args:
-        weights: the adapted weights, all of them in `importance` (see `ImportanceMap.check_model`).
-        importance: Omega and theta*; moved to each weight's device.
-        lam: lambda.
-        layer_weights: "l2" for ``w_l = ||Omega_l||_2`` (eq. 17), "none" for 1.
-        normalize: divide Omega by its mean over all adapted weights and w_l by its mean over layers.
+        weights: the weights to hold, all of them in `importance` (see `ImportanceMap.check_model`).
+        importance: Omega and theta*; what this process holds is moved to each weight's device.
+        lam: lambda; may be set anew between two evaluations.
+        layer_weights: "l2" for ``w_l = ||Omega_l||_2`` (eq. 17), "none" for 1, or a mapping, see `given_layer_weights`.
+        normalize: divide Omega by its mean over all held weights and w_l by its mean over layers.
         backend: how it is computed, one of `backends.BACKENDS`; None takes the fastest that fits.
+        anchors: what to pull every weight towards, by name; None is theta*, for the adapter that was recorded.
 
     Raises:
-        ALoRAError: normalisation is asked for and all importance is zero; the backend does not fit.
+        ALoRAError: normalisation is asked for and all importance is zero; the backend or a layer weight does not fit.
     """
 
     def __init__(
         self,
-        weights: Sequence[AdaptedWeight],
+        weights: Sequence[TrainedWeight],
         importance: ImportanceMap,
         *,
         lam: float,
-        layer_weights: str = "l2",
+        layer_weights: str | Mapping[str, float] = "l2",
         normalize: bool = True,
         backend: str | None = None,
+        anchors: Mapping[str, Reference | FullReference] | None = None,
     ) -> None:
+        anchors = anchors or {weight.name: anchor_of(weight, importance) for weight in weights}
         coefficients = layer_coefficients(
             importance, [weight.name for weight in weights], layer_weights=layer_weights, normalize=normalize
         )
         self.lam = lam
-        self._held = [_hold(weight, importance, coefficients[weight.name], backend) for weight in weights]
-        names = sorted({held.backend.name for held in self._held})
-        logger.info(f"penalty: {importance.storage} importance, computed by {', '.join(names)}")
+        self._weights = list(weights)
+        self._processes = Processes()
+        self._owners = self._processes.owners(self._weights)
+        self._held = {
+            weight.name: hold(
+                weight, importance.stored(weight.name), anchors[weight.name], coefficients[weight.name], backend
+            )
+            for weight in self._weights
+            if self._owners[weight.name] == self._processes.rank
+        }
+        names = sorted({held.backend for held in self._held.values()})
+        share = f", of {len(self._held)} of {len(weights)} weights here" if self._processes.count > 1 else ""
+        logger.info(f"penalty: {importance.storage} importance{share}, computed by {', '.join(names) or 'others'}")
+
+    @property
+    def held(self) -> Mapping[str, Held]:
+        """What this process holds, by weight name: all, unless there are several processes."""
+        return self._held
+
+    def _own(self) -> Iterator[tuple[Held, Matrices]]:
+        """What this process holds, with the present matrices of each weight in the dtype of the computation."""
+        for weight in self._weights:
+            held = self._held.get(weight.name)
+            if held is not None or weight.is_sharded:  # reading a sharded weight takes all processes
+                matrices = tuple(matrix.to(weight.dtype) for matrix in weight.matrices)
+                if held is not None:
+                    yield held, matrices
+
+    @property
+    def weights(self) -> list[TrainedWeight]:
+        """The held weights."""
+        return list(self._weights)
 
     def evaluate(self) -> PenaltyStep:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
 
         Returns:
-            the value as a float64 scalar; gradients of A (r, n) and B (m, r) in the computation's dtype.
+            the value as a float64 scalar; by weight name, the gradients of its parameters as matrices in the computation's
+            dtype (of A (r, n) and B (m, r) for an adapted weight).
+
+        Raises:
+            Diverged: a weight's penalty is not finite.
         """
-        value: torch.Tensor | None = None
-        gradients = {}
-        for held in self._held:
-            weight = held.weight
-            a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-            result = held.backend(held.omega, held.drift(a, b), a, b, weight.scaling)
+        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+        gradients: dict[str, Matrices] = {}
+        parts = {}
+        for held, matrices in self._own():
+            part, of_parameters = held.evaluate(matrices)
             factor = self.lam * held.coefficient
-            gradients[weight.name] = (result.gradient_a.mul_(factor), result.gradient_b.mul_(factor))
-            part = result.value * factor
-            value = part if value is None else value + part.to(value.device)
-        assert value is not None
+            gradients[held.weight.name] = tuple(gradient.mul_(factor) for gradient in of_parameters)
+            parts[held.weight.name] = part * factor
+            value += parts[held.weight.name].to(value.device)
+        if self._processes.count > 1:
+            for weight in self._weights:
+                if weight.name not in gradients:
+                    gradients[weight.name] = tuple(
+                        torch.zeros_like(weight.as_matrix(p), dtype=weight.dtype) for p in self._shapes(weight)
+                    )
+            gradients = {weight.name: gradients[weight.name] for weight in self._weights}
+            self._processes.sum([value, *(g for of_weight in gradients.values() for g in of_weight)])
+        if not bool(torch.isfinite(value)):
+            raise Diverged(
+                "the penalty", next((name for name, p in parts.items() if not bool(torch.isfinite(p))), None)
+            )
         return PenaltyStep(value, gradients)
 
+    @staticmethod
+    def _shapes(weight: TrainedWeight) -> list[torch.Tensor]:
+        """Tensors of the parameters' shapes that take no memory."""
+        return [torch.empty((), device=weight.device).expand(p.shape) for p in weight.parameters]
+
+    def pull(self, learning_rates: Mapping[int, float]) -> torch.Tensor:
+        """Move the weights towards their anchors, beside the optimizer: the decoupled application of the penalty.
+
+        Every parameter moves by an implicit step of its learning rate times lambda (see `decoupled`).
+
+        Args:
+            learning_rates: by ``id(parameter)``; a parameter that is not in it (frozen, say) stays.
+
+        Returns:
+            the penalty before the pull, a float64 scalar.
+        """
+        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+        for held in self._held.values():
+            value += (held.pull(learning_rates, self.lam) * (self.lam * held.coefficient)).to(value.device)
+        self._processes.sum([value])
+        for weight in self._weights:
+            for parameter in weight.parameters:
+                self._processes.from_owner(parameter.data, self._owners[weight.name])
+        if not bool(torch.isfinite(value)):
+            raise Diverged("the penalty", None)
+        return value
+
     def drift(self) -> dict[str, float]:
-        """``||theta - theta*||_2`` of every weight, from the small Gram matrices of the drift's factors."""
-        norms = {}
-        for held in self._held:
-            factors = held.drift(held.weight.a.to(held.weight.dtype), held.weight.b.to(held.weight.dtype))
-            left, right = factors.left.double(), factors.right.double()
-            squared = float(((left.T @ left) * (right @ right.T)).sum())
-            norms[held.weight.name] = math.sqrt(max(squared, 0.0))
-        return norms
-
-
-def layer_coefficients(
-    importance: ImportanceMap, names: Sequence[str], *, layer_weights: str, normalize: bool
-) -> dict[str, float]:
-    """What stands before each layer's literal ``sum Omega D**2``: w_l, and the normalisation of Omega and of w_l.
-
-    Means are taken over the weights in `names`, those that the model adapts.
-
-    Raises:
-        ALoRAError: `normalize` is set and these weights' importance is zero throughout.
-    """
-    norms = {name: importance.layer_norms[name] if layer_weights == "l2" else 1.0 for name in names}
-    if not normalize:
-        return norms
-    elements = sum(math.prod(importance.stored(name).shape) for name in names)
-    mean = importance.total(names) / elements
-    mean_norm = sum(norms.values()) / len(norms)
-    if mean == 0 or mean_norm == 0:
-        raise ALoRAError("the importance map is zero throughout, so it can hold nothing: record it for more steps")
-    return {name: norm / mean_norm / mean for name, norm in norms.items()}
-
-
-def _hold(weight: AdaptedWeight, importance: ImportanceMap, coefficient: float, backend: str | None) -> _Held:
-    reference = importance.reference[weight.name]
-    omega = importance.stored(weight.name).to(weight.device)
-    return _Held(
-        weight=weight,
-        omega=omega,
-        backend=choose(omega, weight.device, backend, weight.dtype),
-        reference_a=reference.a.to(weight.device, weight.dtype),
-        reference_b=reference.b.to(weight.device, weight.dtype),
-        reference_scaling=reference.scaling,
-        coefficient=coefficient,
-    )
+        """``||theta - theta*||_2`` of every weight."""
+        own = {held.weight.name: held.drift_norm(matrices) for held, matrices in self._own()}
+        return self._processes.totals(
+            {weight.name: own.get(weight.name, 0.0) for weight in self._weights}, self._weights[0].device
+        )

@@ -1,0 +1,42 @@
+"""What the penalty pulls every weight towards, said relative to the base weight that the model has.
+
+With `W` the model's own base weight and `s B A` its adapter, the penalty is on ``s B A - anchor``:
+
+    start      fresh_base   anchor: reference      anchor: base
+    continue                s* B* A* (theta*)      0
+    fresh      merged       0 (theta* is in W)     -s* B* A*
+    fresh      bare         0                      0
+"""
+
+from __future__ import annotations
+
+import torch
+
+from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.reference import FullReference, Reference
+from alora_trainer.weights import TrainedWeight
+
+
+def anchor_of(
+    weight: TrainedWeight,
+    importance: ImportanceMap,
+    *,
+    start: str = "continue",
+    fresh_base: str = "merged",
+    anchor: str = "reference",
+) -> Reference | FullReference:
+    """The anchor of one weight as factors: a (k, n), b (m, k); k is 0 where the anchor is the model's own base weight.
+
+    Args:
+        weight: a trained weight; a full one (tuned itself) is anchored at theta* alone.
+        importance: has theta* of it, unless the weight was not recorded (its anchor is then its base weight).
+        start, fresh_base, anchor: as in `ALoRAConfig`.
+    """
+    recorded = importance.reference.get(weight.name)
+    if recorded is not None:
+        if start == "continue" and anchor == "reference":
+            return recorded
+        if start == "fresh" and fresh_base == "merged" and anchor == "base":
+            return Reference(recorded.a, recorded.b, -recorded.scaling)
+    rows, columns = weight.shape
+    return Reference(torch.zeros(0, columns), torch.zeros(rows, 0), 1.0)

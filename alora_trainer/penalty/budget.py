@@ -1,0 +1,82 @@
+"""Lambda by budget: dual ascent on "general loss rises by this share at most", from a probe evaluated now and then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alora_trainer.errors import ALoRAError
+
+# One-sided 90 % of a normal distribution: the budget is meant for general text, of which the probe is a sample.
+CONFIDENCE = 1.28
+# Lambda stays within this factor of where it started, either way.
+RANGE = 1e6
+# Most that one probe multiplies lambda by when the rise is too large, and divides it by when there is room.
+_UP, _DOWN = 4.0, 1.5
+# Share of the budget that is aimed at: what is left is for the noise of training between two probes.
+_AIM = 0.9
+
+
+@dataclass(frozen=True)
+class Rise:
+    """How much the probe's loss rose over its value at the start, as a share of it, with its standard error as an estimate
+    of the same for all text that the probe is a sample of."""
+
+    value: float
+    error: float
+
+    @property
+    def bound(self) -> float:
+        """What the rise is believed to stay below, with `CONFIDENCE`."""
+        return self.value + CONFIDENCE * self.error
+
+
+class BudgetController:
+    """A multiplier that is raised while the rise is above the budget and lowered while it is below (dual ascent).
+
+    The step is in the logarithm of lambda, proportional to the relative excess and bounded; up faster than down, since what
+    was forgotten comes back more slowly than it goes. A rise that is still growing is taken as what it will be at the next
+    probe.
+
+    Args:
+        budget: the largest rise that is allowed, such as 0.01.
+        lam: where lambda starts.
+    """
+
+    def __init__(self, budget: float, lam: float) -> None:
+        self.budget = budget
+        self._start = self._log = math.log(lam)
+        self._last = 0.0
+
+    @property
+    def lam(self) -> float:
+        return math.exp(self._log)
+
+    def update(self, rise: Rise) -> float:
+        """Lambda after a probe."""
+        expected = rise.bound + max(rise.bound - self._last, 0.0)
+        self._last = rise.bound
+        excess = min(max(expected / (_AIM * self.budget) - 1, -1.0), 1.0)
+        step = excess * math.log(_UP if excess > 0 else _DOWN)
+        limit = math.log(RANGE)
+        self._log = min(max(self._log + step, self._start - limit), self._start + limit)
+        return self.lam
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._start, "log": self._log, "last": self._last}
+
+    @classmethod
+    def from_state(cls, budget: float, state: Mapping[str, Any]) -> BudgetController:
+        """The controller that `state_dict` was taken from.
+
+        Raises:
+            ALoRAError: the state is damaged.
+        """
+        controller = cls(budget, 1.0)
+        try:
+            controller._start, controller._log, controller._last = (float(state[k]) for k in ("start", "log", "last"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ALoRAError(f"the checkpoint's state of the budget is damaged ({error}): start again") from error
+        return controller
