@@ -378,7 +378,8 @@ class Run(RunParts):
         from alora_trainer.results import method_settings
 
         entry = scores | costs | {"settings": method_settings(settings)}
-        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if "record" in costs else None
+        recorded = "recording" in settings and self.importance is None
+        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if recorded else None
         return entry if table is None else entry | {"layer_norms": {name: row["norm"] for name, row in table.items()}}
 
     def trained_before(self, method: Method) -> dict[str, Any]:

@@ -34,6 +34,8 @@ _TEST = ("test", "test_bytes")
 _PROBE = ("probe", "probe_tokens")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
+# The settings of `evaluation` that nothing depends on while they are not set.
+_EXTRA = ("kl_tokens", "general_tasks", "task_folder")
 # The settings of `evaluation` that are for the time of training.
 _CURVE = ("curve_steps", "curve_blocks", "curve_items")
 
@@ -133,6 +135,7 @@ class RunParts:
 
     def _evaluation_part(self, name: str, trained: str) -> Part:
         scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _CURVE}
+        scoring = {key: value for key, value in scoring.items() if key not in _EXTRA or value}
         settings = {"data": self._data_part().settings, "evaluation": scoring, "trained": trained}
         return Part(self.folder / name, settings, "result")
 
@@ -141,8 +144,9 @@ class RunParts:
         return self._evaluation_part(self.place(method), self._training_part(method).digest).settings
 
     def shared_settings(self) -> dict[str, Any]:
-        """Everything that what the methods share depends on: the data, and the recording."""
-        return {"data": self._data_part().settings, "record": self._record_part().settings}
+        """Everything that what the methods share depends on: the data, the recording, and the Fisher information."""
+        shared = {"data": self._data_part().settings, "record": self._record_part().settings}
+        return shared | {"fisher": self._resolved["fisher"]}
 
     def _map_folder(self) -> Path:
         if self.importance is None:

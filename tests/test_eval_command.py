@@ -84,8 +84,18 @@ def test_an_adapter_and_the_same_merged(
     assert merged["general"]["token_perplexity"] == pytest.approx(adapter["general"]["token_perplexity"], rel=1e-5)
     assert merged["tasks"]["sums"]["correct"] == adapter["tasks"]["sums"]["correct"]
     assert merged["kl"] == pytest.approx(adapter["kl"], rel=1e-3) and adapter["kl"] > 1e-3
-    with pytest.raises(AssertionError):
-        evaluate("--model", str(tmp_path / "none"))
+
+
+def test_what_is_not_there(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--output_dir", str(tmp_path)]
+    for options, message in (
+        (["--model", str(tmp_path / "none")], "there is no model folder"),
+        (["--adapter", str(tmp_path / "none")], "there is no adapter folder"),
+        (["--model", "nobody/nothing"], "the model at nobody/nothing cannot be loaded"),
+        (["--adapter", "nobody/nothing"], "the adapter in nobody/nothing cannot be put on the model"),
+    ):
+        assert main(["eval", str(tiny), *out, *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_limit_and_batch_size(evaluate: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from alora_trainer.evaluation.batch_size import largest_batch_size
 from alora_trainer.evaluation.calibration import expected_calibration_error
 from alora_trainer.evaluation.divergence import kl_to_base
 from alora_trainer.evaluation.items import pack_correct, unpack_correct
+from alora_trainer.evaluation.lm_tasks import lm_eval_tasks
 from tests.conftest import move_factors
 from tests.evaluation_fixtures import TEXTS
 
@@ -121,7 +123,10 @@ def test_tasks_of_lm_eval_as_general_ability(
     tokenizer: Any,
     general: dict[str, Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import lm_eval.tasks
+
     docs = [{"q": "In the morning?", "c": ["water", "the river"], "a": i % 2} for i in range(3)]
     write_lines(tmp_path / "own.jsonl", docs)
     (tmp_path / "tasks").mkdir()
@@ -136,6 +141,11 @@ def test_tasks_of_lm_eval_as_general_ability(
     assert found["tasks"]["own"]["items"] == 3
     assert found["tasks"]["own"]["acc"] in (pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert found["tasks"]["own"]["acc_stderr"] == pytest.approx(1 / 3)
+    # Without the ten seconds in which lm-eval looks through all that it has.
+    manager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda *, include_defaults=None, **rest: manager(**rest))
+    with pytest.raises(ALoRAError, match="lm-eval has no task no_such_task"):
+        lm_eval_tasks(["own", "no_such_task"], str(tmp_path / "tasks"))
     for wrong in ("hellaswag", ["x", 1]):
         with pytest.raises(ALoRAError, match="general_tasks"):
             EvaluationConfig(general_tasks=wrong)  # type: ignore[arg-type]
