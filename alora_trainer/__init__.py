@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alora_trainer.config import ALoRAConfig
+    from alora_trainer.dpo_trainer import ALoRADPOTrainer
     from alora_trainer.errors import ALoRAError
     from alora_trainer.importance import ImportanceMap
+    from alora_trainer.sft_trainer import ALoRASFTTrainer
     from alora_trainer.trainer import ALoRAMixin, ALoRATrainer
 
 try:
@@ -22,12 +24,23 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 _HOMES = {
     "ALoRAConfig": "config",
+    "ALoRADPOTrainer": "dpo_trainer",
     "ALoRAError": "errors",
     "ALoRAMixin": "trainer",
+    "ALoRASFTTrainer": "sft_trainer",
     "ALoRATrainer": "trainer",
     "ImportanceMap": "importance",
 }
-__all__ = ["ALoRAConfig", "ALoRAError", "ALoRAMixin", "ALoRATrainer", "ImportanceMap", "__version__"]
+__all__ = [
+    "ALoRAConfig",
+    "ALoRADPOTrainer",
+    "ALoRAError",
+    "ALoRAMixin",
+    "ALoRASFTTrainer",
+    "ALoRATrainer",
+    "ImportanceMap",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ weights, whose factors are slices of two common parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -18,13 +19,14 @@ from peft.tuners.lora import layer as lora_layers
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.estimators import Factors, FactorStep, movement_factors
+from alora_trainer.weights import Matrices, TrainedWeight, View, sampled, whole
 
 _PEFT_PREFIX = "base_model.model."
-_BASE_SAMPLES = 16
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptedWeight:
+class AdaptedWeight(TrainedWeight):
     """One weight matrix that a trainable LoRA adapter moves.
 
     Attributes:
@@ -38,6 +40,11 @@ class AdaptedWeight:
     layer: LoraLayer
     adapter: str
     expert: int | None = None
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """(A, B) as PEFT stores them."""
+        return self.parameter_a, self.parameter_b
 
     @property
     def parameter_a(self) -> nn.Parameter:
@@ -56,12 +63,12 @@ class AdaptedWeight:
     @property
     def a(self) -> torch.Tensor:
         """``A`` as a matrix (rank, in_features), detached, sharing memory with the parameter."""
-        return self.of_a(self.parameter_a.detach())
+        return self.of_a(whole(self.parameter_a.detach()))
 
     @property
     def b(self) -> torch.Tensor:
         """``B`` as a matrix (out_features, rank), detached, sharing memory with the parameter."""
-        return self.of_b(self.parameter_b.detach())
+        return self.of_b(whole(self.parameter_b.detach()))
 
     def of_a(self, tensor: torch.Tensor) -> torch.Tensor:
         """This weight's part (rank, in_features) of a tensor of `parameter_a`'s shape, sharing its memory."""
@@ -79,19 +86,13 @@ class AdaptedWeight:
     def _experts(self) -> int:
         return int(self.layer.num_experts)
 
-    def gradients(self, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of the accumulated gradients of A (rank, in_features) and B (out_features, rank), divided by `scale`.
+    @property
+    def shares_parameters(self) -> bool:
+        return self.expert is not None
 
-        In the computation's dtype; zero for a frozen factor.
-        """
-        pairs = ((self.of_a, self.parameter_a), (self.of_b, self.parameter_b))
-        a, b = (
-            torch.zeros_like(part(p.detach()), dtype=self.dtype)
-            if p.grad is None
-            else part(p.grad.detach()).to(self.dtype, copy=True).div_(scale)
-            for part, p in pairs
-        )
-        return a, b
+    @property
+    def views(self) -> tuple[View, View]:
+        return self.of_a, self.of_b
 
     @property
     def scaling(self) -> float:
@@ -105,16 +106,16 @@ class AdaptedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features) of the adapted weight."""
-        return self.b.shape[0], self.a.shape[1]
+        rows, columns = self.parameter_b.shape[0], math.prod(self.parameter_a.shape[1:])
+        return rows, columns
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that importance and penalty are computed in: float32, or float64 for a float64 adapter."""
-        return torch.float64 if self.parameter_b.dtype == torch.float64 else torch.float32
+    def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FactorStep:
+        (a, b), (gradient_a, gradient_b), (a_after, b_after) = before, gradients, after
+        return FactorStep(a, b, gradient_a, gradient_b, a_after, b_after, self.scaling, learning_rate)
 
-    @property
-    def device(self) -> torch.device:
-        return self.parameter_b.device
+    def movement(self, before: Matrices, after: Matrices) -> Factors:
+        (a, b), (a_after, b_after) = before, after
+        return movement_factors(a, b, a_after, b_after, self.scaling)
 
     def base_sample(self) -> list[float] | None:
         """A few elements of the frozen base weight, evenly spaced: tells one base model from another.
@@ -130,12 +131,12 @@ class AdaptedWeight:
             return None
         if hasattr(weight, "full_tensor"):
             return None
-        return weight.detach().flatten()[_sampled(weight.numel())].float().cpu().tolist()
+        return weight.detach().flatten()[sampled(weight.numel())].float().cpu().tolist()
 
     def sample_of(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> list[float]:
         """The elements of ``scaling * b @ a`` (a (k, n), b (m, k)) that `base_sample` takes of the base weight."""
         rows, columns = self.shape
-        places = torch.arange(rows * columns)[_sampled(rows * columns)]
+        places = torch.arange(rows * columns)[sampled(rows * columns)]
         if self.stored_transposed:
             row, column = places % rows, places // rows
         else:
@@ -150,11 +151,6 @@ class AdaptedWeight:
         return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
 
 
-def _sampled(elements: int) -> slice:
-    step = max(elements // _BASE_SAMPLES, 1)
-    return slice(0, step * min(_BASE_SAMPLES, elements), step)
-
-
 def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
     """The weights of `model` that a trainable LoRA adapter moves, in the model's own order.
 
@@ -167,8 +163,8 @@ def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
     weights = list(_trainable_weights(model))
     if not weights:
         raise ALoRAError(
-            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), or load the "
-            "adapter with is_trainable=True"
+            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), load the "
+            "adapter with is_trainable=True, or say full_parameters=True to tune the model's own weights"
         )
     adapters = sorted({weight.adapter for weight in weights})
     if len(adapters) > 1:
@@ -187,7 +183,7 @@ def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
                 continue
             for weight in _weights_of(base_name(module_name), module, adapter):
                 _refuse_unsupported(weight)
-                if weight.parameter_a.requires_grad or weight.parameter_b.requires_grad:
+                if weight.trains:
                     yield weight
 
 
@@ -228,14 +224,3 @@ def _refuse_unsupported(weight: AdaptedWeight) -> None:
         raise ALoRAError(
             f"{weight.name} is a grouped convolution, which is not supported: leave it out of target_modules"
         )
-
-
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
-    """The learning rate of every parameter of `optimizer`, by ``id(parameter)``."""
-    return {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def unprotected_parameters(model: nn.Module, weights: list[AdaptedWeight]) -> list[str]:
-    """Names of trainable parameters that are no factor of `weights` (modules_to_save, biases): nothing holds these."""
-    factors = {id(p) for weight in weights for p in (weight.parameter_a, weight.parameter_b)}
-    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in factors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,54 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recorder import Recorder
 from alora_trainer.importance.safetensors_stream import write_tensors
 from alora_trainer.parts import read_json, write_json
+from alora_trainer.processes import Processes
 
 RECORDER_FILE = "importance_recorder.safetensors"
 PROTECTION_FILE = "penalty_strength.json"
 
 
 def save_recorder(recorder: Recorder, folder: str | Path) -> None:
-    """Write the recorder's state into a checkpoint folder; the file appears whole or not at all."""
+    """Write this process's share of the recorder's state into a checkpoint folder; a file appears whole or not at all.
+
+    One process writes `RECORDER_FILE`; of several, each writes one of ``importance_recorder-00001-of-00002.safetensors``, ...
+    """
     tensors, counters = recorder.state_dict()
+    processes = Processes()
     path = Path(folder) / RECORDER_FILE
+    if processes.count > 1:
+        path = path.with_name(f"{path.stem}-{processes.rank + 1:05d}-of-{processes.count:05d}.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     write_tensors(partial, tensors, counters)
     os.replace(partial, path)
 
 
 def load_recorder(recorder: Recorder, folder: str | Path) -> None:
-    """Bring a recorder to the state that `save_recorder` wrote.
+    """Bring a recorder to the state that `save_recorder` wrote, on however many processes.
 
     Raises:
         ALoRAError: the checkpoint has no recording, or it is damaged or of other weights.
     """
-    path = Path(folder) / RECORDER_FILE
-    if not path.is_file():
+    stem = Path(RECORDER_FILE).stem
+    paths = sorted(
+        path for pattern in (RECORDER_FILE, f"{stem}-*-of-*.safetensors") for path in Path(folder).glob(pattern)
+    )
+    if not paths:
         raise ALoRAError(
             f"{folder} was saved without a recording (by another trainer, or with save_only_model): "
             "resume from a checkpoint of a recording run, or start again"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            recorder.load_state_dict(set(file.keys()), file.get_tensor, file.metadata())
-    except SafetensorError as error:
-        raise ALoRAError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from error
+    with ExitStack() as stack:
+        homes: dict[str, Any] = {}
+        counters: dict[str, str] = {}
+        for path in paths:
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise ALoRAError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from error
+            homes |= dict.fromkeys(file.keys(), file)
+            counters = file.metadata()
+        recorder.load_state_dict(homes, lambda name: homes[name].get_tensor(name), counters)
 
 
 def save_protection(state: Mapping[str, Any], folder: str | Path) -> None:

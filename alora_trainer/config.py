@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from alora_trainer.errors import ALoRAError
 
-ESTIMATORS = ("path", "paper", "exact")
+ESTIMATORS = ("projected", "path", "paper", "exact")
 LOCATIONS = ("device", "cpu", "disk")
 LAYER_WEIGHTS = ("l2", "none")
 APPLICATIONS = ("coupled", "decoupled")
@@ -36,9 +36,14 @@ class ALoRAConfig:
 
     record: str | None = _option(
         None,
-        "Record importance while training: 'path' takes the movement that the optimizer really made, 'paper' takes the "
-        "learning rate times the gradient (eq. 13-14), 'exact' the true gradient of the weights at the cost of one more "
-        "matrix of each weight's size. None records nothing.",
+        "Record importance while training: 'paper' takes learning rate times gradient for the movement (eq. 13-14), 'path' the "
+        "movement that the optimizer really made, 'projected' also an estimate of the weights' true gradient, and 'exact' "
+        "that gradient itself, at the cost of one more matrix of each weight's size. None records nothing.",
+    )
+    full_parameters: bool = _option(
+        False,
+        "Record and hold the model's own weights, for a training without LoRA (Synaptic Intelligence and EWC as published). "
+        "Takes as much memory again as the weights, once while recording and once while protecting.",
     )
     xi: float = _option(
         1e-3, "Damping added to the squared total movement in eq. 15; larger values calm weights that hardly moved."
@@ -141,10 +146,22 @@ class ALoRAConfig:
                 raise ALoRAError(f"{name}={value!r} must be a whole number of at least 1")
         if not (_is_finite(self.xi) and self.xi > 0):
             raise ALoRAError(f"xi={self.xi!r} must be a positive number (the paper's order of magnitude is 1e-3)")
-        if not isinstance(self.normalize, bool):
-            raise ALoRAError(f"normalize={self.normalize!r} must be true or false")
+        for name in ("normalize", "full_parameters"):
+            if not isinstance(getattr(self, name), bool):
+                raise ALoRAError(f"{name}={getattr(self, name)!r} must be true or false")
+        self._check_full_parameters()
         self._check_layer_weights()
         self._check_strength()
+
+    def _check_full_parameters(self) -> None:
+        if not self.full_parameters:
+            return
+        for name, works in _WITH_FULL_PARAMETERS.items():
+            if getattr(self, name) not in works:
+                choices = " or ".join(map(repr, works))
+                raise ALoRAError(
+                    f"{name}={getattr(self, name)!r} is for LoRA: with full_parameters, {name} must be {choices}"
+                )
 
     def _check_layer_weights(self) -> None:
         given = self.layer_weights
@@ -196,6 +213,14 @@ _CHOICES = {
     "anchor": ANCHORS,
     "missing": MISSING,
     "backend": BACKENDS,
+}
+# 'exact' is what 'path' is already, where the weights are parameters themselves.
+_WITH_FULL_PARAMETERS = {
+    "record": (None, "path", "paper"),
+    "start": ("continue",),
+    "anchor": ("reference",),
+    "missing": ("error", "free"),
+    "backend": (None,),
 }
 _OPTIONAL = ("record", "save_storage", "storage", "backend", "record_tokens")
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import Trainer, TrainerCallback
 
-from alora_trainer.adapted import AdaptedWeight, adapted_weights, learning_rates, unprotected_parameters
 from alora_trainer.checkpoint import load_protection, load_recorder, save_protection, save_recorder
 from alora_trainer.config import ALoRAConfig
+from alora_trainer.divergence import Diverged, first_not_finite
+from alora_trainer.engines import check_engine
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.matching import trained_weights
 from alora_trainer.importance.recorder import Recorder
 from alora_trainer.loss_parts import LossParts
 from alora_trainer.penalty.probe import Probe
 from alora_trainer.penalty.protection import Protection
+from alora_trainer.processes import Processes
 from alora_trainer.provenance import describe_recording
+from alora_trainer.resume import check_whole, checkpoint_to_resume, last_good_checkpoint
+from alora_trainer.weights import Matrices, TrainedWeight, learning_rates, unprotected_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +70,13 @@ class ALoRAMixin(_TrainerHooks):
             importance = importance.convert(self.alora.storage)
         self.importance = importance
         self._given_importance = importance
-        self._weights: list[AdaptedWeight] = []
+        self._weights: Sequence[TrainedWeight] = []
         self._recorder: Recorder | None = None
         self._protection: Protection | None = None
         self._probe: Probe | None = None
         self._parts = LossParts()
+        self._finite = True  # the losses of the present optimizer step are
+        self._tokens = 0  # of this process in the present optimizer step
         self._resumed_from: str | None = None
         if self._records or importance is not None:
             self._check()
@@ -90,32 +98,40 @@ class ALoRAMixin(_TrainerHooks):
 
     def _check(self) -> None:
         """Refuse before the first step what could only go wrong silently later."""
-        args = self.args
-        if args.n_gpu > 1:
-            raise ALoRAError(
-                "several GPUs in one process (DataParallel) are not supported: launch with torchrun, one process a GPU"
-            )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ALoRAError(
-                "DeepSpeed and FSDP are not supported: use plain data parallelism (torchrun without either)"
-            )
-        if self._records and args.load_best_model_at_end:
-            raise ALoRAError(
-                "load_best_model_at_end would pair the importance of the whole training with earlier weights: "
-                "set it to False while recording"
-            )
-        if self.alora.budget is not None and args.load_best_model_at_end:
-            raise ALoRAError(
-                "load_best_model_at_end would bring back weights that may be above the budget: set it to False with a budget"
-            )
-        if self._given_importance is not None:
-            self._weights = self._given_importance.check_model(
-                self.model, start=self.alora.start, fresh_base=self.alora.fresh_base, missing=self.alora.missing
-            )
-        else:
-            self._weights = adapted_weights(self.model)
+        check_engine(self, self.alora)
+        self._weights = self._find_weights()
+
+    def _find_weights(self) -> Sequence[TrainedWeight]:
+        if self._given_importance is None:
+            return trained_weights(self.model, self.alora.full_parameters)
+        return self._given_importance.check_model(
+            self.model,
+            start=self.alora.start,
+            fresh_base=self.alora.fresh_base,
+            missing=self.alora.missing,
+            full_parameters=self.alora.full_parameters,
+        )
 
     # ---- the hooks of transformers.Trainer ----
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`; a checkpoint that was not written to its end is passed over, or refused by name.
+
+        Raises:
+            Diverged: NaN or infinity, with the step, the layer and the last good checkpoint.
+            ALoRAError: there is no checkpoint to go on from; the one that was named is not whole.
+        """
+        folder = Path(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            steps = self.args.max_steps if self.args.max_steps > 0 else None
+            resume_from_checkpoint = checkpoint_to_resume(folder, max_steps=steps)
+        elif resume_from_checkpoint:
+            check_whole(resume_from_checkpoint)
+        self._resumed_from = None
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Diverged as error:
+            raise error.at(self.state.global_step + 1, last_good_checkpoint(folder)) from error
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
@@ -148,16 +164,22 @@ class ALoRAMixin(_TrainerHooks):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; after the last one of a window the gradients are whole and not yet clipped."""
-        tokens = inputs["input_ids"].numel() if "input_ids" in inputs else 0
+        self._tokens += inputs["input_ids"].numel() if "input_ids" in inputs else 0
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if self._recorder is not None:
-            self._recorder.tokens += tokens * self.args.world_size
+        if self._recorder is None and self._protection is None:
+            return loss
+        # A loss scaler's steps may overflow: it passes over them.
+        self._finite = self._finite and (self.accelerator.scaler is not None or bool(torch.isfinite(loss)))
         if self.accelerator.sync_gradients:
             self._before_optimizer_step()
         return loss
 
     def _before_optimizer_step(self) -> None:
         recorder, protection = self._recorder, self._protection
+        tokens, self._tokens = self._tokens, 0
+        finite, self._finite = self._finite, True
+        if Processes().first(None if finite else 0, self.args.device) is not None:
+            raise Diverged("the loss", first_not_finite(self._weights))
         watches = protection is not None and protection.watches_gradients
         if recorder is None and not watches:
             return
@@ -167,16 +189,16 @@ class ALoRAMixin(_TrainerHooks):
         if protection is not None and watches:
             protection.before_step(gradients)
         if recorder is not None:
+            recorder.tokens += int(Processes().total(tokens, self.args.device))
             recorder.before_step(gradients, learning_rates(self.optimizer), loss_scale=scale)
 
-    def _data_gradients(self, scale: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def _data_gradients(self, scale: float) -> dict[str, Matrices]:
+        """The gradients of the data loss alone, unscaled and not yet clipped."""
         step = self._protection.step if self._protection is not None else None
-        gradients = {}
-        for weight in self._weights:
-            gradients[weight.name] = weight.gradients(scale)
-            if step is not None and weight.name in step.gradients:
-                for gradient, own in zip(gradients[weight.name], step.gradients[weight.name], strict=True):
-                    gradient.sub_(own)
+        gradients = {weight.name: weight.gradients(scale) for weight in self._weights}
+        for name, of_penalty in step.gradients.items() if step is not None else ():
+            for gradient, own in zip(gradients[name], of_penalty, strict=True):
+                gradient.sub_(own)
         return gradients
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -190,10 +212,15 @@ class ALoRAMixin(_TrainerHooks):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._recorder is not None and self.args.should_save:
+        if self._recorder is not None:
             save_recorder(self._recorder, output_dir)
         if self._protection is not None and self._protection.has_state and self.args.should_save:
             save_protection(self._protection.state_dict(), output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The Trainer's own state, written next, says that the checkpoint is whole: that of all processes must be.
+        self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -203,6 +230,11 @@ class ALoRAMixin(_TrainerHooks):
 
     def _begin(self) -> None:
         self._parts = LossParts()
+        self._tokens, self._finite = 0, True
+        if self._recorder is not None:  # of a training that was broken off
+            self._recorder.close()
+        if self.is_fsdp_enabled:  # which has put other parameters into the model
+            self._weights = self._find_weights()
         if self._given_importance is not None:
             protection = Protection(
                 self._weights, self._given_importance, self.alora, steps=self.state.max_steps, probe=self._probe
@@ -249,7 +281,9 @@ class ALoRAMixin(_TrainerHooks):
             return
         logs = self._protection.end_of_step(self.model, self.accelerator, self.state.global_step, last=last)
         if logs:
+            due = self.control.should_log
             self.log(logs)
+            self.control.should_log = due  # logging clears it, and the Trainer's own line is still to come
 
     @property
     def _tokens_spent(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from alora_trainer.importance.estimators import Factors, StepFactors
+from alora_trainer.importance.estimators import Matrix, StepFactors
 
 # Elements in one block. 1 MB in float32 fits the second-level cache of the processors we measured; a GPU has a larger cache
 # and pays for every launch.
@@ -59,30 +59,30 @@ def _fold_block(
     block: torch.Tensor, step: StepFactors, rows: slice, gradient: torch.Tensor, movement: torch.Tensor
 ) -> None:
     height = block.shape[0]
-    moved = _multiply(step.movement, rows, movement[:height])
-    if isinstance(step.gradient, torch.Tensor):
-        block.addcmul_(step.gradient[rows], moved, value=-1.0)
-    else:
-        block.addcmul_(_multiply(step.gradient, rows, gradient[:height]), moved, value=-1.0)
+    moved = _rows_of(step.movement, rows, movement[:height])
+    block.addcmul_(_rows_of(step.gradient, rows, gradient[:height]), moved, value=-1.0)
 
 
-def _multiply(factors: Factors, rows: slice, out: torch.Tensor) -> torch.Tensor:
-    return torch.mm(factors.left[rows], factors.right, out=out)
+def _rows_of(matrix: Matrix, rows: slice, out: torch.Tensor) -> torch.Tensor:
+    """Some rows of a matrix, multiplied out into `out` if it is kept as factors."""
+    if isinstance(matrix, torch.Tensor):
+        return matrix[rows]
+    return torch.mm(matrix.left[rows], matrix.right, out=out)
 
 
-def consolidate(w: torch.Tensor, total: Factors, xi: float) -> torch.Tensor:
+def consolidate(w: torch.Tensor, total: Matrix, xi: float) -> torch.Tensor:
     """Eq. 15, in place: ``w <- max(w, 0) / (Delta**2 + xi)``; returns w, which now is Omega.
 
     Args:
         w: the path integral over the task, (m, n).
-        total: the movement Delta over the whole task, from its first to its last step, on w's device.
+        total: the movement Delta over the whole task, from its first to its last step, on w's device; not changed.
         xi: damping, positive.
     """
     scratch = _scratch(w)
     for rows in _blocks(w, w.device):
         block = w[rows]
-        delta = _multiply(total, rows, scratch[: block.shape[0]])
-        block.clamp_(min=0.0).div_(delta.square_().add_(xi))
+        delta = _rows_of(total, rows, scratch[: block.shape[0]])
+        block.clamp_(min=0.0).div_(torch.mul(delta, delta, out=scratch[: block.shape[0]]).add_(xi))
     return w
 
 

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.config import LOCATIONS
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.estimators import Factors, StepFactors
+from alora_trainer.importance.estimators import Matrix, StepFactors
 from alora_trainer.importance.fold import fold_staged, fold_steps
+from alora_trainer.weights import TrainedWeight
 
 
 class PathIntegral:
-    """``w -= sum_t gradient_t * movement_t`` for every adapted weight.
+    """``w -= sum_t gradient_t * movement_t`` for every weight.
 
     Args:
-        weights: the adapted weights.
+        weights: those that are integrated.
         location: "device" (beside the weights), "cpu" (host memory; pinned if the weights are on a GPU), or "disk".
         folder: for "disk", where the memory-mapped files go; they are removed by `close`.
 
@@ -32,7 +32,7 @@ class PathIntegral:
         ALoRAError: an unknown location, or "disk" without a folder.
     """
 
-    def __init__(self, weights: Sequence[AdaptedWeight], location: str, folder: Path | None = None) -> None:
+    def __init__(self, weights: Sequence[TrainedWeight], location: str, folder: Path | None = None) -> None:
         if location not in LOCATIONS:
             raise ALoRAError(f"omega_device={location!r} is unknown: use one of {', '.join(LOCATIONS)}")
         if location == "disk":
@@ -43,7 +43,7 @@ class PathIntegral:
         self._w = {weight.name: self._allocate(weight, index, location) for index, weight in enumerate(weights)}
         self._stream = torch.cuda.Stream() if any(weight.device.type == "cuda" for weight in weights) else None
 
-    def _allocate(self, weight: AdaptedWeight, index: int, location: str) -> torch.Tensor:
+    def _allocate(self, weight: TrainedWeight, index: int, location: str) -> torch.Tensor:
         if location == "device":
             return torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
         if location == "cpu":
@@ -69,7 +69,7 @@ class PathIntegral:
             for step in steps:
                 _keep_until_used(step, self._stream)
 
-    def fold_dense(self, name: str, gradient: torch.Tensor, movement: Factors) -> None:
+    def fold_dense(self, name: str, gradient: torch.Tensor, movement: Matrix) -> None:
         """Fold in one step whose gradient is a whole matrix (m, n), on the gradient's device."""
         self.synchronize()
         fold_staged(self._w[name], [StepFactors(gradient, movement)], gradient.device)
@@ -94,7 +94,8 @@ class PathIntegral:
 def _fold(w: torch.Tensor, steps: Sequence[StepFactors]) -> None:
     if not steps:
         return
-    device = steps[0].movement.left.device
+    movement = steps[0].movement
+    device = movement.device if isinstance(movement, torch.Tensor) else movement.left.device
     if device == w.device:
         fold_steps(w, steps)
     else:
@@ -103,6 +104,6 @@ def _fold(w: torch.Tensor, steps: Sequence[StepFactors]) -> None:
 
 def _keep_until_used(step: StepFactors, stream: torch.cuda.Stream) -> None:
     """Tell the allocator that `stream` still reads the step's factors."""
-    for factors in (step.gradient, step.movement):
-        for tensor in (factors,) if isinstance(factors, torch.Tensor) else (factors.left, factors.right):
+    for matrix in (step.gradient, step.movement):
+        for tensor in (matrix,) if isinstance(matrix, torch.Tensor) else (matrix.left, matrix.right):
             tensor.record_stream(stream)

@@ -10,18 +10,10 @@ from typing import Any
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.reference import FullReference, Reference
 from alora_trainer.importance.storage import StoredOmega, store, uniform
-
-
-@dataclass(frozen=True)
-class Reference:
-    """theta* of one weight, ``W0 + scaling * b @ a``: a (r, n), b (m, r)."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scaling: float
+from alora_trainer.weights import TrainedWeight
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         reference: theta* by the same names.
         adapter_state: theta* as PEFT's own state dict (``get_peft_model_state_dict``), so that it can be saved as an adapter.
         adapter_config: PEFT's configuration of that adapter.
-        base_samples: a few base weights by name (`AdaptedWeight.base_sample`), to tell one base model from another.
+        base_samples: a few base weights by name (`TrainedWeight.base_sample`), to tell one base model from another.
         info: provenance.
 
     Raises:
@@ -67,7 +59,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
     def __init__(
         self,
         omega: Mapping[str, torch.Tensor | StoredOmega],
-        reference: Mapping[str, Reference],
+        reference: Mapping[str, Reference | FullReference],
         *,
         adapter_state: Mapping[str, torch.Tensor],
         adapter_config: Any,
@@ -75,7 +67,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         info: ImportanceInfo | None = None,
     ) -> None:
         self._omega = {name: o if isinstance(o, StoredOmega) else store(o) for name, o in omega.items()}
-        self.reference = dict(reference)
+        self.reference: dict[str, Any] = dict(reference)
         self.adapter_state = dict(adapter_state)
         self.adapter_config = adapter_config
         self.base_samples = dict(base_samples or {})
@@ -89,7 +81,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         omega, reference = self._omega[name], self.reference.get(name)
         if reference is None:
             raise ALoRAError(f"the importance map has no reference weights for {name}: record it again")
-        if omega.shape != (reference.b.shape[0], reference.a.shape[1]):
+        if omega.shape != reference.shape:
             raise ALoRAError(f"importance and reference of {name} differ in shape: the map is damaged, record it again")
         total, squares, smallest = omega.measure()
         if not (math.isfinite(squares) and math.isfinite(total)):
@@ -198,8 +190,9 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         start: str = "continue",
         fresh_base: str = "merged",
         missing: str = "error",
-    ) -> list[AdaptedWeight]:
-        """The adapted weights of `model`, after checking that this map was made for it.
+        full_parameters: bool = False,
+    ) -> Sequence[TrainedWeight]:
+        """The trained weights of `model`, after checking that this map was made for it.
 
         A map may cover weights that this model does not adapt (they do not move). The other way round is for `missing` to
         say. The rank of the adapter is free.
@@ -209,6 +202,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
             start, fresh_base: as in `ALoRAConfig`: a "fresh" adapter over the "merged" base has the recorded adapter in its
                 base weights, and that is checked.
             missing: "error", or anything else to let weights without an importance pass.
+            full_parameters: the model is tuned itself, without an adapter.
 
         Raises:
             ALoRAError: an adapted weight has no importance, has another shape, or belongs to another base model; a weight of
@@ -216,9 +210,11 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         """
         from alora_trainer.importance.matching import match_model
 
-        return match_model(self, model, start=start, fresh_base=fresh_base, missing=missing)
+        return match_model(
+            self, model, start=start, fresh_base=fresh_base, missing=missing, full_parameters=full_parameters
+        )
 
-    def with_uniform(self, weights: Sequence[AdaptedWeight]) -> ImportanceMap:
+    def with_uniform(self, weights: Sequence[TrainedWeight]) -> ImportanceMap:
         """This map with an importance for those of `weights` that it has none of: the mean of the others on every element.
 
         The mean is over those of `weights` that were recorded (over the whole map, if none was). What was added takes no

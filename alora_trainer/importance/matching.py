@@ -9,7 +9,10 @@ import torch
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights, base_name
 from alora_trainer.errors import ALoRAError
+from alora_trainer.full import full_weights
 from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.reference import FullReference
+from alora_trainer.weights import TrainedWeight
 
 # A base weight may be off by bf16 rounding (0.4 %) between two copies of one model, not by more.
 _BASE_TOLERANCE = 0.02
@@ -22,9 +25,11 @@ def match_model(
     start: str = "continue",
     fresh_base: str = "merged",
     missing: str = "error",
-) -> list[AdaptedWeight]:
+    full_parameters: bool = False,
+) -> Sequence[TrainedWeight]:
     """The adapted weights of `model`, after checking that `importance` was made for it; see `ImportanceMap.check_model`."""
-    weights = adapted_weights(model)
+    weights = trained_weights(model, full_parameters)
+    _check_kind(importance, full_parameters)
     known = {weight.name: weight for weight in weights}
     recorded = {name: weight for name, weight in known.items() if name in importance}
     _check_names(importance, model, [name for name in known if name not in recorded], start, missing)
@@ -35,8 +40,26 @@ def match_model(
                 f"{importance.stored(name).shape} in the map"
             )
     merged = start == "fresh" and fresh_base == "merged"
-    _check_base(importance, recorded, merged)
+    _check_base(importance, {n: w for n, w in recorded.items() if isinstance(w, AdaptedWeight)}, merged)
     return weights
+
+
+def trained_weights(model: torch.nn.Module, full_parameters: bool) -> Sequence[TrainedWeight]:
+    """What a training of `model` moves and we can hold: its own weights, or those that a LoRA adapter moves.
+
+    Raises:
+        ALoRAError: there are none, or some of them cannot be held.
+    """
+    return full_weights(model) if full_parameters else adapted_weights(model)
+
+
+def _check_kind(importance: ImportanceMap, full_parameters: bool) -> None:
+    full = any(isinstance(reference, FullReference) for reference in importance.reference.values())
+    if full != full_parameters and importance.reference:
+        kind = "whole weights (full_parameters=True)" if full else "a LoRA adapter (full_parameters=False)"
+        raise ALoRAError(
+            f"the importance map was recorded for {kind}: set full_parameters={full}, or record another map"
+        )
 
 
 def _check_names(

@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
-from alora_trainer.importance.map import ImportanceMap, Reference
+from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.reference import FullReference, Reference
+from alora_trainer.weights import TrainedWeight
 
 
 def anchor_of(
-    weight: AdaptedWeight,
+    weight: TrainedWeight,
     importance: ImportanceMap,
     *,
     start: str = "continue",
     fresh_base: str = "merged",
     anchor: str = "reference",
-) -> Reference:
+) -> Reference | FullReference:
     """The anchor of one weight as factors: a (k, n), b (m, k); k is 0 where the anchor is the model's own base weight.
 
     Args:
-        weight: an adapted weight.
+        weight: a trained weight; a full one (tuned itself) is anchored at theta* alone.
         importance: has theta* of it, unless the weight was not recorded (its anchor is then its base weight).
         start, fresh_base, anchor: as in `ALoRAConfig`.
     """

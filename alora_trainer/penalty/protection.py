@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.map import ImportanceMap
@@ -28,6 +27,7 @@ from alora_trainer.penalty.function import penalty_loss
 from alora_trainer.penalty.probe import Probe
 from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
 from alora_trainer.penalty.strength import GradientBalance, schedule_factor
+from alora_trainer.weights import Matrices, TrainedWeight
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Protection:
 
     def __init__(
         self,
-        weights: Sequence[AdaptedWeight],
+        weights: Sequence[TrainedWeight],
         importance: ImportanceMap,
         config: ALoRAConfig,
         *,
@@ -141,7 +141,7 @@ class Protection:
         """Whether `before_step` must be called with the data's gradients."""
         return self._balance is not None and self._balance.lam is None
 
-    def before_step(self, gradients: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def before_step(self, gradients: Mapping[str, Matrices]) -> None:
         """The data loss's gradients of A and B by weight name, unclipped and unscaled, before the optimizer uses them."""
         if self._balance is not None:
             self._balance.before_step(gradients)

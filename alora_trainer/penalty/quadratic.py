@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
-from alora_trainer.importance.estimators import Factors, movement_factors
-from alora_trainer.importance.map import ImportanceMap, Reference
+from alora_trainer.divergence import Diverged
+from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.reference import FullReference, Reference
 from alora_trainer.penalty.anchor import anchor_of
-from alora_trainer.penalty.backends import Backend, choose
-from alora_trainer.penalty.decoupled import pull_back
+from alora_trainer.penalty.held import Held, hold
 from alora_trainer.penalty.layer_weights import layer_coefficients
 from alora_trainer.penalty.residence import ResidentOmegas, StreamedOmegas
+from alora_trainer.processes import Processes
+from alora_trainer.weights import Matrices, TrainedWeight
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """One weight with what holds it, but for Omega: theta*, the constant factor in front of its R, how R is computed."""
-
-    weight: AdaptedWeight
-    backend: Backend
-    reference_a: torch.Tensor
-    reference_b: torch.Tensor
-    reference_scaling: float
-    coefficient: float
-
-    def drift(self, a: torch.Tensor, b: torch.Tensor) -> Factors:
-        """``theta - theta* = s B A - s* B* A*`` as thin factors."""
-        scaling = self.weight.scaling
-        if a.shape == self.reference_a.shape and scaling == self.reference_scaling:
-            # The form that does not cancel: exact where the drift is small beside theta itself.
-            return movement_factors(self.reference_a, self.reference_b, a, b, scaling)
-        left = torch.cat([b * scaling, self.reference_b * -self.reference_scaling], dim=1)
-        return Factors(left, torch.cat([a, self.reference_a], dim=0))
 
 
 @dataclass(frozen=True)
@@ -47,15 +26,18 @@ class PenaltyStep:
     """The whole penalty (lambda and layer weights in it) at one point, with its gradients by weight name."""
 
     value: torch.Tensor
-    gradients: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    gradients: dict[str, Matrices]
 
 
 class QuadraticPenalty:
     """``lambda sum_l w_l R_l`` with ``R_l = sum_k Omega_k (theta_k - theta*_k)**2`` (arXiv 2501.13669 eq. 16-18).
 
+    Of several processes, each keeps Omega of its own share of the weights and computes their part (`Processes.owners`); what
+    comes out is whole on all of them. They must call every method together.
+
     Args:
         weights: the weights to hold, all of them in `importance` (see `ImportanceMap.check_model`).
-        importance: Omega and theta*; moved to each weight's device.
+        importance: Omega and theta*; what this process holds is moved to each weight's device.
         lam: lambda; may be set anew between two evaluations.
         layer_weights: "l2" for ``w_l = ||Omega_l||_2`` (eq. 17), "none" for 1, or a mapping, see `given_layer_weights`.
         normalize: divide Omega by its mean over all held weights and w_l by its mean over layers.
@@ -69,14 +51,14 @@ class QuadraticPenalty:
 
     def __init__(
         self,
-        weights: Sequence[AdaptedWeight],
+        weights: Sequence[TrainedWeight],
         importance: ImportanceMap,
         *,
         lam: float,
         layer_weights: str | Mapping[str, float] = "l2",
         normalize: bool = True,
         backend: str | None = None,
-        anchors: Mapping[str, Reference] | None = None,
+        anchors: Mapping[str, Reference | FullReference] | None = None,
         streamed: bool = False,
     ) -> None:
         anchors = anchors or {weight.name: anchor_of(weight, importance) for weight in weights}
@@ -84,23 +66,46 @@ class QuadraticPenalty:
             importance, [weight.name for weight in weights], layer_weights=layer_weights, normalize=normalize
         )
         self.lam = lam
-        self._held = [
-            _hold(weight, importance, anchors[weight.name], coefficients[weight.name], backend) for weight in weights
-        ]
-        devices = [weight.device for weight in weights]
+        self._weights = list(weights)
+        self._processes = Processes()
+        self._owners = self._processes.owners(self._weights)
+        self._held = {
+            weight.name: hold(
+                weight, importance.stored(weight.name), anchors[weight.name], coefficients[weight.name], backend
+            )
+            for weight in self._weights
+            if self._owners[weight.name] == self._processes.rank
+        }
+        own = [held.weight for held in self._held.values()]
+        devices = [weight.device for weight in own]
         streamed = streamed and any(device.type != "cpu" for device in devices)
         residence = StreamedOmegas if streamed else ResidentOmegas
-        self._omegas = residence([importance.stored(weight.name) for weight in weights], devices)
+        self._omegas = residence([importance.stored(weight.name) for weight in own], devices)
         beside = streamed and {device.type for device in devices} == {"cuda"} and len(set(devices)) == 1
         self._stream = torch.cuda.Stream(devices[0]) if beside else None
         self._ahead: PenaltyStep | None = None
-        names = sorted({held.backend.name for held in self._held})
-        logger.info(f"penalty: {importance.storage} importance, computed by {', '.join(names)}")
+        names = sorted({held.backend for held in self._held.values()})
+        share = f", of {len(own)} of {len(weights)} weights here" if self._processes.count > 1 else ""
+        logger.info(f"penalty: {importance.storage} importance{share}, computed by {', '.join(names) or 'others'}")
 
     @property
-    def weights(self) -> list[AdaptedWeight]:
-        """The held weights."""
-        return [held.weight for held in self._held]
+    def weights(self) -> list[TrainedWeight]:
+        """The held weights, of all processes."""
+        return self._weights
+
+    @property
+    def held(self) -> Mapping[str, Held]:
+        """What this process holds, by weight name: all, unless there are several processes."""
+        return self._held
+
+    def _own(self) -> Iterator[tuple[Held, Matrices]]:
+        """What this process holds, with the present matrices of each weight in the dtype of the computation."""
+        for weight in self._weights:
+            held = self._held.get(weight.name)
+            if held is not None or weight.is_sharded:  # reading a sharded weight takes all processes
+                matrices = tuple(matrix.to(weight.dtype) for matrix in weight.matrices)
+                if held is not None:
+                    yield held, matrices
 
     def begin(self) -> None:
         """Start `evaluate` where it can run beside other work: a streamed Omega travels while the GPU does the forward pass.
@@ -117,73 +122,76 @@ class QuadraticPenalty:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
 
         Returns:
-            the value as a float64 scalar; gradients of A (r, n) and B (m, r) in the computation's dtype.
+            the value as a float64 scalar; by weight name, the gradients of its parameters as matrices in the computation's
+            dtype (of A (r, n) and B (m, r) for an adapted weight).
+
+        Raises:
+            Diverged: a weight's penalty is not finite.
         """
         step, self._ahead = self._ahead, None
         if step is None:
-            return self._evaluate()
-        assert self._stream is not None
-        present = torch.cuda.current_stream(self._stream.device)
-        present.wait_stream(self._stream)
-        for tensor in (step.value, *(g for pair in step.gradients.values() for g in pair)):
-            tensor.record_stream(present)
+            step = self._evaluate()
+        elif self._stream is not None:
+            present = torch.cuda.current_stream(self._stream.device)
+            present.wait_stream(self._stream)
+            for tensor in (step.value, *(g for of_weight in step.gradients.values() for g in of_weight)):
+                tensor.record_stream(present)
+        if not bool(torch.isfinite(step.value)):
+            broken = (
+                name for name, pair in step.gradients.items() if not all(bool(torch.isfinite(g).all()) for g in pair)
+            )
+            raise Diverged("the penalty", next(broken, None))
         return step
 
     def _evaluate(self) -> PenaltyStep:
-        value: torch.Tensor | None = None
-        gradients = {}
-        for held, omega in zip(self._held, self._omegas.in_order(), strict=True):
-            weight = held.weight
-            a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-            result = held.backend(omega, held.drift(a, b), a, b, weight.scaling)
+        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+        own: dict[str, Matrices] = {}
+        omegas = self._omegas.in_order()
+        for held, matrices in self._own():
+            part, of_parameters = held.evaluate(next(omegas), matrices)
             factor = self.lam * held.coefficient
-            gradients[weight.name] = (result.gradient_a.mul_(factor), result.gradient_b.mul_(factor))
-            part = result.value * factor
-            value = part if value is None else value + part.to(value.device)
-        assert value is not None
+            own[held.weight.name] = tuple(gradient.mul_(factor) for gradient in of_parameters)
+            value += (part * factor).to(value.device)
+        for _ in omegas:  # lets a streamed Omega's buffer go
+            raise AssertionError("an importance without a weight")
+        gradients = {w.name: own[w.name] if w.name in own else _zeros(w) for w in self._weights}
+        self._processes.sum([value, *(g for of_weight in gradients.values() for g in of_weight)])
         return PenaltyStep(value, gradients)
 
     def pull(self, learning_rates: Mapping[int, float]) -> torch.Tensor:
         """Move the weights towards their anchors, beside the optimizer: the decoupled application of the penalty.
 
-        Every factor moves by an implicit step of its learning rate times lambda (see `decoupled`).
+        Every parameter moves by an implicit step of its learning rate times lambda (see `decoupled`).
 
         Args:
-            learning_rates: by ``id(parameter)``; a factor that is not in it (frozen, say) stays.
+            learning_rates: by ``id(parameter)``; a parameter that is not in it (frozen, say) stays.
 
         Returns:
             the penalty before the pull, a float64 scalar.
         """
-        value: torch.Tensor | None = None
-        for held, omega in zip(self._held, self._omegas.in_order(), strict=True):
-            rate_a, rate_b = (
-                learning_rates.get(id(p), 0.0) for p in (held.weight.parameter_a, held.weight.parameter_b)
-            )
-            factor = self.lam * held.coefficient
-            part = pull_back(held.weight, omega, held.drift, rate_a * factor, rate_b * factor) * factor
-            value = part if value is None else value + part.to(value.device)
-        assert value is not None
+        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+        for held, omega in zip(self._held.values(), self._omegas.in_order(), strict=True):
+            value += (held.pull(omega, learning_rates, self.lam) * (self.lam * held.coefficient)).to(value.device)
+        self._processes.sum([value])
+        for weight in self._weights:
+            for matrix in weight.matrices:
+                self._processes.from_owner(matrix, self._owners[weight.name])
+        if not bool(torch.isfinite(value)):
+            raise Diverged("the penalty", None)
         return value
 
     def drift(self) -> dict[str, float]:
-        """``||theta - theta*||_2`` of every weight, from the small Gram matrices of the drift's factors."""
-        norms = {}
-        for held in self._held:
-            factors = held.drift(held.weight.a.to(held.weight.dtype), held.weight.b.to(held.weight.dtype))
-            left, right = factors.left.double(), factors.right.double()
-            squared = float(((left.T @ left) * (right @ right.T)).sum())
-            norms[held.weight.name] = math.sqrt(max(squared, 0.0))
-        return norms
+        """``||theta - theta*||_2`` of every weight."""
+        own = {held.weight.name: held.drift_norm(matrices) for held, matrices in self._own()}
+        return self._processes.totals(
+            {weight.name: own.get(weight.name, 0.0) for weight in self._weights}, self._weights[0].device
+        )
 
 
-def _hold(
-    weight: AdaptedWeight, importance: ImportanceMap, reference: Reference, coefficient: float, backend: str | None
-) -> _Held:
-    return _Held(
-        weight=weight,
-        backend=choose(importance.stored(weight.name), weight.device, backend, weight.dtype),
-        reference_a=reference.a.to(weight.device, weight.dtype),
-        reference_b=reference.b.to(weight.device, weight.dtype),
-        reference_scaling=reference.scaling,
-        coefficient=coefficient,
+def _zeros(weight: TrainedWeight) -> Matrices:
+    """Gradients of a weight that another process holds, for that process to fill in."""
+    shapes = (torch.empty((), device=weight.device).expand(p.shape) for p in weight.parameters)
+    return tuple(
+        torch.zeros(view(shape).shape, dtype=weight.dtype, device=weight.device)
+        for view, shape in zip(weight.views, shapes, strict=True)
     )

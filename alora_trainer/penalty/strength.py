@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights import Matrices, TrainedWeight
 
 # `lam: auto` lets the weights move freely for this share of the training, then balances the two gradients where they are.
 FREE_SHARE = 0.1
@@ -42,7 +42,7 @@ class GradientBalance:
         by_movement: measure the movement (for the decoupled penalty) rather than the gradient.
     """
 
-    def __init__(self, weights: Sequence[AdaptedWeight], steps: int, *, by_movement: bool) -> None:
+    def __init__(self, weights: Sequence[TrainedWeight], steps: int, *, by_movement: bool) -> None:
         self._weights = list(weights)
         self._by_movement = by_movement
         self._before: list[torch.Tensor] | None = None
@@ -51,7 +51,7 @@ class GradientBalance:
         self.free_steps = max(1, math.ceil(FREE_SHARE * steps))
         self.lam: float | None = None
 
-    def before_step(self, gradients: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def before_step(self, gradients: Mapping[str, Matrices]) -> None:
         """Take in a step that is about to be made.
 
         Args:
@@ -80,7 +80,7 @@ class GradientBalance:
         self._squares += square
         self._count += 1
 
-    def settle(self, penalty_gradients: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> float | None:
+    def settle(self, penalty_gradients: Mapping[str, Matrices]) -> float | None:
         """Lambda from the penalty's gradients for lambda 1 at the present weights; None while these have not moved."""
         square = sum(float(g.double().square().sum()) for pair in penalty_gradients.values() for g in pair)
         if square > 0 and self._squares > 0:
@@ -88,7 +88,7 @@ class GradientBalance:
         return self.lam
 
     def _factors(self) -> list[torch.nn.Parameter]:
-        return list({p: None for weight in self._weights for p in (weight.parameter_a, weight.parameter_b)})
+        return list({p: None for weight in self._weights for p in weight.parameters})
 
     def state_dict(self) -> dict[str, Any]:
         return {"lam": self.lam, "squares": self._squares, "count": self._count}
