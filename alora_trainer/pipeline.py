@@ -213,6 +213,7 @@ class Run(RunParts):
             self.tokenizer,
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
+            too_long=recipe.domain.too_long,
         )
         general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
         collate = collator(self.tokenizer)

@@ -33,7 +33,7 @@ PROTECTING = (
 _TEST = ("test", "test_bytes")
 _PROBE = ("probe", "probe_tokens")
 # The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on")
+_TOKENIZING = ("max_length", "loss_on", "too_long")
 # The settings of `evaluation` that nothing depends on while they are not set.
 _EXTRA = ("kl_tokens", "general_tasks", "task_folder")
 # The settings of `evaluation` that are for the time of training.
