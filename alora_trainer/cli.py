@@ -61,7 +61,8 @@ def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> di
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the process's exit status.
 
-    0: done; 2: the user's mistake, told in one line; 130: interrupted. Any other error keeps its traceback.
+    0: done; 2: the user's mistake, told in one line; 3: a gate failed (`alora eval --min-accuracy`); 130: interrupted. Any
+    other error keeps its traceback.
     """
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from alora_trainer.errors import ALoRAError
 
-ESTIMATORS = ("path", "paper", "exact")
+ESTIMATORS = ("projected", "path", "paper", "exact")
 LOCATIONS = ("device", "cpu", "disk")
 LAYER_WEIGHTS = ("l2", "none")
 APPLICATIONS = ("coupled", "decoupled")
@@ -36,9 +36,9 @@ class ALoRAConfig:
 
     record: str | None = _option(
         None,
-        "Record importance while training: 'path' takes the movement that the optimizer really made, 'paper' takes the "
-        "learning rate times the gradient (eq. 13-14), 'exact' the true gradient of the weights at the cost of one more "
-        "matrix of each weight's size. None records nothing.",
+        "Record importance while training: 'paper' takes learning rate times gradient for the movement (eq. 13-14), 'path' the "
+        "movement that the optimizer really made, 'projected' also an estimate of the weights' true gradient, and 'exact' "
+        "that gradient itself, at the cost of one more matrix of each weight's size. None records nothing.",
     )
     full_parameters: bool = _option(
         False,

@@ -1,4 +1,4 @@
-"""A recipe's general text: what stage A records on, and the probe that stage B watches."""
+"""A recipe's general text: what is trained on (in stage A, for Fisher information, as replay), and the probe of stage B."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def text_to_record(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:
-    """Blocks of tokens to record on: packed from the recipe's sources, streamed, or sampled from the base model.
+def text_to_train(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:
+    """Blocks of tokens to train on: packed from the recipe's sources, streamed, or sampled from the base model.
 
     Args:
         recipe: the recipe.
@@ -27,7 +27,7 @@ def text_to_record(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: P
 
     general = recipe.general
     sources = sampled_text(recipe, tokenizer, folder) if general.train == SELF else general.train
-    logger.info(f"stage A: recording on general text ({', '.join(sources)})")
+    logger.info(f"general text: {', '.join(sources)}")
     common: dict[str, Any] = {"block_length": general.block_length, "seed": recipe.seed, "base": recipe.base}
     if general.streaming:
         return stream_general_text(sources, tokenizer, **common)
@@ -40,7 +40,7 @@ def text_to_watch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pa
     Args:
         recipe: the recipe.
         tokenizer: the base model's.
-        folder: where `text_to_record` keeps the text that is sampled; it is sampled now if it is not there.
+        folder: where `text_to_train` keeps the text that is sampled; it is sampled now if it is not there.
     """
     from alora_trainer.data.probe import probe_text
 
@@ -53,11 +53,11 @@ def text_to_watch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pa
 def sampled_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
     """The source of text sampled from the base model, in `folder`; sampled now unless it is there."""
     from alora_trainer.data.self_text import sample_text
-    from alora_trainer.stages import load_base, release_memory
+    from alora_trainer.stages import load_base, place, release_memory
 
     logger.info("sampling general text from the base model")
     base = load_base(recipe)
-    base.to(recipe.training_arguments("record", folder).device)
+    place(base, recipe.training_arguments("record", folder).device)
     path = sample_text(base, tokenizer, recipe.general.self_text, folder / "self_text.jsonl")
     del base
     release_memory()

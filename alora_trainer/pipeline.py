@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,37 +16,15 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import METHODS, Method
 from alora_trainer.parts import Part, read_json, write_text
 from alora_trainer.recipe import Recipe
+from alora_trainer.run_parts import RunParts, watches_probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from alora_trainer.importance import ImportanceMap
+    from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
-
-# The settings of `alora` that only the protected training depends on.
-_PROTECTING = (
-    "storage",
-    "storage_device",
-    "lam",
-    "lam_schedule",
-    "lam_end_factor",
-    "application",
-    "budget",
-    "probe_steps",
-    "start",
-    "fresh_base",
-    "anchor",
-    "missing",
-    "layer_weights",
-    "normalize",
-    "backend",
-)
-# The settings of `general` that stage A does not depend on.
-_TEST = ("test", "test_bytes")
-_PROBE = ("probe", "probe_tokens")
-# The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on")
 
 
 def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,7 +39,7 @@ def check_single_process() -> None:
         raise ALoRAError("a recipe runs in one process: for several, use ALoRATrainer in a script of your own")
 
 
-class Run:
+class Run(RunParts):
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
     Args:
@@ -69,74 +47,33 @@ class Run:
         output_dir: where everything is written.
         overwrite: make anew what other settings made in this folder, instead of refusing.
         importance: start from and protect this map (a folder or Hub id), instead of recording one.
+        several_processes: this one may be one of several that were launched together (for evaluation alone).
+        variant: names what differs from another recipe in the same folder, such as ``lam=0.1``; methods then have their folders
+            at ``METHOD@VARIANT``, and share the data, the recording and whatever else does not depend on it.
 
     Raises:
-        ALoRAError: several processes were launched.
+        ALoRAError: several processes were launched, and `several_processes` is not set.
     """
 
     def __init__(
-        self, recipe: Recipe, output_dir: str | Path, *, overwrite: bool = False, importance: str | None = None
+        self,
+        recipe: Recipe,
+        output_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        importance: str | None = None,
+        several_processes: bool = False,
+        variant: str | None = None,
     ) -> None:
-        check_single_process()
-        self.recipe = recipe
-        self.folder = Path(output_dir)
+        if not several_processes:
+            check_single_process()
+        super().__init__(recipe, Path(output_dir), importance, variant)
         self.overwrite = overwrite
-        self.importance = importance
-        if importance is not None:
-            self._map_folder()  # a map that is not there is known before anything is done
-        self._resolved = recipe.resolved()
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
         write_text(
             self.folder / "recipe.yaml", yaml.safe_dump(self._resolved, sort_keys=False, allow_unicode=True, width=120)
         )
-
-    # ---- the parts and what each depends on ----
-
-    def _common(self) -> dict[str, Any]:
-        return {key: self._resolved[key] for key in ("model", "seed")}
-
-    def _data_part(self) -> Part:
-        general, domain = self._resolved["general"], self._resolved["domain"]
-        settings = {
-            "seed": self.recipe.seed,
-            "general": {key: general[key] for key in _TEST},
-            "domain": {key: value for key, value in domain.items() if key not in _TOKENIZING},
-        }
-        return Part(self.folder / "data", settings, "data")
-
-    def _record_part(self) -> Part:
-        general = self._resolved["general"]
-        settings = self._common() | {
-            "lora": self.recipe.lora,
-            "general": {key: value for key, value in general.items() if key not in (*_TEST, *_PROBE)},
-            "record": self.recipe.record,
-            "alora": {key: value for key, value in self._resolved["alora"].items() if key not in _PROTECTING},
-        }
-        return Part(self.folder / "record", settings, "training")
-
-    def _training_part(self, method: Method) -> Part:
-        settings = self._common() | {"method": asdict(method)}
-        if method.trains:
-            settings |= {key: self._resolved[key] for key in ("domain", "tune")}
-        if method.starts_from == "fresh":
-            settings["lora"] = self.recipe.lora
-        if method.needs_recording:
-            settings["recording"] = self.importance or self._record_part().settings
-        if method.penalty:
-            settings["protecting"] = {key: self._resolved["alora"][key] for key in _PROTECTING}
-            settings["fresh_lora"] = self.recipe.fresh_lora
-            if self._watches_probe:
-                settings["probe"] = {
-                    key: self._resolved["general"][key] for key in (*_PROBE, "train", "train_tokens", "block_length")
-                }
-        return Part(self.folder / method.name, settings, "training")
-
-    def _evaluation_part(self, name: str, trained: str) -> Part:
-        settings = {"data": self._data_part().settings, "evaluation": self._resolved["evaluation"], "trained": trained}
-        return Part(self.folder / name, settings, "result")
-
-    # ---- the work ----
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -152,6 +89,7 @@ class Run:
             general: path by subset; train, test: paths of the domain's items; report: what was left out, and why. All paths
             are relative to the output folder.
         """
+        from alora_trainer.data.chat import is_chat
         from alora_trainer.data.domain import prepare_domain
         from alora_trainer.data.general import write_held_out
 
@@ -164,7 +102,13 @@ class Run:
         general = write_held_out(
             recipe.general.test, part.folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
         )
-        domain = prepare_domain(recipe.domain, base=recipe.base, folder=part.folder / "domain", seed=recipe.seed)
+        domain = prepare_domain(
+            recipe.domain,
+            base=recipe.base,
+            folder=part.folder / "domain",
+            seed=recipe.seed,
+            tokenizer=self.tokenizer if is_chat(recipe.domain.task) else None,
+        )
         outcome = {
             "general": {name: self._relative(path) for name, path in general.items()},
             "train": self._relative(domain.train),
@@ -184,7 +128,7 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
-        from alora_trainer.general_text import text_to_record
+        from alora_trainer.general_text import text_to_train
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -194,7 +138,8 @@ class Run:
         if finished is not None:
             return finished
         recipe = self.recipe
-        data = text_to_record(recipe, self.tokenizer, part.folder)
+        logger.info("stage A: recording on general text")
+        data = text_to_train(recipe, self.tokenizer, part.folder)
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -211,16 +156,30 @@ class Run:
         release_memory()
         return cost
 
-    @property
-    def _watches_probe(self) -> bool:
-        return self.recipe.alora.budget is not None or self.recipe.general.probe is not None
+    def fisher(self, method: Method) -> dict[str, Any]:
+        """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
+
+        Returns:
+            seconds, peak_bytes, samples and steps of the estimate.
+        """
+        from alora_trainer.methods.fisher_stage import compute_fisher
+
+        part = self._fisher_part(method)
+        part.begin(overwrite=self.overwrite)
+        finished = part.finished()
+        if finished is not None:
+            return finished
+        assert method.fisher_kind is not None and method.importance is not None
+        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
+        part.finish(cost)
+        return cost
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
-            train: seconds, peak_bytes, loss and steps of this training; record: those of stage A, if the method needs one
-            and this run made it.
+            train: seconds, peak_bytes, loss, steps and history of this training, and drift, how far it moved every adapted
+            weight; record: those of stage A or of the Fisher information, if the method needs one and this run made it.
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
@@ -230,6 +189,8 @@ class Run:
             return finished
         if method.needs_recording and self.importance is None:
             costs["record"] = self.record()
+        if method.fisher_kind is not None:
+            costs["record"] = self.fisher(method)
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
             costs["train"] = self._train_on_domain(method, part.folder)
@@ -239,11 +200,12 @@ class Run:
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
-        from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
-        from alora_trainer.starts import protected_start, save_protected
-        from alora_trainer.trainer import ALoRATrainer
+        from alora_trainer.history import Start
+        from alora_trainer.methods.trainers import make_trainer
+        from alora_trainer.run_observation import learning_curve
+        from alora_trainer.stages import release_memory, train
 
-        recipe = self.recipe
+        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
         files = self.prepare_data()
         data = tokenize_domain(
             get_task(recipe.domain.task),
@@ -252,35 +214,95 @@ class Run:
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
         )
-        protecting: dict[str, Any] = {}
-        if method.penalty:
-            model = protected_start(recipe, self._map_folder())
-            protecting = {
-                "importance": self._load_map(self._map_folder()),
-                "alora": replace(recipe.alora, record=None),
-                "probe_dataset": self._probe_text(folder) if self._watches_probe else None,
-            }
-        elif method.needs_recording:
-            model = with_saved_adapter(load_base(recipe), self._map_folder(), trainable=True)
-        else:
-            model = with_fresh_adapter(load_base(recipe), recipe)
-        trainer = ALoRATrainer(
-            model,
-            recipe.training_arguments("tune", folder / "checkpoints"),
+        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
+        collate = collator(self.tokenizer)
+        adapter = self.start(method, folder, general, collate)
+        probing = method.penalty and watches_probe(recipe)
+        trainer = make_trainer(
+            method,
+            options,
+            importance=self._importance(method),
+            alora=replace(recipe.alora, record=None) if method.penalty else None,
+            probe_dataset=self._probe_text(folder) if probing else None,
+            general=general,
+            model=adapter.model,
+            args=recipe.training_arguments("tune", folder / "checkpoints"),
             train_dataset=data,
-            data_collator=collator(self.tokenizer),
-            **protecting,
+            data_collator=collate,
         )
-        outcome = train(trainer)
-        if method.penalty:
-            save_protected(model, recipe, self._map_folder(), folder / "adapter")
-            if self._watches_probe:
-                outcome["probe"] = probe_history(trainer.state.log_history)
-        else:
-            model.save_pretrained(str(folder / "adapter"))
-        del trainer, model, protecting
+        if recipe.evaluation.curve_steps is not None:
+            general_test = {name: self.folder / path for name, path in files["general"].items()}
+            test = self.folder / files["test"]
+            trainer.add_callback(
+                learning_curve(
+                    recipe, trainer, self.tokenizer, general=general_test, test=test, folder=folder / "curve"
+                )
+            )
+        start = Start(adapter.model)
+        outcome = train(trainer) | {"drift": start.drift()}
+        adapter.save(folder / "adapter")
+        if probing:
+            outcome["probe"] = probe_history(trainer.state.log_history)
+        del trainer, adapter, start
         release_memory()
         return outcome
+
+    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
+        """The model that the method's training starts with, and how its adapter is saved."""
+        from alora_trainer.methods.adapters import Adapter, attach_adapter
+        from alora_trainer.stages import load_base, with_saved_adapter
+        from alora_trainer.starts import protected_start, save_protected
+
+        recipe = self.recipe.for_method(method)
+        if method.penalty:
+            recorded = self.importance_folder(method)
+            model = protected_start(recipe, recorded)
+            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
+        base = load_base(recipe)
+        if method.needs_recording:
+            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
+        options, config = self.recipe.options(method), recipe.lora_config()
+        return attach_adapter(
+            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
+        )
+
+    def overlap(self) -> dict[str, Any] | None:
+        """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
+        from alora_trainer.run_observation import recorded_overlap
+
+        record = self._record_part()
+        if self.importance is not None or record.finished(overwrite=True) is None:
+            return None
+        settings = {"recording": record.settings, "data": self._data_part().settings}
+        part = Part(self.folder / "overlap", settings, "overlap")
+        part.begin(overwrite=True)  # nothing is lost: it is computed from what is at hand
+        finished = part.finished()
+        if finished is not None:
+            return finished
+        logger.info("comparing the recording text with the test items")
+        test = self.folder / self.prepare_data()["test"]
+        outcome = recorded_overlap(self.recipe, self.tokenizer, test=test, record=record.folder)
+        part.finish(outcome)
+        return outcome
+
+    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
+        from alora_trainer.general_text import text_to_train
+
+        if self.recipe.general.streaming:
+            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
+        return text_to_train(self.recipe, self.tokenizer, folder)
+
+    def _importance(self, method: Method) -> ImportanceMap | None:
+        """The map that holds the method's training; None if nothing does."""
+        from alora_trainer.importance import ImportanceMap
+        from alora_trainer.importance.controls import CONTROLS, control_map
+
+        if method.importance is None:
+            return None
+        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
+        if method.importance in CONTROLS:
+            return control_map(method.importance, importance, self.recipe.seed)
+        return importance
 
     def _probe_text(self, folder: Path) -> Any:
         from alora_trainer.general_text import text_to_watch
@@ -288,43 +310,43 @@ class Run:
         recorded = self.folder / "record" if self.importance is None else folder
         return text_to_watch(self.recipe, self.tokenizer, recorded)
 
-    def _map_folder(self) -> Path:
-        if self.importance is None:
-            return self.folder / "record" / "map"
-        from alora_trainer.importance.files import resolve_source
-
-        return resolve_source(self.importance, None)
-
-    def _load_map(self, folder: Path) -> ImportanceMap:
-        from alora_trainer.importance import ImportanceMap
-
-        return ImportanceMap.from_pretrained(folder, storage=self.recipe.alora.storage)
-
-    def evaluate(self, name: str, trained: str, adapter: Path | None) -> dict[str, Any]:
+    def evaluate(
+        self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
+    ) -> dict[str, Any]:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).
 
         Args:
             name: the folder for the result.
-            trained: a digest of what the adapter depends on.
+            trained: a digest of what the adapter or model depends on.
+            adapter: a folder or Hub id.
+            model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
 
         Returns:
-            general and tasks, as `evaluation.runner.evaluate_model` gives them.
+            general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
         """
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.evaluation.processes import is_main, main_first
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_base, load_other, place, release_memory, with_saved_adapter
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
         if finished is not None:
             return finished
-        files = self.prepare_data()
+        with main_first():
+            files = self.prepare_data()
         recipe = self.recipe
         logger.info(f"{name}: evaluating")
-        model: Any = load_base(recipe)
+        device = recipe.training_arguments("tune", self.folder).device
+        model: Any = load_base(recipe) if model_source is None else load_other(recipe, model_source)
+        base = model
         if adapter is not None:
-            model = with_saved_adapter(model, adapter, trainable=False)
-        model.to(recipe.training_arguments("tune", self.folder).device)
+            model, base = with_saved_adapter(model, adapter, trainable=False), None
+        elif model_source is not None:
+            base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
+            if base is not None:
+                place(base, device)
+        place(model, device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(
@@ -336,17 +358,29 @@ class Run:
             config=recipe.evaluation,
             seed=recipe.seed,
             samples_path=part.folder / "samples.jsonl",
+            base=base,
         )
-        part.finish(outcome)
-        del model
+        if is_main():
+            part.finish(outcome)
+        del model, base
         release_memory()
         return outcome
 
     def method(self, method: Method) -> dict[str, Any]:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
-        adapter = self.folder / method.name / "adapter" if method.trains else None
-        return self.evaluate(method.name, self._training_part(method).digest, adapter) | costs
+        adapter = self.folder / self.place(method) / "adapter" if method.trains else None
+        part = self._training_part(method)
+        return self._entry(self.evaluate(self.place(method), part.digest, adapter), costs, part.settings)
+
+    def _entry(self, scores: dict[str, Any], costs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What results.json says of a method: scores, costs, settings, and how important each layer was found."""
+        from alora_trainer.results import method_settings
+
+        entry = scores | costs | {"settings": method_settings(settings)}
+        recorded = "recording" in settings and self.importance is None
+        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if recorded else None
+        return entry if table is None else entry | {"layer_norms": {name: row["norm"] for name, row in table.items()}}
 
     def trained_before(self, method: Method) -> dict[str, Any]:
         """Evaluate what an earlier command trained in this folder, whatever its training's settings were.
@@ -364,7 +398,7 @@ class Run:
             )
         costs = {key: stored[key] for key in ("train", "record") if key in stored}
         adapter = self.folder / method.name / "adapter"
-        return self.evaluate(method.name, stored["settings_digest"], adapter) | costs
+        return self._entry(self.evaluate(method.name, stored["settings_digest"], adapter), costs, stored["settings"])
 
     def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Entries of further methods that are finished in this folder with the same recipe."""
@@ -374,5 +408,5 @@ class Run:
             evaluation = self._evaluation_part(method.name, training.digest)
             trained, scored = training.finished(overwrite=True), evaluation.finished(overwrite=True)
             if method.name not in exclude and trained is not None and scored is not None:
-                entries[method.name] = scored | trained
+                entries[method.name] = self._entry(scored, trained, training.settings)
         return entries

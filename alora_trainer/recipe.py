@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method, get_method
+from alora_trainer.methods.options import MethodOptions, options_of, read_method_options
+from alora_trainer.model_config import ModelConfig
 from alora_trainer.settings import (
     as_mapping,
     check_keys,
@@ -32,10 +34,22 @@ if TYPE_CHECKING:
     from alora_trainer.data.domain import DomainConfig
     from alora_trainer.data.general import GeneralConfig
     from alora_trainer.evaluation.runner import EvaluationConfig
+    from alora_trainer.importance.fisher import FisherConfig
 
-SECTIONS = ("model", "lora", "fresh_lora", "general", "domain", "record", "tune", "alora", "evaluation")
-KEYS = ("name", "seed", "output_dir", "methods", *SECTIONS)
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+SECTIONS = (
+    "model",
+    "lora",
+    "fresh_lora",
+    "general",
+    "domain",
+    "record",
+    "tune",
+    "alora",
+    "fisher",
+    "method_options",
+    "evaluation",
+)
+KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
 _SET_BY_RUN = {
@@ -43,19 +57,6 @@ _SET_BY_RUN = {
     "seed": "the recipe's own seed",
     "data_seed": "the recipe's own seed",
 }
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The base model: a folder (relative to the recipe) or a Hub id, its revision, and the dtype to train in."""
-
-    path: str
-    revision: str | None = None
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ALoRAError(f"model.dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,12 @@ class Recipe:
         lora: fields of `peft.LoraConfig`.
         fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: fresh``.
         general: general text, to record on and to measure general ability with.
-        domain: the task to tune on.
+        domain: the task to tune on; with `domains`, the first of them.
+        domains: several tasks to tune on in a row (see `continual`); empty for one.
         record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
         alora: recording and protecting.
+        fisher: how Fisher information is estimated, for the methods that need it.
+        method_options: what is set for one method alone, by its name.
         evaluation: how both kinds of text are scored.
         base: the recipe's folder, which its relative paths start from.
         written: the recipe as it was written, overrides included, variables and paths not resolved.
@@ -88,6 +92,9 @@ class Recipe:
     tune: dict[str, Any]
     alora: ALoRAConfig
     evaluation: EvaluationConfig
+    fisher: FisherConfig
+    domains: tuple[DomainConfig, ...] = ()
+    method_options: dict[str, MethodOptions] = field(default_factory=dict)
     fresh_lora: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     output_dir: str | None = None
@@ -99,6 +106,28 @@ class Recipe:
     def needs_recording(self) -> bool:
         """Whether any of the methods starts from the recording on general text."""
         return any(method.needs_recording for method in self.methods)
+
+    def each_domain(self) -> list[Recipe]:
+        """This recipe for each of its domains alone, in their order."""
+        return [dataclasses.replace(self, domain=domain, domains=()) for domain in self.domains or (self.domain,)]
+
+    def options(self, method: Method) -> MethodOptions:
+        """What is set for `method`."""
+        return options_of(self.method_options, method.name)
+
+    def for_method(self, method: Method) -> Recipe:
+        """The recipe as `method` trains by it: with what makes the method, and what is set for it alone.
+
+        Raises:
+            ALoRAError: the two do not go together.
+        """
+        options = self.options(method)
+        return dataclasses.replace(
+            self,
+            lora={**self.lora, **method.lora, **options.lora},
+            tune={**self.tune, **options.tune},
+            alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
+        )
 
     def lora_config(self, *, fresh: bool = False) -> LoraConfig:
         """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
@@ -113,10 +142,15 @@ class Recipe:
         except (TypeError, ValueError) as error:
             raise ALoRAError(f"lora: {_first_line(error)}") from error
 
-    def training_arguments(self, section: str, output_dir: str | Path) -> TrainingArguments:
+    def training_arguments(self, section: str, output_dir: str | Path, *, anywhere: bool = False) -> TrainingArguments:
         """The `transformers.TrainingArguments` of section "record" or "tune", writing to `output_dir`.
 
         Checkpoints are written four times a training and the last two kept, unless the recipe says otherwise.
+
+        Args:
+            section: "record" or "tune".
+            output_dir: for checkpoints.
+            anywhere: only to look at: a recipe for a GPU is not refused on a machine without one.
 
         Raises:
             ALoRAError: transformers refuses the values.
@@ -135,8 +169,11 @@ class Recipe:
             "dataloader_pin_memory": torch.cuda.is_available(),
             "disable_tqdm": not sys.stderr.isatty(),
         }
+        given = defaults | getattr(self, section)
+        if anywhere and not torch.cuda.is_available():
+            given["use_cpu"] = True
         try:
-            return TrainingArguments(output_dir=str(output_dir), **(defaults | getattr(self, section)))
+            return TrainingArguments(output_dir=str(output_dir), **given)
         except (TypeError, ValueError, ImportError) as error:
             raise ALoRAError(f"{section}: {_first_line(error)}") from error
 
@@ -147,8 +184,10 @@ class Recipe:
         """
         from alora_trainer.data.general import SELF
 
-        general, domain = dataclasses.asdict(self.general), dataclasses.asdict(self.domain)
-        for section, keys in ((general, ("train", "test", "probe")), (domain, ("train", "test", "source"))):
+        general = dataclasses.asdict(self.general)
+        domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
+        read = [(general, ("train", "test", "probe")), *((domain, ("train", "test", "source")) for domain in domains)]
+        for section, keys in read:
             for key in keys:
                 if section[key] != SELF:
                     section[key] = _absolute(section[key], self.base)
@@ -160,10 +199,12 @@ class Recipe:
             "lora": self.lora,
             "fresh_lora": self.fresh_lora,
             "general": general,
-            "domain": domain,
+            **({"domains": domains} if self.domains else {"domain": domains[0]}),
             "record": self.record,
             "tune": self.tune,
             "alora": dataclasses.asdict(self.alora),
+            "fisher": dataclasses.asdict(self.fisher),
+            "method_options": {name: options.resolved() for name, options in self.method_options.items()},
             "evaluation": dataclasses.asdict(self.evaluation),
         }
 
@@ -224,25 +265,38 @@ def build_recipe(
 
     from alora_trainer.data.domain import DomainConfig
     from alora_trainer.data.general import GeneralConfig
+    from alora_trainer.data.probe import check_probe
     from alora_trainer.data.tasks import get_task
     from alora_trainer.evaluation.runner import EvaluationConfig
+    from alora_trainer.importance.fisher import FisherConfig
 
     given = interpolate(dict(written), environment_variables(variables))
     check_keys(given, KEYS)
     sections = {name: as_mapping(given.get(name), name) for name in SECTIONS}
+    domains = _domains(given, sections, DomainConfig)
     recipe = Recipe(
         name=coerce(given.get("name", default_name), str, "name"),
         seed=coerce(given.get("seed", 0), int, "seed"),
         output_dir=coerce(given.get("output_dir"), str | None, "output_dir"),
         methods=_methods(given.get("methods", list(_DEFAULT_METHODS))),
         model=_section(ModelConfig, sections, "model"),
-        lora=_checked(LoraConfig, sections, "lora"),
-        fresh_lora=_checked(LoraConfig, sections, "fresh_lora"),
+        lora=_checked(LoraConfig, sections["lora"], "lora"),
+        fresh_lora=_checked(LoraConfig, sections["fresh_lora"], "fresh_lora"),
         general=_section(GeneralConfig, sections, "general"),
-        domain=_section(DomainConfig, sections, "domain"),
-        record=_checked(TrainingArguments, sections, "record", _SET_BY_RUN),
-        tune=_checked(TrainingArguments, sections, "tune", _SET_BY_RUN),
+        domain=domains[0],
+        domains=domains if "domains" in given else (),
+        record=_checked(TrainingArguments, sections["record"], "record", _SET_BY_RUN),
+        tune=_checked(TrainingArguments, sections["tune"], "tune", _SET_BY_RUN),
         alora=_section(ALoRAConfig, {"alora": {"record": "path"} | sections["alora"]}, "alora"),
+        fisher=_section(FisherConfig, sections, "fisher"),
+        method_options=read_method_options(
+            sections["method_options"],
+            {
+                "lora": lambda values, name: _checked(LoraConfig, values, name),
+                "tune": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
+                "alora": lambda values, name: _checked(ALoRAConfig, values, name),
+            },
+        ),
         evaluation=_section(EvaluationConfig, sections, "evaluation"),
         base=Path(base),
         written=dict(written),
@@ -253,11 +307,18 @@ def build_recipe(
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
     if recipe.fresh_lora and recipe.alora.start != "fresh":
         raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
-    get_task(recipe.domain.task)
+    if recipe.alora.budget is not None:
+        check_probe(recipe.general)
+    for domain in domains:
+        get_task(domain.task)
     recipe.lora_config()
     recipe.lora_config(fresh=True)
     for section in ("record", "tune"):
-        recipe.training_arguments(section, base)
+        recipe.training_arguments(section, base, anywhere=True)
+    for name in recipe.method_options:
+        special = recipe.for_method(get_method(name))
+        special.lora_config()
+        special.training_arguments("tune", base, anywhere=True)
     return recipe
 
 
@@ -266,16 +327,32 @@ def _methods(value: Any) -> tuple[Method, ...]:
     if not isinstance(names, list) or not names:
         raise ALoRAError(f"methods={value!r} must be a list of methods, such as {', '.join(_DEFAULT_METHODS)}")
     methods = tuple(get_method(str(name)) for name in names)
-    if len(set(methods)) < len(methods):
+    if len({method.name for method in methods}) < len(methods):
         raise ALoRAError(f"methods={', '.join(map(str, names))} names one of them twice: leave it out")
     return methods
 
 
+def _domains(given: Mapping[str, Any], sections: Mapping[str, dict[str, Any]], kind: type) -> tuple[Any, ...]:
+    """The recipe's `domain` alone, or its `domains`: names of built-in tasks, or sections as `domain` is one."""
+    if "domains" not in given:
+        return (_section(kind, sections, "domain"),)
+    listed = given["domains"]
+    if isinstance(listed, str):
+        listed = [word.strip() for word in listed.split(",")]
+    if not isinstance(listed, list) or len(listed) < 2 or given.get("domain") is not None:
+        raise ALoRAError("domains must be a list of two or more, in the place of domain: domains: [sciq, piqa]")
+    made = []
+    for number, entry in enumerate(listed, start=1):
+        name = f"domains.{number}"
+        values = {"task": entry} if isinstance(entry, str) else as_mapping(entry, name)
+        made.append(_section(kind, {name: values}, name))
+    return tuple(made)
+
+
 def _checked(
-    kind: type, sections: Mapping[str, dict[str, Any]], name: str, reserved: Mapping[str, str] | None = None
+    kind: type, values: dict[str, Any], name: str, reserved: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A section's values, after checking its keys and types against the fields of the dataclass `kind`."""
-    values = sections[name]
     for key, instead in (reserved or {}).items():
         if key in values:
             raise ALoRAError(f"{name}.{key} cannot be set: {instead} sets it")
@@ -286,7 +363,7 @@ def _checked(
 
 def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> Any:
     """A section as an instance of the dataclass `kind`."""
-    values = _checked(kind, sections, name)
+    values = _checked(kind, sections[name], name)
     for item in dataclasses.fields(kind):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.init and values.get(item.name) is None:

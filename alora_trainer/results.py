@@ -18,14 +18,17 @@ _PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "alora_trai
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, threads and device: what a number may depend on beside the recipe."""
+    """Versions, platform, threads, processes and device: what a number may depend on beside the recipe."""
     import torch
+
+    from alora_trainer.evaluation.processes import place
 
     return {
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": place()[1],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
@@ -41,22 +44,62 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def write_results(folder: Path, recipe: Recipe, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a method's training depends on, by dotted name, without those that name files of this machine.
+
+    Args:
+        settings: of the training's part (see `Run`).
+    """
+    recording = settings.get("recording")
+    kept = {key: settings[key] for key in ("tune", "lora", "protecting") if key in settings}
+    if isinstance(recording, Mapping):
+        kept |= {f"recording.{key}": recording[key] for key in ("record", "lora", "alora") if key in recording}
+    return {
+        f"{section}.{key}": value
+        for section, values in kept.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def write_results(
+    folder: Path,
+    recipe: Recipe,
+    methods: Mapping[str, Mapping[str, Any]],
+    overlap: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write ``results.json`` and ``table.md`` into `folder`, each whole or not at all.
 
     The recipe is stored as it was written, overrides included, so that no path of this machine gets into the results.
+
+    Args:
+        folder: the run's.
+        recipe: that was run.
+        methods: what was found, by method.
+        overlap: of the recording text with the test items (see `data.overlap`); None where it was not compared.
 
     Returns:
         What results.json holds.
     """
     from alora_trainer.evaluation.table import format_table
 
-    results = {
-        "schema": SCHEMA,
-        "recipe": recipe.written,
-        "environment": environment(),
-        "methods": {name: dict(entry) for name, entry in methods.items()},
-    }
+    results = results_of(recipe, methods, overlap)
     write_json(folder / "results.json", results)
     write_text(folder / "table.md", format_table(methods) + "\n")
     return results
+
+
+def results_of(
+    recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], overlap: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `write_results` writes, without writing it."""
+    from alora_trainer.evaluation.definitions import definitions
+
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe.written,
+        "environment": environment(),
+        "definitions": definitions(recipe),
+        "overlap": overlap,
+        "methods": {name: dict(entry) for name, entry in methods.items()},
+    }

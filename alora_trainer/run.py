@@ -43,10 +43,17 @@ def run_recipe(
     """
     from alora_trainer.results import write_results
 
+    if recipe.domains:
+        from alora_trainer.continual import run_continual
+
+        if importance is not None:
+            raise ALoRAError("a recipe with several domains records its own importance: leave the map out")
+        return run_continual(recipe, output_dir=output_dir, overwrite=overwrite)
     run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
     run.prepare_data()
     if recipe.needs_recording and importance is None:
         run.record()  # before any method, so that what is wrong with the general text is known at once
+    overlap = run.overlap()
     entries: dict[str, dict[str, Any]] = {}
     results = {}
     for method in recipe.methods:
@@ -57,7 +64,7 @@ def run_recipe(
         except Exception as error:
             kept = f"; finished methods are in {run.folder / 'results.json'}" if entries else ""
             raise RuntimeError(f"method {method.name} failed{kept}") from error
-        results = write_results(run.folder, recipe, entries | run.finished_before(entries))
+        results = write_results(run.folder, recipe, entries | run.finished_before(entries), overlap)
     return results
 
 
@@ -96,23 +103,57 @@ def evaluate_recipe(
     overwrite: bool = False,
     method: Method | None = None,
     adapter: str | Path | None = None,
+    model: str | Path | None = None,
+    with_base: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate one method trained in `output_dir`, or an adapter from anywhere, or (with neither) the base model.
+    """Evaluate one method trained in `output_dir`, or an adapter or a model from anywhere, or (with none) the base model.
+
+    In several processes that were launched together (see `evaluation.processes.joined`), each scores its share, all return
+    the same, and one writes.
+
+    Args:
+        recipe: what to evaluate on, and the base model.
+        output_dir: the run's folder.
+        overwrite: make anew what other settings made there.
+        method: trained in that folder before.
+        adapter: a PEFT adapter of the base model, a folder or Hub id.
+        model: another model, such as a merged one, a folder or Hub id.
+        with_base: the base model, too, to compare with.
 
     Returns:
-        What results.json holds: this result beside those that were there and go with the same recipe.
+        What results.json holds: this result (as `adapter` or `model`, unless it is a method) beside those that were there and
+        go with the same recipe.
 
     Raises:
-        ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter in that folder.
+        ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter or model of that name.
     """
-    from alora_trainer.results import write_results
+    from alora_trainer.evaluation.processes import is_main, main_first
+    from alora_trainer.results import results_of, write_results
 
-    run = Run(recipe, output_dir, overwrite=overwrite)
+    with main_first():
+        run = Run(recipe, output_dir, overwrite=overwrite, several_processes=True)
+    entries = {}
+    if with_base:
+        entries["base"] = run.trained_before(METHODS["base"])
     if adapter is not None:
-        if not Path(adapter).is_dir():
+        if not _is_hub_id(adapter) and not Path(adapter).is_dir():
             raise ALoRAError(f"there is no adapter folder {adapter}")
-        entries = {"adapter": run.evaluate("adapter", digest({"adapter": str(Path(adapter).resolve())}), Path(adapter))}
-    else:
+        entries["adapter"] = run.evaluate("adapter", digest({"adapter": _identity(adapter)}), adapter)
+    elif model is not None:
+        if not _is_hub_id(model) and not Path(model).is_dir():
+            raise ALoRAError(f"there is no model folder {model}")
+        entries["model"] = run.evaluate("model", digest({"model": _identity(model)}), None, str(model))
+    elif method is not None or not with_base:
         method = method or METHODS["base"]
-        entries = {method.name: run.trained_before(method)}
-    return write_results(run.folder, recipe, run.finished_before(entries) | entries)
+        entries[method.name] = run.trained_before(method)
+    methods = run.finished_before(entries) | entries
+    return write_results(run.folder, recipe, methods, run.overlap()) if is_main() else results_of(recipe, methods)
+
+
+def _is_hub_id(source: str | Path) -> bool:
+    text = str(source)
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
+
+
+def _identity(source: str | Path) -> str:
+    return str(source) if _is_hub_id(source) else str(Path(source).resolve())

@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.history import columns
 from alora_trainer.memory import Cost, Meter
 from alora_trainer.recipe import Recipe
 from alora_trainer.resume import last_whole_checkpoint, trainer_state
@@ -55,10 +57,52 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     set_seed(recipe.seed)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            recipe.model_source, revision=recipe.model.revision, dtype=recipe.model.dtype
+            recipe.model_source,
+            revision=recipe.model.revision,
+            dtype=recipe.model.dtype,
+            quantization_config=_quantization(recipe),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ALoRAError(_not_loaded("model", recipe, error)) from error
+
+
+def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    kind = recipe.model.quantization
+    if kind is None:
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    dtype = torch.bfloat16 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def place(model: Any, device: torch.device) -> None:
+    """Bring a model to `device`; a quantised one is there since it was loaded, and cannot be moved."""
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
+
+
+def load_other(recipe: Recipe, source: str) -> PreTrainedModel:
+    """A model other than the recipe's base, such as a merged one, from a folder or the Hub; scored by the base's tokenizer.
+
+    Raises:
+        ALoRAError: there is none at `source`, or it has another vocabulary than the base model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=recipe.model.dtype)
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ALoRAError(f"the model at {source} cannot be loaded: {lines[0]}") from error
+    if len(load_tokenizer(recipe)) > model.get_input_embeddings().weight.shape[0]:
+        raise ALoRAError(
+            f"the model at {source} has fewer tokens than the recipe's tokenizer: it is of another base model"
+        )
+    return model
 
 
 def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
@@ -80,15 +124,17 @@ def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: boo
 
 
 def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable: bool) -> PeftModel:
-    """`model` with the adapter in `folder` (an importance map is one, too).
+    """`model` with the adapter in `folder`, which may be a Hub id (an importance map is one, too).
 
     Raises:
         ALoRAError: there is none, or it does not fit the model.
     """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it")
+    source = str(folder)
+    local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    if local and not (Path(folder) / "adapter_config.json").is_file():
+        raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(model, source, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
         raise ALoRAError(f"the adapter in {folder} cannot be put on the model: {' '.join(lines[:2])}") from error
@@ -99,7 +145,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
 
     Returns:
         seconds and peak_bytes of the whole training (`Meter` says what is counted), over all the times that it was begun;
-        loss, the mean over this part of the training; steps.
+        loss, the mean over this part of the training; steps; history, the log as columns (see `history.columns`).
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = last_whole_checkpoint(folder)
@@ -120,6 +166,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
         "peak_bytes": cost.peak_bytes,
         "loss": outcome.training_loss,
         "steps": outcome.global_step,
+        "history": columns(trainer.state.log_history),
     }
 
 

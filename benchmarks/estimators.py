@@ -2,7 +2,7 @@
 
     python benchmarks/estimators.py RECIPE [--seeds 0,1,2] [--steps 150] [--output_dir results/benchmarks]
 
-One training on the recipe's general text, watched by all three recorders at once: they see the same steps. Reports, per
+One training on the recipe's general text, watched by all recorders at once: they see the same steps. Reports, per
 layer and over all: Spearman's rank correlation with the exact Omega, the overlap of the 1 % most important elements, and the
 rank correlation of the layers' norms. Writes estimators.json.
 """
@@ -25,7 +25,7 @@ from alora_trainer.data.general import pack_general_text
 from alora_trainer.importance.recorder import Recorder
 from alora_trainer.recipe import Recipe, load_recipe
 
-ESTIMATORS = ("exact", "path", "paper")
+ESTIMATORS = ("exact", "projected", "path", "paper")
 
 
 def record_all(recipe: Recipe, seed: int, steps: int, batch: int) -> dict[str, dict[str, torch.Tensor]]:

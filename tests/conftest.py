@@ -17,6 +17,9 @@ from tests.tiny_training import (  # noqa: E402
 )
 from tests.tiny_training import quiet_arguments, tiny_llama, token_rows, with_lora  # noqa: E402
 
+# Fixtures of the tests of evaluation.
+pytest_plugins = ("tests.evaluation_fixtures",)
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 

@@ -20,67 +20,8 @@ from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation import EvaluationConfig, evaluate_model, format_table, pooled
 from tests.conftest import move_factors
+from tests.evaluation_fixtures import CONTEXT, TEXTS
 from tests.tiny_tokenizer import make_tokenizer
-
-ELEMENTS = {"name": "elements", "prompt": "Question: {question}\nAnswer:", "choices": "choices", "answer": "answer"}
-CONTEXT = 48
-TEXTS = {
-    "river": ["The people walked to the river.", "water\n\n  and salt, " * 12],
-    "lists": ["[1, 2]", "oxygen"],
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def _model(tokenizer: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.4,  # far from uniform, so that answers differ
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    return LlamaForCausalLM(config)
-
-
-@pytest.fixture
-def model(_model: Any) -> Any:
-    return copy.deepcopy(_model)
-
-
-@pytest.fixture
-def general(tmp_path: Path) -> dict[str, Path]:
-    for name, texts in TEXTS.items():
-        write_lines(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
-    return {name: tmp_path / f"{name}.jsonl" for name in TEXTS}
-
-
-@pytest.fixture
-def elements(tmp_path: Path) -> tuple[Task, Path]:
-    task = get_task(ELEMENTS)
-    records = [
-        {"question": "Which gas is noble?", "choices": ["neon", "salt water", "C"], "answer": 0},
-        {"question": "Symbol of carbon?", "choices": ["C", "N", "O"], "answer": "C"},
-        {"question": "In which group is it? " * 6, "choices": ["18", "the first group"], "answer": 1},
-        {"question": "And now?", "choices": ["in the morning", "river", "oxygen", "water"], "answer": "D"},
-        {"question": "And then, of all the other gases?", "choices": ["x", "yes yes"], "answer": 1},
-    ]
-    path = tmp_path / "elements.jsonl"
-    write_lines(path, [task.convert(record) for record in records])
-    return task, path
 
 
 def log_likelihood(model: Any, context: list[int], continuation: list[int]) -> float:
@@ -226,7 +167,9 @@ class TestNumbers:
             return output
 
         model.forward = without_cache
-        assert evaluate_model(model, tokenizer, **arguments) == shared
+        plain = evaluate_model(model, tokenizer, **arguments)
+        errors = [result["tasks"]["elements"].pop("ece") for result in (plain, shared)]
+        assert plain == shared and errors[0] == pytest.approx(errors[1], rel=1e-4)
 
     def test_bfloat16_is_scored_in_float32(self, model: Any, tokenizer: Any, general: dict[str, Path]) -> None:
         model = model.to(torch.bfloat16)
@@ -321,6 +264,14 @@ class TestSettings:
             evaluate_model(model, tokenizer, general={}, tasks={"sciq": tmp_path / "x"}, task_specs=[])
         with pytest.raises(ALoRAError, match="no file .*absent.jsonl to evaluate on"):
             evaluate_model(model, tokenizer, general={"x": tmp_path / "absent.jsonl"}, tasks={}, task_specs=[])
+
+    def test_an_answer_that_does_not_fit_is_named(self, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+        task = get_task({"name": "t", "prompt": "{q}", "choices": ["a", "b"], "answer": "a"})
+        path = tmp_path / "t.jsonl"
+        write_lines(path, [task.convert({"q": "Which?", "a": "water " * 30, "b": "salt"})])
+        config = EvaluationConfig(max_length=16)
+        with pytest.raises(ALoRAError, match="does not fit evaluation.max_length=16: raise it"):
+            evaluate_model(model, tokenizer, general={}, tasks={"t": path}, task_specs=[task], config=config)
 
     def test_a_ruined_model_has_infinite_perplexity(self) -> None:
         row = {"log_likelihood": -1e5, "tokens": 10, "words": 1, "bytes": 20}

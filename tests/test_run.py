@@ -67,7 +67,7 @@ def assert_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tenso
 
 def test_results_have_the_schema(whole: Path) -> None:
     results = json.loads((whole / "results.json").read_text())
-    assert list(results) == ["schema", "recipe", "environment", "methods"]
+    assert list(results) == ["schema", "recipe", "environment", "definitions", "overlap", "methods"]
     assert results["schema"] == 1
     assert results["recipe"]["tune"]["learning_rate"] == 0.01
     assert {

@@ -6,7 +6,7 @@ Nothing heavy is imported before that function runs.
 
 from __future__ import annotations
 
-from alora_trainer.commands import demo, evaluate, record, run, tune
+from alora_trainer.commands import compare, demo, evaluate, plan, record, report, run, sweep, tasks, tune
 
 # In the order of `alora --help`.
-COMMANDS = (demo, run, record, tune, evaluate)
+COMMANDS = (demo, plan, run, record, tune, evaluate, sweep, report, compare, tasks)

@@ -51,11 +51,18 @@ def add_recipe_command(
     return command
 
 
-def load(arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None) -> Recipe:
-    """The recipe that the arguments name, checked."""
+def load(
+    arguments: argparse.Namespace,
+    overrides: dict[str, str],
+    variables: dict[str, str] | None = None,
+    *,
+    several_processes: bool = False,
+) -> Recipe:
+    """The recipe that the arguments name, checked; in one process, unless the command is for several."""
     from alora_trainer.pipeline import check_single_process
 
-    check_single_process()
+    if not several_processes:
+        check_single_process()
     from alora_trainer.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, overrides, variables=variables)

@@ -106,7 +106,14 @@ def split_records(records: list[Record], *, by: str, items: int) -> tuple[list[R
     return train, [records[index] for index in sorted(chosen)]
 
 
-def prepare_domain(domain: DomainConfig, *, base: Path | str, folder: Path | str, seed: int = 0) -> DomainFiles:
+def prepare_domain(
+    domain: DomainConfig,
+    *,
+    base: Path | str,
+    folder: Path | str,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> DomainFiles:
     """Write ``folder/train.jsonl`` and ``folder/test.jsonl`` in the schema that lm-eval's task reads.
 
     Training items whose question is also in the test set are dropped (compared without regard to case and white space).
@@ -116,6 +123,7 @@ def prepare_domain(domain: DomainConfig, *, base: Path | str, folder: Path | str
         base: the folder that relative paths start from.
         folder: where the files go; they appear whole or not at all.
         seed: draws the training items if there are more than ``train_items``.
+        tokenizer: the model's, for conversations.
 
     Returns:
         The two files, and a report: ``train_items``, ``test_items``, ``dropped_in_test`` (training items whose question
@@ -124,7 +132,7 @@ def prepare_domain(domain: DomainConfig, *, base: Path | str, folder: Path | str
     Raises:
         ALoRAError: a source cannot be read, or an item cannot be scored; the message has the item's number.
     """
-    task = get_task(domain.task)
+    task = get_task(domain.task, tokenizer)
     if domain.source is not None:
         assert domain.holdout is not None  # DomainConfig checked
         records: list[Record] = list(load_source(domain.source, base=base))

@@ -6,10 +6,14 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from alora_trainer.data.chat import check_chat_spec, is_chat, render_chat
 from alora_trainer.data.sources import check_keys
 from alora_trainer.errors import ALoRAError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Record = Mapping[str, Any]
 Doc = dict[str, Any]
@@ -48,8 +52,8 @@ class Task:
     hub: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def get_task(spec: str | Mapping[str, Any]) -> Task:
-    """A task by name or from templates.
+def get_task(spec: str | Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
+    """A task by name, from templates, or of conversations.
 
     Args:
         spec: ``sciq``, ``piqa``, ``medmcqa`` or ``openbookqa``; or a mapping with ``name``, ``prompt`` (a template such
@@ -58,6 +62,8 @@ def get_task(spec: str | Mapping[str, Any]) -> Task:
             (the column with the right one: its index from 0, its letter or its text; or that one of several columns in
             ``choices`` which always has the right one). ``target_delimiter``, one space if left out, stands between
             prompt and answer.
+            Conversations are ``{name: ..., messages: COLUMN}``, a column with lists of ``{role, content}``: see `data.chat`.
+        tokenizer: the model's, whose chat template writes conversations; only `Task.convert` needs it, and only for these.
 
     Raises:
         ALoRAError: the name, a key or a template is wrong.
@@ -68,7 +74,7 @@ def get_task(spec: str | Mapping[str, Any]) -> Task:
         return BUILT_IN[spec]
     if not isinstance(spec, Mapping):
         raise ALoRAError(f"a task must be a name or a mapping with templates, not {spec!r}")
-    return _template_task(spec)
+    return _chat_task(spec, tokenizer) if is_chat(spec) else _template_task(spec)
 
 
 def _field(record: Record, key: str, kind: type | tuple[type, ...] = str) -> Any:
@@ -184,6 +190,28 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
         ),
     }
 )
+
+
+# --- conversations ---
+
+
+def _chat_task(spec: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> Task:
+    name, column = check_chat_spec(spec)
+
+    def convert(record: Record) -> Doc:
+        prompt, completion = render_chat(_field(record, column, object), tokenizer)
+        return {"prompt": prompt, "completion": completion}
+
+    return Task(
+        name=name,
+        lm_eval_task=None,
+        prompt=lambda doc: str(doc["prompt"]),
+        completion=lambda doc: str(doc["completion"]),
+        convert=convert,
+        identity=lambda doc: str(doc["prompt"]),
+        choices=None,
+        target_delimiter="",
+    )
 
 
 # --- tasks from templates ---

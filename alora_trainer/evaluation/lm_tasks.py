@@ -61,6 +61,27 @@ def task_manager(folder: Path) -> TaskManager:
     return TaskManager(include_defaults=False, include_path=[str(folder)])
 
 
+def lm_eval_tasks(names: Sequence[str], folder: str | None) -> Any:
+    """lm-eval's own tasks (or groups, or those in `folder`) of these names, loaded.
+
+    Raises:
+        ALoRAError: there is no such task, or its data cannot be had.
+    """
+    from lm_eval.tasks import TaskManager
+
+    include = [] if folder is None else [folder]
+    manager = TaskManager(include_defaults=False, include_path=include) if include else None
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=include or None)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        raise ALoRAError(f"lm-eval has no task {unknown[0]}: `lm_eval ls tasks` lists those that it has")
+    try:
+        return manager.load(list(names))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ALoRAError(f"the tasks {', '.join(names)} cannot be loaded: {reason}") from error
+
+
 def _write(folder: Path, name: str, settings: Mapping[str, Any], documents: Path) -> None:
     if not documents.is_file():
         raise ALoRAError(f"there is no file {documents} to evaluate on: prepare the data first")

@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
+import json
 import logging
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alora_trainer.data.general import check_count
 from alora_trainer.data.sources import write_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
-from alora_trainer.evaluation.lm_tasks import general_name, task_manager, task_name, write_task_files
+from alora_trainer.evaluation.calibration import expected_calibration_error
+from alora_trainer.evaluation.config import EvaluationConfig
+from alora_trainer.evaluation.divergence import kl_to_base
+from alora_trainer.evaluation.items import digest_items, pack_correct
+from alora_trainer.evaluation.lm_tasks import (
+    general_name,
+    lm_eval_tasks,
+    task_manager,
+    task_name,
+    write_task_files,
+)
+from alora_trainer.evaluation.processes import is_main
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass
-class EvaluationConfig:
-    """The recipe's section on evaluation.
-
-    Attributes:
-        batch_size: sequences scored at once.
-        max_length: tokens of context, at most; None is the model's own limit.
-        limit: score only this many documents of each subset and items of each task; for trying things out.
-        bootstrap_iters: resamples for standard errors that have no formula (only a free answer's perplexity has none);
-            0 gives no standard errors at all.
-
-    Raises:
-        ALoRAError: a number is not one.
-    """
-
-    batch_size: int = 16
-    max_length: int | None = None
-    limit: int | None = None
-    bootstrap_iters: int = 1000
-
-    def __post_init__(self) -> None:
-        check_count(self.batch_size, "evaluation.batch_size")
-        check_count(self.max_length, "evaluation.max_length", optional=True, least=2)
-        check_count(self.limit, "evaluation.limit", optional=True)
-        check_count(self.bootstrap_iters, "evaluation.bootstrap_iters", least=0)
 
 
 def evaluate_model(
@@ -62,8 +46,9 @@ def evaluate_model(
     config: EvaluationConfig | None = None,
     seed: int = 0,
     samples_path: Path | None = None,
+    base: Any | None = None,
 ) -> dict[str, Any]:
-    """Score a model on general text and on domain tasks through lm-eval, in this process.
+    """Score a model on general text and on domain tasks through lm-eval, in one process or several (see `processes`).
 
     Args:
         model: a `PreTrainedModel` or a `PeftModel`; each of its modules is put back into the mode it was in.
@@ -75,13 +60,17 @@ def evaluate_model(
         seed: given to lm-eval for its sampling of examples, of which our tasks use none.
         samples_path: where to keep one JSON line a document: its log-likelihoods and counts, and for a task the right
             answer and whether it was chosen. ``doc_hash`` is the same for the same document under every model.
+        base: the base model, for ``config.kl_tokens``; None takes a `PeftModel` with its adapter switched off.
 
     Returns:
-        ``{"general": {...}, "tasks": {...}}``. ``general`` has ``token_cross_entropy`` (nats), ``token_perplexity``
-        (e to it), ``token_perplexity_base2`` (2 to it, which some papers print), ``word_perplexity``,
-        ``byte_perplexity``, ``bits_per_byte``, ``tokens``, ``words`` and ``bytes``, pooled over the documents of all
-        subsets, and the same keys for each of ``subsets``. Every task has ``items``, ``acc``, ``acc_stderr``, and
-        ``acc_norm``, ``acc_norm_stderr`` if it has choices, else ``perplexity``, ``perplexity_stderr``.
+        ``{"general": {...}, "tasks": {...}, "tokenizer": {...}}``. ``general`` has ``token_cross_entropy`` (nats),
+        ``token_perplexity`` (e to it), ``token_perplexity_base2`` (2 to it, which some papers print),
+        ``word_perplexity``, ``byte_perplexity``, ``bits_per_byte``, ``tokens``, ``words`` and ``bytes``, pooled over the
+        documents of all subsets, and the same keys for each of ``subsets``; ``kl_to_base`` (see `kl_to_base`) and
+        ``tasks`` (lm-eval's metrics of each of ``config.general_tasks``) if they were asked for. Every task has
+        ``items``, ``acc``, ``acc_stderr``, and ``acc_norm``, ``acc_norm_stderr``, ``ece`` if it has choices, else
+        ``perplexity``, ``perplexity_stderr``; ``correct`` (see `pack_correct`) says which items were answered rightly,
+        and ``items_digest`` which items they were.
 
     Raises:
         ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``.
@@ -93,10 +82,12 @@ def evaluate_model(
     if not general and not tasks:
         raise ALoRAError("there is nothing to evaluate on: give general text or a task")
     chosen = [(specs[name], Path(path)) for name, path in tasks.items()]
-    with tempfile.TemporaryDirectory(prefix="alora-eval-") as folder:
+    with tempfile.TemporaryDirectory(prefix="alora-eval-") as folder, _quiet(), _evaluation_mode(model):
         write_task_files(Path(folder), [Path(path) for path in general.values()], chosen)
-        with _quiet(), _evaluation_mode(model):
-            raw = _run(model, tokenizer, Path(folder), len(general), len(chosen), config, seed)
+        scorer = _scorer(model, tokenizer, config)
+        raw = _run(scorer, Path(folder), len(general), len(chosen), config, seed)
+        divergence = _divergence(scorer, model, base, raw, list(general), config) if config.kl_tokens else None
+        ability = _general_tasks(scorer, config, seed) if config.general_tasks else None
     samples: list[dict[str, Any]] = []
     subsets = {}
     for index, name in enumerate(general):
@@ -105,12 +96,24 @@ def evaluate_model(
         samples += rows
     results = {}
     for index, name in enumerate(tasks):
-        results[name] = _task_result(raw, task_name(index))
-        samples += [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
-    if samples_path is not None:
+        rows = [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
+        results[name] = _task_result(raw["results"][task_name(index)], rows)
+        samples += rows
+    if samples_path is not None and is_main():
         write_lines(Path(samples_path), samples)
     overall = pooled([row for row in samples if "subset" in row]) | {"subsets": subsets} if general else {}
-    return {"general": overall, "tasks": results}
+    if divergence is not None:
+        overall["kl_to_base"] = divergence
+    if ability is not None:
+        overall["tasks"] = ability
+    return {"general": overall, "tasks": results, "tokenizer": describe_tokenizer(tokenizer)}
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """What a perplexity by token depends on: the tokenizer's class, its size, and a digest of its whole vocabulary."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+    return {"class": type(tokenizer).__name__, "vocab_size": len(vocabulary), "vocab_sha256": digest}
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -137,27 +140,61 @@ def _power(base: float, exponent: float) -> float:
         return math.inf
 
 
-def _run(
-    model: Any, tokenizer: Any, folder: Path, general: int, tasks: int, config: EvaluationConfig, seed: int
-) -> Mapping[str, Any]:
-    from lm_eval import evaluator
-
+def _scorer(model: Any, tokenizer: Any, config: EvaluationConfig) -> Any:
     from alora_trainer.evaluation.scorer import Scorer
 
     # A copy, because lm-eval gives a tokenizer without a pad token one.
-    scorer = Scorer(model, copy.deepcopy(tokenizer), batch_size=config.batch_size, max_length=config.max_length)
+    return Scorer(model, copy.deepcopy(tokenizer), batch_size=config.batch_size, max_length=config.max_length)
+
+
+def _run(scorer: Any, folder: Path, general: int, tasks: int, config: EvaluationConfig, seed: int) -> Mapping[str, Any]:
     names = [general_name(index) for index in range(general)] + [task_name(index) for index in range(tasks)]
-    loaded = task_manager(folder).load(names)
+    result = _evaluate(scorer, task_manager(folder).load(names), config, seed)
+    for index in range(general):
+        for sample in result["samples"][general_name(index)]:
+            sample["tokens"] = len(scorer.tok_encode(sample["doc"]["text"]))  # it predicts all of them
+    return result
+
+
+def _evaluate(scorer: Any, loaded: Any, config: EvaluationConfig, seed: int) -> Any:
+    from lm_eval import evaluator
+
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=seed)
     # evaluate() and not simple_evaluate(): that seeds all generators anew and spends seconds describing the machine.
     result = evaluator.evaluate(scorer, loaded, limit=config.limit, bootstrap_iters=config.bootstrap_iters)
     if result is None:
         raise RuntimeError("lm-eval returned no result: it takes this process for one of several")
-    for index in range(general):
-        for sample in result["samples"][general_name(index)]:
-            sample["tokens"] = len(scorer.tok_encode(sample["doc"]["text"]))  # it predicts all of them
     return result
+
+
+def _general_tasks(scorer: Any, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """lm-eval's own numbers of its own tasks, for general ability."""
+    result = _evaluate(scorer, lm_eval_tasks(config.general_tasks, config.task_folder), config, seed)
+    reported = result["results"] | result.get("groups", {})
+    return {
+        name: {
+            metric.removesuffix(",none"): value for metric, value in scores.items() if isinstance(value, (int, float))
+        }
+        | ({"items": len(result["samples"][name])} if name in result["samples"] else {})
+        for name, scores in reported.items()
+    }
+
+
+def _divergence(
+    scorer: Any, model: Any, base: Any | None, raw: Mapping[str, Any], names: list[str], config: EvaluationConfig
+) -> dict[str, Any]:
+    """KL to the base model on the first documents of every subset, until `kl_tokens` are reached."""
+    assert config.kl_tokens is not None
+    windows: dict[str, list[Any]] = {}
+    for index, name in enumerate(names):
+        windows[name], tokens = [], 0
+        for sample in raw["samples"][general_name(index)]:
+            for window in scorer.windows(sample["doc"]["text"]):
+                if tokens < config.kl_tokens:
+                    windows[name].append(window)
+                    tokens += len(window[1])
+    return kl_to_base(model, base, windows, batch_size=int(scorer.batch_size))
 
 
 def _general_row(subset: str, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,14 +226,18 @@ def _task_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _task_result(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    result = raw["results"][name]
-    metrics: dict[str, Any] = {"items": len(raw["samples"][name])}
+def _task_result(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"items": len(rows)}
     for metric in ("acc", "acc_norm", "perplexity"):
         if f"{metric},none" in result:
             error = result.get(f"{metric}_stderr,none")
             metrics[metric] = float(result[f"{metric},none"])
             metrics[f"{metric}_stderr"] = float(error) if isinstance(error, float) else None  # "N/A" for one item
+    if "acc_norm" in metrics:
+        scores = [row["log_likelihoods"] for row in rows]
+        metrics["ece"] = expected_calibration_error(scores, [row["target"] for row in rows])
+    metrics["correct"] = pack_correct([row["acc"] for row in rows])
+    metrics["items_digest"] = digest_items(row["doc_hash"] for row in rows)
     return metrics
 
 

@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import torch
+from lm_eval import utils as lm_eval_utils
 from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import DynamicCache
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.batch_size import largest_batch_size
+from alora_trainer.evaluation.config import AUTO
+from alora_trainer.evaluation.processes import own_share, together
 
 Request: TypeAlias = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of the context and the continuation
 Answer: TypeAlias = tuple[float, bool]  # log-likelihood of the continuation, and whether it is the greedy one
@@ -22,14 +28,15 @@ _LEAST_PREFIX = 16  # a shorter common prefix is not worth a forward pass of its
 class Scorer(HFLM):
     """`HFLM` that runs a question once for all its answers, shows one progress bar, and keeps its precision.
 
-    The log-softmax is taken in float32 whatever the model's dtype: bfloat16 would leave three digits of a score.
+    The log-softmax is taken in float32 whatever the model's dtype: bfloat16 would leave three digits of a score. In several
+    processes (see `processes`) each scores its share of the batches; what lm-eval is given are all answers, in each of them.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int | None) -> None:
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
-            batch_size=batch_size,
+            batch_size=1 if batch_size == AUTO else batch_size,
             max_length=max_length,
             softmax_dtype=torch.float32,
         )
@@ -41,32 +48,76 @@ class Scorer(HFLM):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._prefix_arguments: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if takes_keep else {})
+        if batch_size == AUTO:
+            found = together({largest_batch_size(model, self.max_length, self.device): None})
+            self.batch_size_per_gpu = min(found)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         with tqdm(total=len(requests), desc="answers", leave=False, disable=disable_tqdm or None) as self._progress:
             return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        with tqdm(desc="windows of text", leave=False, disable=disable_tqdm or None) as self._progress:
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        """As HFLM cuts documents into windows, but all windows are known before the first is scored."""
+        windows: list[Request] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            own = self.windows(request.args[0])
+            windows += [(("", ""), *window) for window in own]
+            owners += [owner] * len(own)
+        with tqdm(total=len(windows), desc="windows", leave=False, disable=disable_tqdm or None) as self._progress:
+            scored = self._loglikelihood_tokens(windows)
+        totals = [0.0] * len(requests)
+        for owner, (score, _) in zip(owners, scored, strict=True):
+            totals[owner] += score
+        return totals
+
+    def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """A document as (context, continuation) of at most `max_length` tokens each; every token is continued to once."""
+        rolling = lm_eval_utils.get_rolling_token_windows(
+            token_list=self.tok_encode(text),
+            prefix_token=self.prefix_token_id,
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        return [lm_eval_utils.make_disjoint_window(window) for window in rolling]
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        for batch in self._shared_batches(requests):
-            scored_batch = self._score_batch(batch, requests)
-            self._shares = bool(scored_batch)
-            if not self._shares:
+        longest = max((len(answer) for _, _, answer in requests), default=0)
+        if longest > self.max_length:
+            raise ALoRAError(
+                f"an answer of {longest} tokens does not fit evaluation.max_length={self.max_length}: raise it, up to the "
+                "model's own limit, or leave the item out"
+            )
+        own: dict[int, Answer] = {}
+        for batch in own_share(self._shared_batches(requests)):
+            scored = self._score_batch(batch, requests)
+            if not scored:
+                self._shares = False
                 break
-            answers.update(scored_batch)
-            self._advance(len(scored_batch))
+            own.update(scored)
+            self._advance(len(scored))
+        answers = together(own)
         rest = [index for index in range(len(requests)) if index not in answers]
-        # The rolling method asks for a bar for every batch, whatever it was told itself: so none here, but our own.
-        scored = super()._loglikelihood_tokens([requests[i] for i in rest], disable_tqdm=True, override_bs=override_bs)
-        self._advance(len(rest))
-        answers.update(zip(rest, scored, strict=True))
+        own = {}
+        for indices in own_share(self._plain_batches(rest, requests)):
+            alone = super()._loglikelihood_tokens([requests[index] for index in indices], disable_tqdm=True)
+            own.update(zip(indices, alone, strict=True))
+            self._advance(len(indices))
+        answers |= together(own)
         return [answers[index] for index in range(len(requests))]
+
+    def _plain_batches(self, indices: list[int], requests: list[Request]) -> Iterator[list[int]]:
+        """The batches that HFLM would form: the longest first, and what differs in its last token alone run once."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index in indices:
+            _, context, continuation = requests[index]
+            groups[tuple(context + continuation[:-1])].append(index)
+        ordered = [groups[key] for key in sorted(groups, key=lambda key: (-len(key), key))]
+        size = int(self.batch_size)
+        for start in range(0, len(ordered), size):
+            yield [index for group in ordered[start : start + size] for index in group]
 
     def _advance(self, count: int) -> None:
         if self._progress is not None:

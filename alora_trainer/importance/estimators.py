@@ -15,6 +15,10 @@ from typing import Protocol
 
 import torch
 
+# Added to the diagonal of a Gram matrix, as a share of its mean: a direction in which a factor is a thirtieth as large as on
+# average counts half. What is computed in bfloat16 (a relative error of 0.4 %) is then blown up sixteen times at most.
+_RIDGE = 1e-3
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -121,6 +125,29 @@ def movement_factors(
     return Factors(left, right)
 
 
+def projected_gradient(step: FactorStep) -> Factors:
+    """The least-squares estimate of the true gradient G of W from what LoRA sees of it, ``gA = s B' G`` and ``gB = s G A'``.
+
+    Of all matrices with these two products it is the smallest: ``G P_A + P_B G - P_B G P_A`` with the projections P_A on
+    the row space of A and P_B on the column space of B. It has G's own units, whatever the sizes of A and B, and the sum of
+    its product with a movement ``s (dB A + B dA)`` is the first-order change of the loss, as G's own is.
+    """
+    u = (step.gradient_b @ _damped_inverse(step.a @ step.a.T)).div_(step.scaling)  # G A' (A A')^-1
+    inverse = _damped_inverse(step.b.T @ step.b)
+    v = (inverse @ step.gradient_a).div_(step.scaling)  # (B' B)^-1 B' G
+    left = torch.cat([u - step.b @ (inverse @ (step.b.T @ u)), step.b], dim=1)
+    return Factors(left, torch.cat([step.a, v], dim=0))
+
+
+def _damped_inverse(gram: torch.Tensor) -> torch.Tensor:
+    """``(gram + ridge I)^-1`` of a small Gram matrix (r, r); a zero one (B at the start) gives a finite result."""
+    exact = gram.double() if gram.device.type != "mps" else gram
+    ridge = exact.diagonal().mean() * _RIDGE + 1e-30
+    shifted = exact + ridge * torch.eye(len(gram), dtype=exact.dtype, device=gram.device)
+    # Symmetric and positive, so there is nothing to check, and a device need not be waited for.
+    return torch.linalg.inv_ex(shifted, check_errors=False).inverse.to(gram.dtype)
+
+
 def paper(step: Step) -> StepFactors:
     """Eq. 14: the movement is taken to be ``-eta g``, so that ``w += eta g**2``."""
     gradient = step.gradient()
@@ -132,3 +159,10 @@ def paper(step: Step) -> StepFactors:
 def path(step: Step) -> StepFactors:
     """The same gradient with the movement that the optimizer really made (AdamW does not move by ``-eta g``)."""
     return StepFactors(step.gradient(), step.movement())
+
+
+def projected(step: Step) -> StepFactors:
+    """The real movement with `projected_gradient`: what `exact` would record, as far as LoRA's own gradients show it."""
+    if isinstance(step, FactorStep):
+        return StepFactors(projected_gradient(step), step.movement())
+    return path(step)

@@ -23,7 +23,13 @@ Gradients = Mapping[str, Matrices]
 
 # How a checkpoint calls the matrices that a weight started from.
 _START = ("start_a", "start_b")
-_OF_A_STEP: dict[str, Callable[[Step], StepFactors]] = {"paper": estimators.paper, "path": estimators.path}
+_OF_A_STEP: dict[str, Callable[[Step], StepFactors]] = {
+    "paper": estimators.paper,
+    "path": estimators.path,
+    "projected": estimators.projected,
+}
+# Those that use the learning rate.
+_OF_THE_PAPER = ("paper", "path")
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Recorder:
 
     Args:
         weights: the trained weights, at the start of the task.
-        estimator: "path", "paper" or "exact".
+        estimator: "projected", "path", "paper" or "exact".
         xi: damping of eq. 15.
         location: where w lives, see `PathIntegral`.
         fold_every: fold this many steps into w at once; their factors are kept until then. "exact" and
@@ -118,7 +124,7 @@ class Recorder:
             raise Diverged("the gradient", broken)
         for name, matrices in self._copies().items():
             self._before[name] = _Before(matrices, gradients[name], 0.0)
-        if self._true_gradients is None:
+        if self.estimator in _OF_THE_PAPER:
             for weight in self._own:
                 self._before[weight.name].learning_rate = learning_rate_of(weight, learning_rates)
         self._has_before = True

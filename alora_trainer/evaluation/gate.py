@@ -1,0 +1,83 @@
+"""A gate for pipelines: does a model hold what was asked of it?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alora_trainer.errors import ALoRAError
+
+FAILED_STATUS = 3  # the exit status of a command whose gate failed
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of the gate.
+
+    Attributes:
+        what: in words.
+        found, limit: the figures, shares of 1.
+        passed: whether the model holds the limit.
+    """
+
+    what: str
+    found: float
+    limit: float
+    passed: bool
+
+    def __str__(self) -> str:
+        sign = "<=" if self.what.startswith("general") else ">="
+        verdict = "passed" if self.passed else "FAILED"
+        return f"gate {verdict}: {self.what} is {100 * self.found:.4g} %, wanted {sign} {100 * self.limit:.4g} %"
+
+
+def parse_share(text: str) -> float:
+    """A share as people write it: ``0.01`` and ``1%`` are the same.
+
+    Raises:
+        ALoRAError: it is neither.
+    """
+    number, percent = (text[:-1], 100) if text.endswith("%") else (text, 1)
+    try:
+        share = float(number) / percent
+    except ValueError:
+        raise ALoRAError(f"{text} is no share: write 0.01 or 1%") from None
+    if not -1 <= share <= 100:
+        raise ALoRAError(f"{text} is out of range: write a share such as 0.01 or 1%")
+    return share
+
+
+def run_gate(
+    methods: Mapping[str, Mapping[str, Any]],
+    name: str,
+    *,
+    max_general_rise: float | None = None,
+    min_accuracy: float | None = None,
+) -> list[Check]:
+    """Compare one entry of results.json with the limits.
+
+    Args:
+        methods: the entries, with ``base`` among them if `max_general_rise` is given.
+        name: the entry in question.
+        max_general_rise: by how much, as a share, the general token perplexity may lie over the base model's.
+        min_accuracy: the least accuracy (``acc``) on every task.
+
+    Raises:
+        ALoRAError: what is to be compared was not measured.
+    """
+    entry = methods[name]
+    checks = []
+    if max_general_rise is not None:
+        perplexities = [methods.get(one, {}).get("general", {}).get("token_perplexity") for one in (name, "base")]
+        if None in perplexities:
+            raise ALoRAError("the gate needs the general perplexity of the model and of base: evaluate both")
+        rise = perplexities[0] / perplexities[1] - 1
+        checks.append(Check("general perplexity's rise over base", rise, max_general_rise, rise <= max_general_rise))
+    if min_accuracy is not None:
+        if not entry.get("tasks"):
+            raise ALoRAError("the gate needs an accuracy, and no task was evaluated")
+        for task, scores in entry["tasks"].items():
+            found = scores["acc"]
+            checks.append(Check(f"{task} accuracy", found, min_accuracy, found >= min_accuracy))
+    return checks

@@ -1,0 +1,134 @@
+"""`compute_metrics` for `transformers.Trainer`: token perplexity and multiple-choice accuracy, by our `evaluate` modules.
+
+The Trainer would keep the logits of everything that it evaluates, vocabulary times tokens. `label_log_likelihoods`, given to
+it as ``preprocess_logits_for_metrics``, leaves one number a token, and both metrics are made of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from alora_trainer.data.domain import IGNORED_LABEL
+from alora_trainer.data.sources import read_lines
+from alora_trainer.data.tasks import Task
+from alora_trainer.errors import ALoRAError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+MODULES = Path(__file__).resolve().parent / "metrics"
+
+
+@cache
+def load_metric(name: str) -> Any:
+    """The `evaluate` metric ``token_perplexity`` or ``multiple_choice_accuracy``, from the package itself (no Hub)."""
+    import evaluate
+
+    return evaluate.load(str(MODULES / name))
+
+
+def label_log_likelihoods(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """The log-likelihood of every label given what stands before it, in nats; float32, of the labels' shape.
+
+    Zero at the first position and wherever the label is -100.
+
+    Args:
+        logits: (batch, length, vocabulary), or a tuple that begins with them.
+        labels: (batch, length).
+    """
+    if isinstance(logits, tuple):
+        logits = logits[0]
+    scores = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    targets = labels[:, 1:]
+    chosen = scores.gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+    found = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
+    found[:, 1:] = chosen.masked_fill(targets == IGNORED_LABEL, 0.0)
+    return found
+
+
+def perplexity_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` for general text: ``perplexity`` and ``cross_entropy`` (nats a token)."""
+    labels = np.array(prediction.label_ids)
+    labels[:, 0] = IGNORED_LABEL  # nothing predicts the first token of a block
+    metric = load_metric("token_perplexity")
+    result = metric.compute(predictions=_rows(prediction.predictions), references=labels.tolist())
+    return {key: float(result[key]) for key in ("perplexity", "cross_entropy")}
+
+
+@dataclass(frozen=True)
+class ChoiceMetrics:
+    """`compute_metrics` for a data set that `choice_rows` made: ``accuracy`` and ``accuracy_stderr``.
+
+    Attributes:
+        choices: how many rows (choices) each item has.
+        targets: the right one of each.
+    """
+
+    choices: Sequence[int]
+    targets: Sequence[int]
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        scores = np.asarray(prediction.predictions, dtype=np.float64)
+        counted = np.asarray(prediction.label_ids) != IGNORED_LABEL
+        totals = np.where(counted, scores, 0.0).sum(axis=1)
+        if len(totals) != sum(self.choices):
+            raise ALoRAError(f"{len(totals)} rows were evaluated, not the {sum(self.choices)} that belong to the items")
+        starts = np.cumsum([0, *self.choices])
+        items = [totals[start:end].tolist() for start, end in zip(starts, starts[1:], strict=False)]
+        result = load_metric("multiple_choice_accuracy").compute(predictions=items, references=list(self.targets))
+        return {key: float(value) for key, value in result.items() if value is not None}
+
+
+def choice_rows(
+    task: Task, path: Path | str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, items: int | None = None
+) -> tuple[Dataset, ChoiceMetrics]:
+    """A task's items as rows for `Trainer.evaluate`, one for each choice, and the `compute_metrics` that goes with them.
+
+    Args:
+        task: one with choices.
+        path: a JSON lines file in the task's schema.
+        tokenizer: of the model.
+        max_length: longer rows lose the beginning of the prompt, as when lm-eval scores them.
+        items: take only the first so many.
+
+    Raises:
+        ALoRAError: the task has free answers; the file has no items, or a choice that does not fit.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    if task.choices is None:
+        raise ALoRAError(f"the task {task.name} has no choices, so there is no accuracy to measure while training")
+    docs = read_lines(Path(path))[:items]
+    if not docs:
+        raise ALoRAError(f"{path} has no items: give a file with at least one")
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    counts, targets = [], []
+    for number, doc in enumerate(docs, start=1):
+        choices = task.choices(doc)
+        prompt, right = task.prompt(doc), task.completion(doc)
+        bare = prompt.rstrip()
+        start = len(tokenizer(bare, verbose=False)["input_ids"])
+        for choice in choices:
+            whole = tokenizer(prompt + task.target_delimiter + choice, verbose=False)["input_ids"]
+            if not 0 < len(whole) - start < max_length:
+                raise ALoRAError(f"a choice of item {number} of {path} does not fit into max_length {max_length}")
+            ids = whole[-max_length:]
+            answer = len(whole) - start
+            rows["input_ids"].append(ids)
+            rows["labels"].append([IGNORED_LABEL] * (len(ids) - answer) + ids[-answer:])
+        counts.append(len(choices))
+        targets.append([task.target_delimiter + choice for choice in choices].index(right))
+    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    return Dataset.from_dict(rows, features=features), ChoiceMetrics(counts, targets)
+
+
+def _rows(values: Any) -> list[list[float]]:
+    return np.asarray(values, dtype=np.float64).tolist()

@@ -1,0 +1,70 @@
+"""The stage before EWCLoRA: the Fisher information of the base weights on general text, as an importance map."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.adapted import adapted_weights
+from alora_trainer.data.domain import collator
+from alora_trainer.general_text import text_to_train
+from alora_trainer.importance.fisher import estimate_fisher
+from alora_trainer.memory import Meter
+from alora_trainer.provenance import describe_fisher
+from alora_trainer.recipe import Recipe
+from alora_trainer.stages import load_base, place, release_memory, with_fresh_adapter
+
+logger = logging.getLogger(__name__)
+
+
+def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Estimate the Fisher information and write it as ``folder/map``; goes on where it was stopped.
+
+    Args:
+        recipe: the model, the LoRA that says which weights, and the section `fisher`.
+        kind: "sample" or "batch".
+        name: of the estimator, as the map says it.
+        tokenizer: the base model's.
+        folder: for the map, and the sums so far.
+
+    Returns:
+        seconds and peak_bytes (of this part), samples and steps (batches).
+    """
+    from torch.utils.data import DataLoader
+
+    settings = recipe.fisher
+    data = text_to_train(recipe, tokenizer, folder)
+    logger.info(f"Fisher information ({kind}) over general text")
+    model = with_fresh_adapter(load_base(recipe), _covering(recipe))
+    place(model, recipe.training_arguments("record", folder).device)
+    checkpoint = folder / "fisher.safetensors"
+    with Meter() as meter:
+        estimate = estimate_fisher(
+            model,
+            DataLoader(data, batch_size=settings.batch_size, collate_fn=collator(tokenizer)),
+            kind=kind,
+            location=settings.location,
+            samples=settings.samples,
+            checkpoint=checkpoint,
+        )
+    importance = describe_fisher(model, adapted_weights(model), estimate, name=name, seed=recipe.seed)
+    importance.save_pretrained(folder / "map", storage=settings.storage)
+    checkpoint.unlink(missing_ok=True)
+    del model, importance
+    release_memory()
+    return {
+        "seconds": round(estimate.seconds, 3),
+        "peak_bytes": meter.cost.peak_bytes,
+        "samples": estimate.samples,
+        "steps": estimate.batches,
+    }
+
+
+def _covering(recipe: Recipe) -> Recipe:
+    """The recipe with a LoRA on the weights that are meant; its rank is of no matter, since it stays zero."""
+    if recipe.fisher.weights == "adapted":
+        return recipe
+    kept = {key: value for key, value in recipe.lora.items() if key in ("task_type", "fan_in_fan_out")}
+    return replace(recipe, lora=kept | {"r": 1, "target_modules": "all-linear"})

@@ -1,0 +1,70 @@
+"""`Method`: one row of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from alora_trainer.errors import ALoRAError
+
+Importance = Literal["recorded", "uniform", "even", "shuffled", "fisher", "fisher_batch"]
+Technique = Literal["replay", "kl_anchor", "i_lora", "lora_pro"]
+FISHER_KINDS = {"fisher": "sample", "fisher_batch": "batch"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: as recipes, folders and results name it.
+        description: one line for people.
+        starts_from: "base" is the base model as it is, without any training; "fresh" trains a new adapter on the domain;
+            "recorded" goes on with the adapter that recording on general text left behind.
+        importance: hold what this says is important: "recorded" in stage A; a control made from it (see
+            `importance.controls`); or the Fisher information of the base weights ("fisher" by sample, "fisher_batch" as the
+            official code of EWCLoRA computes it). None holds nothing.
+        adapter: "lora", "mlp_lora" (on the MLP's layers alone), or PEFT's "corda" or "osf".
+        technique: a training that differs from the usual one, see the package's text.
+        lora: fields of `peft.LoraConfig` that make the method.
+        alora: fields of `ALoRAConfig` that make the method.
+    """
+
+    name: str
+    description: str
+    starts_from: Literal["base", "fresh", "recorded"]
+    importance: Importance | None = None
+    adapter: Literal["lora", "mlp_lora", "corda", "osf"] = "lora"
+    technique: Technique | None = None
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    alora: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.importance is not None and not (self.needs_recording or self.fisher_kind):
+            raise ALoRAError(f"method {self.name}: a penalty needs starts_from='recorded', or Fisher information")
+
+    @property
+    def penalty(self) -> bool:
+        """Whether anything holds the important weights."""
+        return self.importance is not None
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a training on the domain at all."""
+        return self.starts_from != "base"
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether stage A, recording on general text, must come first."""
+        return self.starts_from == "recorded"
+
+    @property
+    def fisher_kind(self) -> str | None:
+        """Which Fisher information must be computed first ("sample" or "batch"), if any."""
+        return FISHER_KINDS.get(self.importance or "")
+
+    @property
+    def needs_general_text(self) -> bool:
+        """Whether the training on the domain itself sees general text, too."""
+        return self.technique in ("replay", "kl_anchor", "i_lora") or self.adapter == "corda"

@@ -1,0 +1,66 @@
+"""Task loss, penalty and their sum over the training on the domain (the paper's figure 4)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.report.gather import Comparison, Variant
+from alora_trainer.report.style import dashes, dress, legend, look, new_figure, shade
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "losses"
+TITLE = "Losses while tuning"
+CAPTION = (
+    "Task loss (cross-entropy of the answers), penalty (lambda and layer weights in it; logarithmic axis) and their sum, "
+    "which is minimised. Each point is the mean of the optimizer steps since the one before, averaged over seeds."
+)
+PARTS = {"task": "task loss (nats a token)", "penalty": "penalty", "total": "total"}
+
+
+def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    curves = []
+    for variant in comparison.variants:
+        found = mean_columns(variant, "training", ("loss", "ce_loss", "penalty"))
+        if found is not None:
+            task = found.get("ce_loss", found.get("loss"))
+            curve = {"step": found["step"], "task": task, "penalty": found.get("penalty"), "total": found.get("loss")}
+            curves.append({"method": variant.method, "label": variant.label, **curve})
+    return {"methods": comparison.methods, "curves": curves} if curves else None
+
+
+def mean_columns(variant: Variant, kind: str, keys: tuple[str, ...]) -> dict[str, list[Any]] | None:
+    """A variant's log columns, averaged over the seeds that logged at the same steps; those that are missing are left out."""
+    histories = [entry.get("train", {}).get("history", {}).get(kind) for entry in variant.entries.values()]
+    histories = [one for one in histories if one and one["step"] == next(h for h in histories if h)["step"]]
+    if not histories:
+        return None
+    columns: dict[str, list[Any]] = {"step": histories[0]["step"]}
+    for key in keys:
+        if all(key in one and None not in one[key] for one in histories):
+            columns[key] = [statistics.fmean(values) for values in zip(*(one[key] for one in histories), strict=True)]
+    return columns
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    figure = new_figure(11, 3.7)
+    counts = {method: sum(curve["method"] == method for curve in data["curves"]) for method in data["methods"]}
+    for place, (part, title) in enumerate(PARTS.items(), start=1):
+        axes = figure.add_subplot(1, 3, place)
+        drawn: dict[str, int] = {}
+        for curve in data["curves"]:
+            method = curve["method"]
+            number = drawn[method] = drawn.get(method, -1) + 1
+            values = curve[part] or [math.nan] * len(curve["step"])
+            colour = shade(look(method, data["methods"]).colour, number, counts[method])
+            axes.plot(
+                curve["step"], values, color=colour, linestyle=dashes(number), linewidth=1.5, label=curve["label"]
+            )
+        if part == "penalty" and any(value > 0 for curve in data["curves"] for value in curve["penalty"] or ()):
+            axes.set_yscale("log")
+        dress(axes, x="optimizer step", y=title)
+    legend(figure, axes)
+    return figure

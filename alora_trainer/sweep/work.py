@@ -1,0 +1,50 @@
+"""What a worker process of a sweep does with one cell."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.sweep.grid import Cell
+
+
+def prepare_worker(threads: int) -> None:
+    """Called once in every worker: as many threads as are its share, and only warnings on the screen that all share."""
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
+    import torch
+
+    from alora_trainer.cli import _configure_output
+
+    _configure_output()
+    logging.getLogger("alora_trainer").setLevel(logging.WARNING)
+    torch.set_num_threads(threads)
+
+
+def work_on(cell: Cell, folder: str, overwrite: bool) -> dict[str, Any]:
+    """Train and evaluate a cell's methods.
+
+    Returns:
+        ``entries``, what results.json is to say of each, by the names that `Run.place` gives them; and ``overlap``.
+
+    Raises:
+        ALoRAError: as `run_recipe`.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from alora_trainer.methods import get_method
+    from alora_trainer.pipeline import Run
+    from alora_trainer.recipe import load_recipe
+
+    disable_progress_bar()
+    recipe = load_recipe(cell.recipe, cell.overrides)
+    run = Run(recipe, Path(folder) / cell.folder, overwrite=overwrite, variant=cell.variant)
+    run.prepare_data()
+    overlap = None
+    if recipe.needs_recording:
+        run.record()
+        overlap = run.overlap()
+    methods = [get_method(name) for name in cell.methods]
+    entries = {run.place(method): run.method(method) for method in methods}
+    return {"entries": entries, "overlap": overlap}
