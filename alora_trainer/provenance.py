@@ -105,7 +105,7 @@ def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> 
     )
 
 
-def _base(model: Any, adapter: str | None) -> dict[str, str | None]:
+def _base(model: Any, adapter: str | None) -> dict[str, Any]:
     """Which base model this is, as its adapter or its configuration says."""
     peft = model.peft_config[adapter] if adapter is not None else None
     config = getattr(model, "config", None)  # a model of the user's own may have none

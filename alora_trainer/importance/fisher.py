@@ -250,7 +250,13 @@ def estimate_fisher(
             raise ALoRAError(
                 f"the Fisher information of {name} is not finite: load the model in another dtype (model.dtype)"
             )
-    return FisherEstimate(omega, **progress)
+    return FisherEstimate(
+        omega,
+        samples=int(progress["samples"]),
+        tokens=int(progress["tokens"]),
+        batches=int(progress["batches"]),
+        seconds=progress["seconds"],
+    )
 
 
 def _add_batch(
