@@ -119,6 +119,14 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
         raise ALoRAError(f"the adapter in {folder} cannot be put on the model: {' '.join(lines[:2])}") from error
 
 
+def load_trained(recipe: Recipe, folder: Path | None) -> Any:
+    """The base model with the adapter in `folder`; the base alone for None; the model itself if `folder` holds a whole one."""
+    if folder is not None and (folder / "config.json").is_file():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=recipe.model.dtype)
+    base = load_base(recipe)
+    return base if folder is None else with_saved_adapter(base, folder, trainable=False)
+
+
 def train(trainer: Trainer) -> dict[str, Any]:
     """Train to the end, from the last whole checkpoint in the trainer's output folder if there is one.
 
