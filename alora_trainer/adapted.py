@@ -2,11 +2,13 @@
 
 Every adapted weight is seen as a matrix ``W = W0 + scaling * B @ A`` of shape (out_features, in_features), whatever the
 layer stores: a GPT-2 ``Conv1D`` keeps its transpose, an embedding is the linear map of a one-hot token, a convolution has
-its kernel flattened into the input features.
+its kernel flattened into the input features. A stack of experts in one parameter (PEFT's `target_parameters`) is as many
+weights, whose factors are slices of two common parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -18,7 +20,7 @@ from torch import nn
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import Factors, FactorStep, movement_factors
-from alora_trainer.weights import Matrices, TrainedWeight, sampled, whole
+from alora_trainer.weights import Matrices, TrainedWeight, View, sampled, whole
 
 _PEFT_PREFIX = "base_model.model."
 
@@ -31,11 +33,13 @@ class AdaptedWeight(TrainedWeight):
         name: the module's name as the base model knows it (no PEFT prefix, no adapter name).
         layer: PEFT's layer, holding the frozen base layer and the factors.
         adapter: the adapter's name inside that layer.
+        expert: which matrix of a stack of experts this is; None for a layer with a matrix of its own.
     """
 
     name: str
     layer: LoraLayer
     adapter: str
+    expert: int | None = None
 
     @property
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -59,12 +63,36 @@ class AdaptedWeight(TrainedWeight):
     @property
     def a(self) -> torch.Tensor:
         """``A`` as a matrix (rank, in_features), detached, sharing memory with the parameter."""
-        return whole(self.parameter_a.detach()).flatten(1)
+        return self.of_a(whole(self.parameter_a.detach()))
 
     @property
     def b(self) -> torch.Tensor:
         """``B`` as a matrix (out_features, rank), detached, sharing memory with the parameter."""
-        return whole(self.parameter_b.detach()).flatten(1)
+        return self.of_b(whole(self.parameter_b.detach()))
+
+    def of_a(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (rank, in_features) of a tensor of `parameter_a`'s shape, sharing its memory."""
+        if self.expert is None:
+            return tensor.flatten(1)
+        return tensor.unflatten(0, (self._experts, -1))[self.expert]  # one expert's rows after the other's
+
+    def of_b(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (out_features, rank) of a tensor of `parameter_b`'s shape, sharing its memory."""
+        if self.expert is None:
+            return tensor.flatten(1)
+        return tensor.unflatten(1, (-1, self._experts))[:, :, self.expert]  # the experts' columns in turn
+
+    @property
+    def _experts(self) -> int:
+        return int(self.layer.num_experts)
+
+    @property
+    def shares_parameters(self) -> bool:
+        return self.expert is not None
+
+    @property
+    def views(self) -> tuple[View, View]:
+        return self.of_a, self.of_b
 
     @property
     def scaling(self) -> float:
@@ -73,12 +101,13 @@ class AdaptedWeight(TrainedWeight):
 
     @property
     def rank(self) -> int:
-        return self.parameter_b.shape[1]
+        return self.b.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features) of the adapted weight."""
-        return self.parameter_b.shape[0], self.parameter_a[0].numel()
+        rows, columns = self.parameter_b.shape[0], math.prod(self.parameter_a.shape[1:])
+        return rows, columns
 
     def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FactorStep:
         (a, b), (gradient_a, gradient_b), (a_after, b_after) = before, gradients, after
@@ -93,7 +122,11 @@ class AdaptedWeight(TrainedWeight):
 
         Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device, sharded).
         """
-        weight = getattr(self.layer.get_base_layer(), "weight", None)
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            weight = self.layer.get_param().detach()
+            weight = weight[self.expert] if weight.ndim == 3 else weight
+        else:
+            weight = getattr(self.layer.get_base_layer(), "weight", None)
         if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
             return None
         if hasattr(weight, "full_tensor"):
@@ -112,7 +145,9 @@ class AdaptedWeight(TrainedWeight):
 
     @property
     def stored_transposed(self) -> bool:
-        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D and embeddings."""
+        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D, embeddings, some experts."""
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            return self.layer.get_param().ndim == 3 and not self.layer._did_swap_in_out_features
         return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
 
 
@@ -143,14 +178,27 @@ def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
     for module_name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        name = module_name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX)
         for adapter in module.active_adapters:
             if adapter not in module.scaling:
                 continue
-            weight = AdaptedWeight(name, module, adapter)
-            _refuse_unsupported(weight)
-            if weight.trains:
-                yield weight
+            for weight in _weights_of(base_name(module_name), module, adapter):
+                _refuse_unsupported(weight)
+                if weight.trains:
+                    yield weight
+
+
+def base_name(name: str) -> str:
+    """A module's or parameter's name as the base model knows it, without what PEFT and torch.compile put around it."""
+    return name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX).replace(".base_layer", "")
+
+
+def _weights_of(name: str, layer: LoraLayer, adapter: str) -> Iterator[AdaptedWeight]:
+    if not isinstance(layer, lora_layers.ParamWrapper):
+        yield AdaptedWeight(name, layer, adapter)
+        return
+    name = f"{name}.{layer.parameter_name}"
+    for expert in range(layer.num_experts):
+        yield AdaptedWeight(f"{name}.{expert}" if layer.get_param().ndim == 3 else name, layer, adapter, expert)
 
 
 def _refuse_unsupported(weight: AdaptedWeight) -> None:
@@ -167,10 +215,10 @@ def _refuse_unsupported(weight: AdaptedWeight) -> None:
             f"{weight.name} uses the LoRA variant {kind}, whose movement is not scaling * B @ A: use plain LoRA or rsLoRA "
             "(LoraConfig without use_dora and other variants)"
         )
-    if isinstance(layer, (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)):
+    if isinstance(layer, lora_layers.MultiheadAttention):
         raise ALoRAError(
             f"{weight.name} is a {type(layer).__name__} LoRA layer, which is not supported: adapt linear, embedding or "
-            "convolution layers by target_modules"
+            "convolution layers by target_modules, or experts by target_parameters"
         )
     if isinstance(layer, lora_layers._ConvNd) and layer.get_base_layer().groups != 1:
         raise ALoRAError(

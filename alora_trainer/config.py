@@ -67,6 +67,11 @@ class ALoRAConfig:
     storage: str | None = _option(
         None, "Format that importance is held in while it protects, of the same names. None keeps the map's own."
     )
+    storage_device: str = _option(
+        "device",
+        "Where importance is held while it protects: 'device' beside the weights, 'cpu' in host memory, from where it is "
+        "streamed to the weights' device.",
+    )
     lam: float | str | None = _option(
         None,
         "Strength lambda of the penalty (eq. 18), used where an importance map is given; 0 is plain LoRA, bit for bit. 'auto' "
@@ -200,6 +205,7 @@ _CHOICES = {
     "omega_device": LOCATIONS,
     "save_storage": STORAGES,
     "storage": STORAGES,
+    "storage_device": ("device", "cpu"),
     "lam_schedule": SCHEDULES,
     "application": APPLICATIONS,
     "start": STARTS,

@@ -49,6 +49,12 @@ def check_engine(trainer: Any, config: ALoRAConfig) -> None:
             f"optim={optim!r} steps inside the backward pass, where the gradients of a step never exist together: "
             "use 'adamw_torch', or 'adamw_bnb_8bit' to save memory"
         )
+    compiled = args.torch_compile or any("_orig_mod" in name for name, _ in trainer.model.named_modules())
+    if config.record == "exact" and compiled:
+        raise ALoRAError(
+            "record='exact' watches the layers' inputs by hooks, which torch.compile does not run as they stand: "
+            "use record='path', or torch_compile=False"
+        )
     if config.record is not None and args.load_best_model_at_end:
         raise ALoRAError(
             "load_best_model_at_end would pair the importance of the whole training with earlier weights: "
@@ -95,6 +101,11 @@ def _check_deepspeed(trainer: Any, config: ALoRAConfig) -> None:
             "application='decoupled' moves the weights beside the optimizer, and DeepSpeed overwrites them from its own copy: "
             "use application='coupled', or plain data parallelism (torchrun)"
         )
+    if config.budget is not None:
+        raise ALoRAError(
+            "budget pulls the weights back at the end of the training, and DeepSpeed has its own copy of them: leave budget "
+            "out and give lam a number, or use plain data parallelism (torchrun)"
+        )
     if config.lam == "auto":
         raise ALoRAError(
             "lam='auto' needs the data's gradients, which DeepSpeed does not leave behind: give lam a number"
@@ -110,6 +121,11 @@ def _check_fsdp(trainer: Any, config: ALoRAConfig) -> None:
         )
     if config.record == "exact":
         raise ALoRAError("record='exact' is not supported under FSDP: use record='path'")
+    if config.budget is not None:
+        raise ALoRAError(
+            "budget is not supported under FSDP, where each process has a piece of every weight: leave budget out and give lam "
+            "a number, or use plain data parallelism (torchrun)"
+        )
     for name, value, instead in (
         ("application", "decoupled", "'coupled'"),
         ("lam", "auto", "a number"),

@@ -5,6 +5,7 @@ A parameter of two dimensions or more is a matrix (first dimension, all others);
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import FullStep
-from alora_trainer.weights import Matrices, TrainedWeight
+from alora_trainer.weights import Matrices, TrainedWeight, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +37,11 @@ class FullWeight(TrainedWeight):
     def shape(self) -> tuple[int, int]:
         """(rows, columns) in the layout that the model stores."""
         shape = self.parameter.shape
-        return (1, shape[0]) if len(shape) == 1 else (shape[0], self.parameter.numel() // max(shape[0], 1))
+        return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
 
-    def as_matrix(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.view(self.shape)
+    @property
+    def views(self) -> tuple[View]:
+        return (lambda tensor: tensor.reshape(self.shape),)
 
     def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FullStep:
         return FullStep(before[0], gradients[0], after[0], learning_rate)

@@ -1,4 +1,4 @@
-"""From a finished recording, or another estimate, to an importance map that says where it comes from."""
+"""From a finished recording, or an estimate of Fisher information, to an importance map that says where it comes from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model_state_dict
 
 import alora_trainer
-from alora_trainer.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.importance.fisher import FisherEstimate
 from alora_trainer.importance.map import ImportanceInfo, ImportanceMap
 from alora_trainer.importance.recorder import Recorder
@@ -24,35 +24,23 @@ _PEFT_PREFIX = "base_model.model."
 def describe_recording(trainer: Any, recorder: Recorder) -> ImportanceMap:
     """The importance map of a finished training: Omega, theta* and provenance, all in host memory."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = recorder.weights
     omega = {name: tensor.cpu() for name, tensor in recorder.finish().items()}
-    args = trainer.args
-    info = ImportanceInfo(
-        **_base(model, _adapter(recorder.weights)),
-        estimator=recorder.estimator,
-        xi=recorder.xi,
-        steps=recorder.steps,
-        tokens=recorder.tokens,
-        optimizer=str(getattr(args.optim, "value", args.optim)),
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        data={"fingerprint": fingerprint}
-        if (fingerprint := getattr(trainer.train_dataset, "_fingerprint", None))
-        else {},
-        versions=_versions(),
-    )
-    return map_at_present(model, recorder.weights, omega, info)
+    return map_at_present(model, weights, omega, _info(trainer, recorder, model, _adapter(weights)))
 
 
-def describe_fisher(model: Any, estimate: FisherEstimate, *, name: str, seed: int) -> ImportanceMap:
+def describe_fisher(
+    model: Any, weights: Sequence[TrainedWeight], estimate: FisherEstimate, *, name: str, seed: int
+) -> ImportanceMap:
     """The importance map of an estimate of Fisher information, at the weights that `model` has.
 
     Args:
-        model: with the adapter that the estimate was made with.
+        model: that the estimate was made with.
+        weights: those that it is about.
         estimate: the Fisher information.
         name: of the estimator.
         seed: of the data's order.
     """
-    weights = adapted_weights(model)
     info = ImportanceInfo(
         **_base(model, _adapter(weights)),
         estimator=name,
@@ -67,7 +55,7 @@ def describe_fisher(model: Any, estimate: FisherEstimate, *, name: str, seed: in
 def map_at_present(
     model: Any, weights: Sequence[TrainedWeight], omega: Mapping[str, torch.Tensor], info: ImportanceInfo
 ) -> ImportanceMap:
-    """An importance map whose theta* is the model as it is now."""
+    """An importance map whose theta* is what the weights are now."""
     adapter = _adapter(weights)
     return ImportanceMap(
         omega,
@@ -80,7 +68,6 @@ def map_at_present(
 
 
 def _adapter(weights: Sequence[TrainedWeight]) -> str | None:
-    """The adapter's name, or None where the weights are parameters themselves."""
     return weights[0].adapter if isinstance(weights[0], AdaptedWeight) else None
 
 
@@ -100,12 +87,32 @@ def _adapter_state(model: Any, adapter: str) -> dict[str, Any]:
     }
 
 
+def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> ImportanceInfo:
+    args = trainer.args
+    return ImportanceInfo(
+        **_base(model, adapter),
+        estimator=recorder.estimator,
+        xi=recorder.xi,
+        steps=recorder.steps,
+        tokens=recorder.tokens,
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        data={"fingerprint": fingerprint}
+        if (fingerprint := getattr(trainer.train_dataset, "_fingerprint", None))
+        else {},
+        versions=_versions(),
+    )
+
+
 def _base(model: Any, adapter: str | None) -> dict[str, Any]:
-    """The base model's name and revision."""
+    """Which base model this is, as its adapter or its configuration says."""
     peft = model.peft_config[adapter] if adapter is not None else None
-    name = getattr(peft, "base_model_name_or_path", None) or getattr(model.config, "_name_or_path", None)
-    revision = getattr(peft, "revision", None) or getattr(model.config, "_commit_hash", None)
-    return {"base_model": name or None, "base_revision": revision}
+    config = getattr(model, "config", None)  # a model of the user's own may have none
+    return {
+        "base_model": getattr(peft, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None) or None,
+        "base_revision": getattr(peft, "revision", None) or getattr(config, "_commit_hash", None),
+    }
 
 
 def _versions() -> dict[str, str]:

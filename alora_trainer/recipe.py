@@ -14,6 +14,7 @@ from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method, get_method
 from alora_trainer.methods.options import MethodOptions, options_of, read_method_options
+from alora_trainer.model_config import ModelConfig
 from alora_trainer.settings import (
     as_mapping,
     check_keys,
@@ -49,8 +50,6 @@ SECTIONS = (
     "evaluation",
 )
 KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-QUANTIZATIONS = ("nf4", "int8")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
 _SET_BY_RUN = {
@@ -58,34 +57,6 @@ _SET_BY_RUN = {
     "seed": "the recipe's own seed",
     "data_seed": "the recipe's own seed",
 }
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The base model.
-
-    Attributes:
-        path: a folder (relative to the recipe) or a Hub id.
-        revision: of the Hub's repository.
-        dtype: to train in; with quantisation, what is computed in.
-        quantization: the linear layers' weights by bitsandbytes: "nf4" (4 bits, twice quantised, as QLoRA has it) or "int8".
-
-    Raises:
-        ALoRAError: an unknown dtype or quantisation.
-    """
-
-    path: str
-    revision: str | None = None
-    dtype: str = "float32"
-    quantization: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
-            raise ALoRAError(
-                f"model.quantization={self.quantization!r} is unknown: use one of {', '.join(QUANTIZATIONS)}, or null"
-            )
-        if self.dtype not in DTYPES:
-            raise ALoRAError(f"model.dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -171,10 +142,15 @@ class Recipe:
         except (TypeError, ValueError) as error:
             raise ALoRAError(f"lora: {_first_line(error)}") from error
 
-    def training_arguments(self, section: str, output_dir: str | Path) -> TrainingArguments:
+    def training_arguments(self, section: str, output_dir: str | Path, *, anywhere: bool = False) -> TrainingArguments:
         """The `transformers.TrainingArguments` of section "record" or "tune", writing to `output_dir`.
 
         Checkpoints are written four times a training and the last two kept, unless the recipe says otherwise.
+
+        Args:
+            section: "record" or "tune".
+            output_dir: for checkpoints.
+            anywhere: only to look at: a recipe for a GPU is not refused on a machine without one.
 
         Raises:
             ALoRAError: transformers refuses the values.
@@ -193,8 +169,11 @@ class Recipe:
             "dataloader_pin_memory": torch.cuda.is_available(),
             "disable_tqdm": not sys.stderr.isatty(),
         }
+        given = defaults | getattr(self, section)
+        if anywhere and not torch.cuda.is_available():
+            given["use_cpu"] = True
         try:
-            return TrainingArguments(output_dir=str(output_dir), **(defaults | getattr(self, section)))
+            return TrainingArguments(output_dir=str(output_dir), **given)
         except (TypeError, ValueError, ImportError) as error:
             raise ALoRAError(f"{section}: {_first_line(error)}") from error
 
@@ -286,6 +265,7 @@ def build_recipe(
 
     from alora_trainer.data.domain import DomainConfig
     from alora_trainer.data.general import GeneralConfig
+    from alora_trainer.data.probe import check_probe
     from alora_trainer.data.tasks import get_task
     from alora_trainer.evaluation.runner import EvaluationConfig
     from alora_trainer.importance.fisher import FisherConfig
@@ -327,16 +307,18 @@ def build_recipe(
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
     if recipe.fresh_lora and recipe.alora.start != "fresh":
         raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
+    if recipe.alora.budget is not None:
+        check_probe(recipe.general)
     for domain in domains:
         get_task(domain.task)
     recipe.lora_config()
     recipe.lora_config(fresh=True)
     for section in ("record", "tune"):
-        recipe.training_arguments(section, base)
+        recipe.training_arguments(section, base, anywhere=True)
     for name in recipe.method_options:
         special = recipe.for_method(get_method(name))
         special.lora_config()
-        special.training_arguments("tune", base)
+        special.training_arguments("tune", base, anywhere=True)
     return recipe
 
 

@@ -14,6 +14,7 @@ from alora_trainer.recipe import Recipe
 # The settings of `alora` that only the protected training depends on.
 PROTECTING = (
     "storage",
+    "storage_device",
     "lam",
     "lam_schedule",
     "lam_end_factor",

@@ -85,7 +85,7 @@ class ALoRAMixin(_TrainerHooks):
             raise ALoRAError(
                 f"lam={alora.lam} needs an importance map: pass importance=..., or record one with record='path'"
             )
-        if self.alora.budget is not None and probe_dataset is None:
+        if importance is not None and self.alora.budget is not None and probe_dataset is None:
             raise ALoRAError(f"budget={self.alora.budget} needs a probe_dataset: a little general text to keep it on")
         if probe_dataset is not None:
             if importance is None:
@@ -137,17 +137,20 @@ class ALoRAMixin(_TrainerHooks):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
         """The trainer's own loss and, once an optimizer step, the penalty (arXiv 2501.13669 eq. 18)."""
+        protection = self._protection if model.training else None
+        if protection is not None and self.accelerator.sync_gradients:
+            protection.begin_step()
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
         )
-        if self._protection is None or not model.training:
+        if protection is None:
             return result
         loss = result[0] if return_outputs else result
         divisor = self._loss_divisor(num_items_in_batch)
         self._parts.add_data_loss(loss.detach() / divisor)
         # The gradients of all micro-batches add up, so the last one of them brings the penalty for all.
         if self.accelerator.sync_gradients:
-            term = self._protection.loss_term(loss.dtype, loss.device)
+            term = protection.loss_term(loss.dtype, loss.device)
             loss = loss if term is None else loss + term * divisor
         return (loss, *result[1:]) if return_outputs else loss
 
@@ -278,7 +281,9 @@ class ALoRAMixin(_TrainerHooks):
             return
         logs = self._protection.end_of_step(self.model, self.accelerator, self.state.global_step, last=last)
         if logs:
+            due = self.control.should_log
             self.log(logs)
+            self.control.should_log = due  # logging clears it, and the Trainer's own line is still to come
 
     @property
     def _tokens_spent(self) -> bool:

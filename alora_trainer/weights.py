@@ -7,7 +7,7 @@ parameter itself (`full`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import Matrix, Step
 
 Matrices = tuple[torch.Tensor, ...]
+View = Callable[[torch.Tensor], torch.Tensor]
 
 _BASE_SAMPLES = 16
 
@@ -54,11 +55,17 @@ class TrainedWeight(ABC):
     @property
     def matrices(self) -> Matrices:
         """The parameters as matrices, detached; they share memory with the parameters unless these are sharded."""
-        return tuple(self.as_matrix(whole(parameter.detach())) for parameter in self.parameters)
+        return tuple(view(whole(p.detach())) for p, view in zip(self.parameters, self.views, strict=True))
 
-    def as_matrix(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A parameter's value or gradient as the matrix that the mathematics knows."""
-        return tensor.flatten(1)
+    @property
+    @abstractmethod
+    def views(self) -> tuple[View, ...]:
+        """For each of `parameters`: this weight's matrix in a tensor of the parameter's shape, sharing its memory."""
+
+    @property
+    def shares_parameters(self) -> bool:
+        """Whether other weights are in the same parameters."""
+        return False
 
     def copy(self) -> Matrices:
         """The parameters as matrices of their own, in the dtype of the computation."""
@@ -66,7 +73,7 @@ class TrainedWeight(ABC):
 
     def gradients(self, scale: float = 1.0) -> Matrices:
         """Copies of the accumulated gradients as matrices, divided by `scale`; zero for a parameter that is frozen."""
-        return tuple(self.as_matrix(_gradient(parameter, self.dtype, scale)) for parameter in self.parameters)
+        return tuple(_gradient(p, view, self.dtype, scale) for p, view in zip(self.parameters, self.views, strict=True))
 
     @property
     def trains(self) -> bool:
@@ -93,10 +100,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return full() if full is not None else tensor
 
 
-def _gradient(parameter: nn.Parameter, dtype: torch.dtype, scale: float) -> torch.Tensor:
+def _gradient(parameter: nn.Parameter, view: View, dtype: torch.dtype, scale: float) -> torch.Tensor:
     if parameter.grad is None:
-        return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
-    return whole(parameter.grad.detach()).to(dtype, copy=True).div_(scale)
+        # A tensor of the parameter's shape that takes no memory.
+        shape_of = torch.empty((), dtype=dtype, device=parameter.device).expand(parameter.shape)
+        return torch.zeros_like(view(shape_of), memory_format=torch.contiguous_format)
+    return view(whole(parameter.grad.detach())).to(dtype, copy=True).div_(scale)
 
 
 def sampled(elements: int) -> slice:

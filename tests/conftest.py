@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from tests.tiny_training import (  # noqa: E402
+    move_factors as move_factors,
+)
+from tests.tiny_training import quiet_arguments, tiny_llama, token_rows, with_lora  # noqa: E402
 
 # Fixtures of the tests of evaluation.
 pytest_plugins = ("tests.evaluation_fixtures",)
@@ -30,84 +33,22 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def _tiny_llama() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=40,
-        max_position_embeddings=32,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    return LlamaForCausalLM(config)
+    return tiny_llama()
 
 
 @pytest.fixture
 def lora_model(_tiny_llama: Any) -> Callable[..., Any]:
     """`lora_model(dtype=..., moved=..., **lora)`: a fresh tiny Llama with a LoRA adapter; `moved` gives B random values."""
-    from peft import LoraConfig, get_peft_model
-
-    def build(*, dtype: torch.dtype = torch.float32, moved: bool = False, **lora: Any) -> Any:
-        settings: dict[str, Any] = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]} | lora
-        torch.manual_seed(1)
-        model = get_peft_model(copy.deepcopy(_tiny_llama).to(dtype), LoraConfig(**settings)).to(dtype)
-        if moved:
-            move_factors(model, 0.2)
-        return model
-
-    return build
-
-
-def move_factors(model: Any, scale: float, seed: int = 7) -> None:
-    """Add random values to every LoRA factor."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
-            parameter.data += noise.to(parameter.dtype)
+    return lambda **settings: with_lora(_tiny_llama, **settings)
 
 
 @pytest.fixture
 def token_data() -> Callable[..., Any]:
     """`token_data(items, length)`: a data set of random token sequences; some labels are masked."""
-    from datasets import Dataset
-
-    def build(items: int = 24, length: int = 8, seed: int = 3) -> Any:
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(2, 40, (items, length), generator=generator)
-        labels = ids.clone()
-        masked = torch.rand(items, length, generator=generator) < 0.3
-        labels[masked] = -100
-        return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
-
-    return build
+    return token_rows
 
 
 @pytest.fixture
 def training_arguments(tmp_path: Path) -> Callable[..., Any]:
     """`training_arguments(**settings)`: quiet CPU arguments with a constant learning rate."""
-    from transformers import TrainingArguments
-
-    def build(**settings: Any) -> Any:
-        defaults: dict[str, Any] = {
-            "output_dir": str(tmp_path / "out"),
-            "per_device_train_batch_size": 2,
-            "max_steps": 4,
-            "learning_rate": 0.05,
-            "lr_scheduler_type": "constant",
-            "optim": "adamw_torch",
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-        }
-        return TrainingArguments(**(defaults | settings))
-
-    return build
+    return lambda output_dir=str(tmp_path / "out"), **settings: quiet_arguments(output_dir, **settings)

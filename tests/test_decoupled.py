@@ -218,7 +218,7 @@ def test_a_step_that_the_optimizer_skipped_is_no_step(lora_model):
     move_factors(model, 0.05)
     weights = adapted_weights(model)
     protection = Protection(weights, importance, ALoRAConfig(application="decoupled"), steps=10)
-    protection.loss_term(torch.float32, torch.device("cpu"))
+    protection.begin_step()
     before = [w.b.clone() for w in weights]
     rates = {id(p): 0.1 for p in model.parameters()}
     protection.after_optimizer_step(rates, skipped=True)

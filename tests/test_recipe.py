@@ -14,7 +14,9 @@ from alora_trainer.recipe import build_recipe, load_recipe
 from alora_trainer.settings import coerce, interpolate, parse_yaml
 from tests.tiny_recipe import SETTINGS
 
-RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+# Those that run on a CPU with the data beside the repository; tests/test_recipes.py goes through all.
+RECIPES = sorted([*FOLDER.glob("small-*.yaml"), *FOLDER.glob("study-*.yaml")])
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def recipe_file(tmp_path: Path) -> Path:
 def test_every_shipped_recipe_parses(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert [method.name for method in recipe.methods] == ["base", "lora", "lora_ab", "alora"]
+    assert {"base", "lora", "lora_ab", "alora"} <= {method.name for method in recipe.methods}
     assert recipe.model.dtype == "float32"
     assert isinstance(recipe.tune["learning_rate"], float)
     assert recipe.general.train_tokens is not None

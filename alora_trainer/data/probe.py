@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alora_trainer.data.general import pack_general_text
+from alora_trainer.data.general import SELF, pack_general_text
 from alora_trainer.errors import ALoRAError
 
 if TYPE_CHECKING:
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
     from alora_trainer.data.general import GeneralConfig
     from alora_trainer.data.sources import Source
+
+
+def check_probe(general: GeneralConfig) -> None:
+    """Raise ALoRAError if it is clear, before anything is read, that there will be no text for a probe."""
+    if general.probe is None and general.train != SELF and (general.streaming or general.train_tokens is None):
+        raise ALoRAError(
+            "the recording reads all of general.train, which leaves nothing for a probe: set general.probe to other general "
+            "text (not that of general.test), or general.train_tokens to less than there is"
+        )
 
 
 def probe_text(
@@ -44,11 +53,7 @@ def probe_text(
         return pack_general_text(general.probe, tokenizer, seed=seed, **common)
     if sampled is not None:
         return pack_general_text(sampled, tokenizer, seed=seed + 1, **common)
-    if general.streaming or general.train_tokens is None:
-        raise ALoRAError(
-            "the recording reads all of general.train, which leaves nothing for a probe: set general.probe to other general "
-            "text (not that of general.test), or general.train_tokens to less than there is"
-        )
+    check_probe(general)
     try:
         return pack_general_text(general.train, tokenizer, seed=seed, after=general.train_tokens, **common)
     except ALoRAError as error:

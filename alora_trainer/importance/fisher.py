@@ -109,7 +109,7 @@ class SquaredGradients:
             if value not in known:
                 raise ALoRAError(f"fisher.{what}={value!r} is unknown: use one of {', '.join(known)}")
         for weight in weights:
-            if isinstance(weight.layer, lora_layers._ConvNd):
+            if isinstance(weight.layer, (lora_layers._ConvNd, lora_layers.ParamWrapper)):
                 raise ALoRAError(
                     f"the Fisher information knows linear and embedding layers, and {weight.name} is a "
                     f"{type(weight.layer).__name__}: leave it out of target_modules"

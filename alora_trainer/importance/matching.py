@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.adapted import AdaptedWeight, adapted_weights, base_name
 from alora_trainer.errors import ALoRAError
 from alora_trainer.full import full_weights
 from alora_trainer.importance.map import ImportanceMap
@@ -69,12 +70,10 @@ def _check_names(
             f"the importance map has no importance of {_some(missing)}, which the adapter moves: adapt only what was recorded "
             f"({_some(list(importance))}), record a map for these weights, or say missing='uniform' or 'free'"
         )
-    modules = {
-        name.replace("_orig_mod.", "").removeprefix("base_model.model.")
-        for named in (model.named_modules(), model.named_parameters())
-        for name, _ in named
+    present = {base_name(name) for name, _ in model.named_modules()} | {
+        base_name(n) for n, _ in model.named_parameters()
     }
-    foreign = [name for name in importance if name not in modules]
+    foreign = [name for name in importance if name not in present and re.sub(r"\.\d+$", "", name) not in present]
     if foreign:
         raise ALoRAError(
             f"the importance map is for another model{_origin(importance)}: this one has no {_some(foreign)}"

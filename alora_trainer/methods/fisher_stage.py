@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.adapted import adapted_weights
 from alora_trainer.data.domain import collator
 from alora_trainer.general_text import text_to_train
 from alora_trainer.importance.fisher import estimate_fisher
@@ -48,7 +49,7 @@ def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder:
             samples=settings.samples,
             checkpoint=checkpoint,
         )
-    importance = describe_fisher(model, estimate, name=name, seed=recipe.seed)
+    importance = describe_fisher(model, adapted_weights(model), estimate, name=name, seed=recipe.seed)
     importance.save_pretrained(folder / "map", storage=settings.storage)
     checkpoint.unlink(missing_ok=True)
     del model, importance

@@ -13,8 +13,13 @@ from alora_trainer.errors import ALoRAError
 CONFIDENCE = 1.28
 # Lambda stays within this factor of where it started, either way.
 RANGE = 1e6
-# Most that one probe multiplies lambda by when the rise is too large, and divides it by when there is room.
-_UP, _DOWN = 4.0, 1.5
+# The step in log(lambda) is this share of the log of what the rise is too large or too small by: where data and penalty are in
+# balance, the drift is inversely proportional to lambda, and the rise grows with the drift or its square.
+_UP, _DOWN = 1.0, 0.5
+# Most that one probe multiplies lambda by, and divides it by.
+_LARGEST_UP, _LARGEST_DOWN = 4.0, 2.0
+# Share of a change since the last probe that is expected to go on until the next one, growing and shrinking.
+_GROWING, _SHRINKING = 1.0, 0.5
 # Share of the budget that is aimed at: what is left is for the noise of training between two probes.
 _AIM = 0.9
 
@@ -36,9 +41,10 @@ class Rise:
 class BudgetController:
     """A multiplier that is raised while the rise is above the budget and lowered while it is below (dual ascent).
 
-    The step is in the logarithm of lambda, proportional to the relative excess and bounded; up faster than down, since what
-    was forgotten comes back more slowly than it goes. A rise that is still growing is taken as what it will be at the next
-    probe.
+    The step is in the logarithm of lambda, proportional to the logarithm of expected rise over budget, and bounded; up faster
+    than down, since what was forgotten comes back more slowly than it goes. The expected rise is that of the next probe, if
+    the change since the last one goes on: lambda is raised before the budget is reached, and no longer when the rise
+    is on its way back.
 
     Args:
         budget: the largest rise that is allowed, such as 0.01.
@@ -56,10 +62,11 @@ class BudgetController:
 
     def update(self, rise: Rise) -> float:
         """Lambda after a probe."""
-        expected = rise.bound + max(rise.bound - self._last, 0.0)
-        self._last = rise.bound
-        excess = min(max(expected / (_AIM * self.budget) - 1, -1.0), 1.0)
-        step = excess * math.log(_UP if excess > 0 else _DOWN)
+        change, self._last = rise.bound - self._last, rise.bound
+        expected = rise.bound + change * (_GROWING if change > 0 else _SHRINKING)
+        # No logarithm of what is not positive: far below the budget is far enough.
+        excess = math.log(max(expected / (_AIM * self.budget), 1e-3))
+        step = min(max(excess * (_UP if excess > 0 else _DOWN), -math.log(_LARGEST_DOWN)), math.log(_LARGEST_UP))
         limit = math.log(RANGE)
         self._log = min(max(self._log + step, self._start - limit), self._start + limit)
         return self.lam

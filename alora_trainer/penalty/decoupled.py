@@ -61,19 +61,15 @@ def pull_back(
         if strength_b > 0:
             move_b[rows] = _implicit_step(gradient, gram, a.shape[0], weight.scaling, strength_b)
     if strength_b > 0:
-        _add(weight.parameter_b, move_b)
+        weight.b.add_(move_b.to(weight.b.dtype))
         b = weight.b.to(weight.dtype)
     if strength_a > 0:
         systems = kind(omega.to(weight.device), drift(a, b))
         move_a = torch.zeros_like(a)
         for columns, gradient, gram in systems.of_columns(b):
             move_a[:, columns] = _implicit_step(gradient, gram, a.shape[0], weight.scaling, strength_a).T
-        _add(weight.parameter_a, move_a)
+        weight.a.add_(move_a.to(weight.a.dtype))
     return value
-
-
-def _add(parameter: torch.nn.Parameter, move: torch.Tensor) -> None:
-    parameter.data.add_(move.reshape(parameter.shape).to(parameter.dtype))
 
 
 def _implicit_step(

@@ -30,7 +30,7 @@ class FinalPull:
     def __init__(self, penalty: QuadraticPenalty, budget: float) -> None:
         self._penalty = penalty
         self._budget = budget
-        self._factors = [p for weight in penalty.weights for p in weight.parameters]
+        self._factors = list({p: None for weight in penalty.weights for p in weight.parameters})
         self._left = [p.detach().clone() for p in self._factors]
 
     def keep_budget(self, rise: Rise, measure: Callable[[], Rise]) -> dict[str, float]:

@@ -55,11 +55,19 @@ def penalty_loss(
         step: the penalty at the present weights.
         dtype, device: those of the loss.
     """
-    parameters, gradients = [], []
+    found: dict[torch.nn.Parameter, torch.Tensor] = {}
     for weight in weights:
-        pairs = zip(weight.parameters, step.gradients[weight.name], strict=True)
-        for parameter, gradient in pairs:
-            if parameter.requires_grad:
-                parameters.append(parameter)
-                gradients.append(gradient)
-    return _KnownGradients.apply(step.value.to(device, dtype), gradients, *parameters)
+        sides = zip(weight.parameters, weight.views, step.gradients[weight.name], strict=True)
+        for parameter, view, gradient in sides:
+            if not parameter.requires_grad:
+                continue
+            if not weight.shares_parameters:
+                found[parameter] = gradient
+            else:  # the experts of a stack are slices of one parameter
+                shared = found.get(parameter)
+                if shared is None:
+                    shared = found[parameter] = torch.zeros(
+                        parameter.shape, dtype=gradient.dtype, device=gradient.device
+                    )
+                view(shared).copy_(gradient)
+    return _KnownGradients.apply(step.value.to(device, dtype), list(found.values()), *found)

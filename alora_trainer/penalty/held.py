@@ -1,4 +1,4 @@
-"""One weight with what holds it: Omega, the anchor, the constant in front of its R, and how R is computed."""
+"""One weight with what holds it, but for Omega: the anchor, the constant in front of its R, and how R is computed."""
 
 from __future__ import annotations
 
@@ -25,26 +25,29 @@ class Held(ABC):
 
     Attributes:
         weight: it.
-        omega: its importance, (m, n), on the weight's device.
         coefficient: w_l, and what normalises.
         backend: the name of the way R is computed.
     """
 
     weight: TrainedWeight
-    omega: StoredOmega
     coefficient: float
     backend: str
 
     @abstractmethod
-    def evaluate(self, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
-        """R (a float64 scalar) and its gradients by the weight's parameters, at these values of the parameters."""
+    def evaluate(self, omega: StoredOmega, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
+        """R (a float64 scalar) and its gradients by the weight's parameters.
+
+        Args:
+            omega: the weight's importance, (m, n), on its device.
+            matrices: the values of the weight's parameters, in the dtype of the computation.
+        """
 
     @abstractmethod
     def drift_norm(self, matrices: Matrices) -> float:
         """``||theta - anchor||_2``."""
 
     @abstractmethod
-    def pull(self, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, omega: StoredOmega, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         """Move the parameters by an implicit step of their learning rate times lambda; R before it."""
 
 
@@ -53,7 +56,6 @@ class HeldAdapted(Held):
     """An adapted weight, held by thin factors: nothing of its own size but Omega."""
 
     weight: AdaptedWeight
-    omega: StoredOmega
     coefficient: float
     chosen: Backend
     reference: Reference
@@ -71,9 +73,9 @@ class HeldAdapted(Held):
         left = torch.cat([b * scaling, there.b * -there.scaling], dim=1)
         return Factors(left, torch.cat([a, there.a], dim=0))
 
-    def evaluate(self, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
+    def evaluate(self, omega: StoredOmega, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
         a, b = matrices
-        result = self.chosen(self.omega, self.drift(a, b), a, b, self.weight.scaling)
+        result = self.chosen(omega, self.drift(a, b), a, b, self.weight.scaling)
         return result.value, (result.gradient_a, result.gradient_b)
 
     def drift_norm(self, matrices: Matrices) -> float:
@@ -83,9 +85,9 @@ class HeldAdapted(Held):
         squared = float(((left.T @ left) * (right @ right.T)).sum())
         return math.sqrt(max(squared, 0.0))
 
-    def pull(self, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, omega: StoredOmega, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         rate_a, rate_b = (rates.get(id(p), 0.0) * lam * self.coefficient for p in self.weight.parameters)
-        return pull_back(self.weight, self.omega, self.drift, rate_a, rate_b)
+        return pull_back(self.weight, omega, self.drift, rate_a, rate_b)
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,17 @@ class HeldFull(Held):
     """A weight that is a parameter itself: EWC's and Synaptic Intelligence's penalty as published, in blocks of rows."""
 
     weight: TrainedWeight
-    omega: StoredOmega
     coefficient: float
     reference: torch.Tensor
     backend: str = "full"
 
-    def evaluate(self, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
+    def evaluate(self, omega: StoredOmega, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
         (theta,) = matrices
         value = torch.zeros((), dtype=torch.float64, device=theta.device)
         gradient = torch.empty_like(theta)
-        for rows in row_blocks(*self.omega.shape, theta.device):
+        for rows in row_blocks(*omega.shape, theta.device):
             drift = theta[rows] - self.reference[rows]
-            weighted = self.omega.rows(rows, theta.dtype) * drift
+            weighted = omega.rows(rows, theta.dtype) * drift
             value += torch.dot(weighted.reshape(-1), drift.reshape(-1)).double()
             gradient[rows] = weighted.mul_(2)
         return value, (gradient,)
@@ -112,16 +113,16 @@ class HeldFull(Held):
     def drift_norm(self, matrices: Matrices) -> float:
         return float(torch.linalg.vector_norm(matrices[0] - self.reference, dtype=torch.float64))
 
-    def pull(self, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, omega: StoredOmega, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         """The exact minimum of ``|theta' - theta|**2 / 2 t + Omega (theta' - theta*)**2``, element by element."""
         strength = rates.get(id(self.weight.parameters[0]), 0.0) * lam * self.coefficient
         value = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         theta = self.weight.matrices[0]
-        for rows in row_blocks(*self.omega.shape, theta.device):
+        for rows in row_blocks(*omega.shape, theta.device):
             drift = theta[rows].to(self.weight.dtype) - self.reference[rows]
-            omega = self.omega.rows(rows, self.weight.dtype)
-            value += (omega * drift * drift).sum(dtype=torch.float64)
-            stiffness = omega * (2 * strength)
+            importance = omega.rows(rows, self.weight.dtype)
+            value += (importance * drift * drift).sum(dtype=torch.float64)
+            stiffness = importance * (2 * strength)
             theta[rows] -= (drift * stiffness / (1 + stiffness)).to(theta.dtype)
         return value
 
@@ -136,20 +137,20 @@ def hold(
     """What holds `weight` at `reference`.
 
     Args:
+        omega: of the weight, wherever it is; only its format counts here.
         backend: forced, or None; a full weight knows one way only.
 
     Raises:
         ALoRAError: the backend or the kind of the reference does not fit.
     """
-    omega = omega.to(weight.device)
     if isinstance(weight, AdaptedWeight) and isinstance(reference, Reference):
         chosen = choose(omega, weight.device, backend, weight.dtype)
         there = Reference(
             reference.a.to(weight.device, weight.dtype), reference.b.to(weight.device, weight.dtype), reference.scaling
         )
-        return HeldAdapted(weight, omega, coefficient, chosen, there)
+        return HeldAdapted(weight, coefficient, chosen, there)
     if isinstance(reference, FullReference) and not isinstance(weight, AdaptedWeight):
-        return HeldFull(weight, omega, coefficient, reference.weight.to(weight.device, weight.dtype))
+        return HeldFull(weight, coefficient, reference.weight.to(weight.device, weight.dtype))
     kind = "whole weights" if isinstance(reference, FullReference) else "a LoRA adapter"
     raise ALoRAError(
         f"the importance map was recorded for {kind}, and {weight.name} is trained otherwise: set full_parameters as it was "

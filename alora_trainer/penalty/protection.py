@@ -2,6 +2,7 @@
 
 The trainer's hooks call it, in this order within an optimizer step:
 
+    begin_step            lambda of this step, before the last micro-batch's forward pass
     loss_term             the coupled penalty, to be added to the last micro-batch's loss
     before_step           the data's gradients, where `lam: auto` wants to see them
     after_optimizer_step  the decoupled penalty's own update
@@ -82,6 +83,7 @@ class Protection:
             layer_weights=config.layer_weights,
             normalize=config.normalize,
             backend=config.backend,
+            streamed=config.storage_device == "cpu",
             anchors={
                 weight.name: anchor_of(
                     weight, importance, start=config.start, fresh_base=config.fresh_base, anchor=config.anchor
@@ -119,10 +121,15 @@ class Protection:
         elif self._probe is not None:
             self._probe.set_start(self._probe.evaluate(model, accelerator))
 
-    def loss_term(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """What a coupled penalty adds to the loss of one optimizer step; None where there is nothing to add."""
+    def begin_step(self) -> None:
+        """Before the last micro-batch's forward pass, beside which a streamed penalty is computed."""
         self.step = self.value = None
         self.penalty.lam = self.lam
+        if not self._decoupled and self.penalty.lam > 0:
+            self.penalty.begin()
+
+    def loss_term(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """What a coupled penalty adds to the loss of one optimizer step; None where there is nothing to add."""
         if self._decoupled or self.penalty.lam == 0:
             return None
         self.step = self.penalty.evaluate()

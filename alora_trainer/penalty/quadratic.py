@@ -14,6 +14,7 @@ from alora_trainer.importance.reference import FullReference, Reference
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.held import Held, hold
 from alora_trainer.penalty.layer_weights import layer_coefficients
+from alora_trainer.penalty.residence import ResidentOmegas, StreamedOmegas
 from alora_trainer.processes import Processes
 from alora_trainer.weights import Matrices, TrainedWeight
 
@@ -42,6 +43,7 @@ class QuadraticPenalty:
         normalize: divide Omega by its mean over all held weights and w_l by its mean over layers.
         backend: how it is computed, one of `backends.BACKENDS`; None takes the fastest that fits.
         anchors: what to pull every weight towards, by name; None is theta*, for the adapter that was recorded.
+        streamed: keep Omega in host memory, and bring it to the weights' device piece by piece (see `residence`).
 
     Raises:
         ALoRAError: normalisation is asked for and all importance is zero; the backend or a layer weight does not fit.
@@ -57,6 +59,7 @@ class QuadraticPenalty:
         normalize: bool = True,
         backend: str | None = None,
         anchors: Mapping[str, Reference | FullReference] | None = None,
+        streamed: bool = False,
     ) -> None:
         anchors = anchors or {weight.name: anchor_of(weight, importance) for weight in weights}
         coefficients = layer_coefficients(
@@ -73,9 +76,22 @@ class QuadraticPenalty:
             for weight in self._weights
             if self._owners[weight.name] == self._processes.rank
         }
+        own = [held.weight for held in self._held.values()]
+        devices = [weight.device for weight in own]
+        streamed = streamed and any(device.type != "cpu" for device in devices)
+        residence = StreamedOmegas if streamed else ResidentOmegas
+        self._omegas = residence([importance.stored(weight.name) for weight in own], devices)
+        beside = streamed and {device.type for device in devices} == {"cuda"} and len(set(devices)) == 1
+        self._stream = torch.cuda.Stream(devices[0]) if beside else None
+        self._ahead: PenaltyStep | None = None
         names = sorted({held.backend for held in self._held.values()})
-        share = f", of {len(self._held)} of {len(weights)} weights here" if self._processes.count > 1 else ""
+        share = f", of {len(own)} of {len(weights)} weights here" if self._processes.count > 1 else ""
         logger.info(f"penalty: {importance.storage} importance{share}, computed by {', '.join(names) or 'others'}")
+
+    @property
+    def weights(self) -> list[TrainedWeight]:
+        """The held weights, of all processes."""
+        return self._weights
 
     @property
     def held(self) -> Mapping[str, Held]:
@@ -91,10 +107,16 @@ class QuadraticPenalty:
                 if held is not None:
                     yield held, matrices
 
-    @property
-    def weights(self) -> list[TrainedWeight]:
-        """The held weights."""
-        return list(self._weights)
+    def begin(self) -> None:
+        """Start `evaluate` where it can run beside other work: a streamed Omega travels while the GPU does the forward pass.
+
+        The weights must stay as they are until `evaluate` is called.
+        """
+        if self._stream is None:
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            self._ahead = self._evaluate()
 
     def evaluate(self) -> PenaltyStep:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
@@ -106,33 +128,35 @@ class QuadraticPenalty:
         Raises:
             Diverged: a weight's penalty is not finite.
         """
-        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
-        gradients: dict[str, Matrices] = {}
-        parts = {}
-        for held, matrices in self._own():
-            part, of_parameters = held.evaluate(matrices)
-            factor = self.lam * held.coefficient
-            gradients[held.weight.name] = tuple(gradient.mul_(factor) for gradient in of_parameters)
-            parts[held.weight.name] = part * factor
-            value += parts[held.weight.name].to(value.device)
-        if self._processes.count > 1:
-            for weight in self._weights:
-                if weight.name not in gradients:
-                    gradients[weight.name] = tuple(
-                        torch.zeros_like(weight.as_matrix(p), dtype=weight.dtype) for p in self._shapes(weight)
-                    )
-            gradients = {weight.name: gradients[weight.name] for weight in self._weights}
-            self._processes.sum([value, *(g for of_weight in gradients.values() for g in of_weight)])
-        if not bool(torch.isfinite(value)):
-            raise Diverged(
-                "the penalty", next((name for name, p in parts.items() if not bool(torch.isfinite(p))), None)
+        step, self._ahead = self._ahead, None
+        if step is None:
+            step = self._evaluate()
+        elif self._stream is not None:
+            present = torch.cuda.current_stream(self._stream.device)
+            present.wait_stream(self._stream)
+            for tensor in (step.value, *(g for of_weight in step.gradients.values() for g in of_weight)):
+                tensor.record_stream(present)
+        if not bool(torch.isfinite(step.value)):
+            broken = (
+                name for name, pair in step.gradients.items() if not all(bool(torch.isfinite(g).all()) for g in pair)
             )
-        return PenaltyStep(value, gradients)
+            raise Diverged("the penalty", next(broken, None))
+        return step
 
-    @staticmethod
-    def _shapes(weight: TrainedWeight) -> list[torch.Tensor]:
-        """Tensors of the parameters' shapes that take no memory."""
-        return [torch.empty((), device=weight.device).expand(p.shape) for p in weight.parameters]
+    def _evaluate(self) -> PenaltyStep:
+        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+        own: dict[str, Matrices] = {}
+        omegas = self._omegas.in_order()
+        for held, matrices in self._own():
+            part, of_parameters = held.evaluate(next(omegas), matrices)
+            factor = self.lam * held.coefficient
+            own[held.weight.name] = tuple(gradient.mul_(factor) for gradient in of_parameters)
+            value += (part * factor).to(value.device)
+        for _ in omegas:  # lets a streamed Omega's buffer go
+            raise AssertionError("an importance without a weight")
+        gradients = {w.name: own[w.name] if w.name in own else _zeros(w) for w in self._weights}
+        self._processes.sum([value, *(g for of_weight in gradients.values() for g in of_weight)])
+        return PenaltyStep(value, gradients)
 
     def pull(self, learning_rates: Mapping[int, float]) -> torch.Tensor:
         """Move the weights towards their anchors, beside the optimizer: the decoupled application of the penalty.
@@ -146,12 +170,12 @@ class QuadraticPenalty:
             the penalty before the pull, a float64 scalar.
         """
         value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
-        for held in self._held.values():
-            value += (held.pull(learning_rates, self.lam) * (self.lam * held.coefficient)).to(value.device)
+        for held, omega in zip(self._held.values(), self._omegas.in_order(), strict=True):
+            value += (held.pull(omega, learning_rates, self.lam) * (self.lam * held.coefficient)).to(value.device)
         self._processes.sum([value])
         for weight in self._weights:
-            for parameter in weight.parameters:
-                self._processes.from_owner(parameter.data, self._owners[weight.name])
+            for matrix in weight.matrices:
+                self._processes.from_owner(matrix, self._owners[weight.name])
         if not bool(torch.isfinite(value)):
             raise Diverged("the penalty", None)
         return value
@@ -162,3 +186,12 @@ class QuadraticPenalty:
         return self._processes.totals(
             {weight.name: own.get(weight.name, 0.0) for weight in self._weights}, self._weights[0].device
         )
+
+
+def _zeros(weight: TrainedWeight) -> Matrices:
+    """Gradients of a weight that another process holds, for that process to fill in."""
+    shapes = (torch.empty((), device=weight.device).expand(p.shape) for p in weight.parameters)
+    return tuple(
+        torch.zeros(view(shape).shape, dtype=weight.dtype, device=weight.device)
+        for view, shape in zip(weight.views, shapes, strict=True)
+    )

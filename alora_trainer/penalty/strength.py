@@ -88,7 +88,7 @@ class GradientBalance:
         return self.lam
 
     def _factors(self) -> list[torch.nn.Parameter]:
-        return [p for weight in self._weights for p in weight.parameters]
+        return list({p: None for weight in self._weights for p in weight.parameters})
 
     def state_dict(self) -> dict[str, Any]:
         return {"lam": self.lam, "squares": self._squares, "count": self._count}

@@ -44,7 +44,7 @@ class Amount:
 
 def training_amount(recipe: Recipe, section: str, items: int | None, length: int) -> Amount:
     """What the training of `section` ("record" or "tune") does with so many items of at most `length` tokens."""
-    arguments = recipe.training_arguments(section, ".")
+    arguments = recipe.training_arguments(section, ".", anywhere=True)
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     if arguments.max_steps > 0:
         steps: int | None = arguments.max_steps

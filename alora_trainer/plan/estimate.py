@@ -85,7 +85,7 @@ def plan_recipe(
         ALoRAError: the model's configuration is not at hand, or the LoRA does not fit it.
     """
     planned = build_model(recipe, model_config(recipe, config_file))
-    arguments = recipe.training_arguments("tune", ".")
+    arguments = recipe.training_arguments("tune", ".", anywhere=True)
     memory = MemoryModel(
         planned,
         optimizer=str(getattr(arguments.optim, "value", arguments.optim)),
@@ -246,11 +246,11 @@ class _Planner:
         total = 0
         checkpoint = 3 * factors
         if self.recipe.needs_recording:
-            kept = self.recipe.training_arguments("record", ".").save_total_limit or 1
+            kept = self.recipe.training_arguments("record", ".", anywhere=True).save_total_limit or 1
             total += omega + factors + kept * (checkpoint + self.memory.omega_bytes("float32") + factors)
         kinds = {method.importance for method in self.recipe.methods if method.fisher_kind is not None}
         total += len(kinds) * (self.memory.omega_bytes(self.recipe.fisher.storage) + factors)
-        kept = self.recipe.training_arguments("tune", ".").save_total_limit or 1
+        kept = self.recipe.training_arguments("tune", ".", anywhere=True).save_total_limit or 1
         total += sum(factors + kept * checkpoint for method in self.recipe.methods if method.trains)
         return total
 
