@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,21 +15,13 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import METHODS, Method
 from alora_trainer.parts import Part, read_json, write_text
 from alora_trainer.recipe import Recipe
-from alora_trainer.run_parts import RunParts, watches_probe
+from alora_trainer.run_training import DomainTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alora_trainer.importance import ImportanceMap
-    from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
-
-
-def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
-    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
-    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
 
 
 def check_single_process() -> None:
@@ -39,7 +30,7 @@ def check_single_process() -> None:
         raise ALoRAError("a recipe runs in one process: for several, use ALoRATrainer in a script of your own")
 
 
-class Run(RunParts):
+class Run(DomainTraining):
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
     Args:
@@ -213,82 +204,9 @@ class Run(RunParts):
             costs["record"] = self.fisher(method)
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
-            costs["train"] = self._train_on_domain(method, part.folder)
+            costs["train"] = self.train_on_domain(method, part.folder)
         part.finish(costs)
         return costs
-
-    def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
-        from alora_trainer.data.domain import collator, tokenize_domain
-        from alora_trainer.data.tasks import get_task
-        from alora_trainer.history import Start
-        from alora_trainer.methods.trainers import make_trainer
-        from alora_trainer.run_observation import learning_curve
-        from alora_trainer.stages import release_memory, train
-
-        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
-        files = self.prepare_data()
-        data = tokenize_domain(
-            get_task(recipe.domain.task),
-            self.folder / files["train"],
-            self.tokenizer,
-            max_length=recipe.domain.max_length,
-            loss_on=recipe.domain.loss_on,
-            too_long=recipe.domain.too_long,
-        )
-        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
-        collate = collator(self.tokenizer)
-        adapter = self.start(method, folder, general, collate)
-        probing = method.penalty and watches_probe(recipe)
-        trainer = make_trainer(
-            method,
-            options,
-            importance=self._importance(method, adapter.model),
-            alora=replace(recipe.alora, record=None) if method.penalty else None,
-            probe_dataset=self._probe_text(folder) if probing else None,
-            general=general,
-            model=adapter.model,
-            args=recipe.training_arguments("tune", folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collate,
-        )
-        if recipe.evaluation.curve_steps is not None:
-            general_test = {name: self.folder / path for name, path in files["general"].items()}
-            test = self.folder / files["test"]
-            trainer.add_callback(
-                learning_curve(
-                    recipe, trainer, self.tokenizer, general=general_test, test=test, folder=folder / "curve"
-                )
-            )
-        start = Start(adapter.model)
-        outcome = train(trainer) | {"drift": start.drift()}
-        adapter.save(folder / "adapter")
-        if probing:
-            outcome["probe"] = probe_history(trainer.state.log_history)
-        del trainer, adapter, start
-        release_memory()
-        return outcome
-
-    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
-        """The model that the method's training starts with, and how its adapter is saved."""
-        from alora_trainer.methods.adapters import Adapter, attach_adapter
-        from alora_trainer.methods.full_tuning import load_full
-        from alora_trainer.stages import load_base, with_saved_adapter
-        from alora_trainer.starts import protected_start, save_protected
-
-        recipe = self.recipe.for_method(method)
-        if method.is_full:
-            return Adapter.plain(load_full(recipe, self._full_part(method).folder))
-        if method.penalty:
-            recorded = self.importance_folder(method)
-            model = protected_start(recipe, recorded)
-            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
-        base = load_base(recipe)
-        if method.needs_recording:
-            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
-        options, config = self.recipe.options(method), recipe.lora_config()
-        return attach_adapter(
-            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
-        )
 
     def overlap(self) -> dict[str, Any] | None:
         """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
@@ -308,38 +226,6 @@ class Run(RunParts):
         outcome = recorded_overlap(self.recipe, self.tokenizer, test=test, record=record.folder)
         part.finish(outcome)
         return outcome
-
-    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
-        from alora_trainer.general_text import text_to_train
-
-        if self.recipe.general.streaming:
-            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
-        return text_to_train(self.recipe, self.tokenizer, folder)
-
-    def _full_part(self, method: Method) -> Part:
-        return self._fisher_part(method) if method.fisher_kind is not None else self._record_part(full=True)
-
-    def _importance(self, method: Method, model: Any) -> ImportanceMap | None:
-        """The map that holds the method's training; None if nothing does."""
-        from alora_trainer.importance import ImportanceMap
-        from alora_trainer.importance.controls import CONTROLS, control_map
-
-        if method.importance is None:
-            return None
-        if method.is_full:
-            from alora_trainer.methods.full_tuning import load_full_map
-
-            return load_full_map(model, self._full_part(method).folder)
-        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
-        if method.importance in CONTROLS:
-            return control_map(method.importance, importance, self.recipe.seed)
-        return importance
-
-    def _probe_text(self, folder: Path) -> Any:
-        from alora_trainer.general_text import text_to_watch
-
-        recorded = self.folder / "record" if self.importance is None else folder
-        return text_to_watch(self.recipe, self.tokenizer, recorded)
 
     def evaluate(
         self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
