@@ -168,6 +168,18 @@ class Run(RunParts):
             part.begin(overwrite=self.overwrite)
             return part.finished()
 
+    def record_full(self) -> dict[str, Any]:
+        """Stage A of the methods that tune the whole model, into ``record_full``; see `record`."""
+        from alora_trainer.methods.full_tuning import record_full
+
+        part = self._record_part(full=True)
+        finished = self._begun(part)
+        if finished is not None:
+            return finished
+        cost = record_full(self.recipe, self.tokenizer, part.folder)
+        part.finish(cost)
+        return cost
+
     def fisher(self, method: Method) -> dict[str, Any]:
         """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
 
@@ -182,7 +194,12 @@ class Run(RunParts):
         if finished is not None:
             return finished
         assert method.fisher_kind is not None and method.importance is not None
-        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
+        if method.is_full:
+            from alora_trainer.methods.full_tuning import fisher_full
+
+            cost = fisher_full(self.recipe, method.fisher_kind, self.tokenizer, part.folder)
+        else:
+            cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
         part.finish(cost)
         return cost
 
@@ -198,7 +215,9 @@ class Run(RunParts):
         finished = self._begun(part)
         if finished is not None:
             return finished
-        if method.needs_recording and self.importance is None:
+        if method.needs_recording and method.is_full:
+            costs["record"] = self.record_full()
+        elif method.needs_recording and self.importance is None:
             costs["record"] = self.record()
         if method.fisher_kind is not None:
             costs["record"] = self.fisher(method)
@@ -226,6 +245,7 @@ class Run(RunParts):
             self.tokenizer,
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
+            too_long=recipe.domain.too_long,
         )
         general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
         collate = collator(self.tokenizer)
@@ -234,7 +254,7 @@ class Run(RunParts):
         trainer = make_trainer(
             method,
             options,
-            importance=self._importance(method),
+            importance=self._importance(method, adapter.model),
             alora=replace(recipe.alora, record=None) if method.penalty else None,
             probe_dataset=self._probe_text(folder) if probing else None,
             general=general,
@@ -264,10 +284,13 @@ class Run(RunParts):
     def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
         """The model that the method's training starts with, and how its adapter is saved."""
         from alora_trainer.methods.adapters import Adapter, attach_adapter
+        from alora_trainer.methods.full_tuning import load_full
         from alora_trainer.stages import load_base, with_saved_adapter
         from alora_trainer.starts import protected_start, save_protected
 
         recipe = self.recipe.for_method(method)
+        if method.is_full:
+            return Adapter.plain(load_full(recipe, self._full_part(method).folder))
         if method.penalty:
             recorded = self.importance_folder(method)
             model = protected_start(recipe, recorded)
@@ -306,13 +329,20 @@ class Run(RunParts):
             raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
         return text_to_train(self.recipe, self.tokenizer, folder)
 
-    def _importance(self, method: Method) -> ImportanceMap | None:
+    def _full_part(self, method: Method) -> Part:
+        return self._fisher_part(method) if method.fisher_kind is not None else self._record_part(full=True)
+
+    def _importance(self, method: Method, model: Any) -> ImportanceMap | None:
         """The map that holds the method's training; None if nothing does."""
         from alora_trainer.importance import ImportanceMap
         from alora_trainer.importance.controls import CONTROLS, control_map
 
         if method.importance is None:
             return None
+        if method.is_full:
+            from alora_trainer.methods.full_tuning import load_full_map
+
+            return load_full_map(model, self._full_part(method).folder)
         importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
         if method.importance in CONTROLS:
             return control_map(method.importance, importance, self.recipe.seed)
@@ -340,7 +370,7 @@ class Run(RunParts):
         """
         from alora_trainer.data.tasks import get_task
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, load_other, place, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_to_score, release_memory
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
@@ -351,15 +381,7 @@ class Run(RunParts):
         recipe = self.recipe
         logger.info(f"{name}: evaluating")
         device = recipe.training_arguments("tune", self.folder).device
-        model: Any = load_base(recipe) if model_source is None else load_other(recipe, model_source)
-        base = model
-        if adapter is not None:
-            model, base = with_saved_adapter(model, adapter, trainable=False), None
-        elif model_source is not None:
-            base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
-            if base is not None:
-                place(base, device)
-        place(model, device)
+        model, base = load_to_score(recipe, adapter, model_source, device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(

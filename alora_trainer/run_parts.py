@@ -33,7 +33,7 @@ PROTECTING = (
 _TEST = ("test", "test_bytes")
 _PROBE = ("probe", "probe_tokens")
 # The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on")
+_TOKENIZING = ("max_length", "loss_on", "too_long")
 # The settings of `evaluation` that nothing depends on while they are not set.
 _EXTRA = ("kl_tokens", "general_tasks", "task_folder")
 # The settings of `evaluation` that are for the time of training.
@@ -85,13 +85,16 @@ class RunParts:
         }
         return Part(self.folder / "data", settings, "data")
 
-    def _record_part(self) -> Part:
+    def _record_part(self, *, full: bool = False) -> Part:
+        """Stage A, with LoRA or (`full`) of the whole model."""
         settings = self._common() | {
             "lora": self.recipe.lora,
             "general": self._training_text(),
             "record": self.recipe.record,
             "alora": {key: value for key, value in self._resolved["alora"].items() if key not in PROTECTING},
         }
+        if full:
+            return Part(self.folder / "record_full", settings | {"full": True}, "training")
         return Part(self.folder / "record", settings, "training")
 
     def _training_text(self) -> dict[str, Any]:
@@ -105,6 +108,8 @@ class RunParts:
             "fisher": self._resolved["fisher"],
             "kind": method.fisher_kind,
         }
+        if method.is_full:
+            return Part(self.folder / f"{method.importance}_full", settings | {"full": True}, "training")
         return Part(self.folder / method.importance, settings, "training")
 
     def _training_part(self, method: Method) -> Part:
@@ -117,7 +122,8 @@ class RunParts:
         if method.starts_from == "fresh":
             settings["lora"] = recipe.lora
         if method.needs_recording:
-            settings["recording"] = self.importance or self._record_part().settings
+            given = None if method.is_full else self.importance
+            settings["recording"] = given or self._record_part(full=method.is_full).settings
         if method.fisher_kind is not None:
             settings["fisher"] = self._fisher_part(method).settings
         if method.penalty:

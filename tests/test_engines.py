@@ -437,3 +437,22 @@ def test_parallelism_within_a_model_is_refused(lora_model, token_data, training_
     )
     with pytest.raises(ALoRAError, match=r"parallelism \(tp, sp\) are not supported: use data parallelism"):
         check_engine(trainer, ALoRAConfig(record="path"))
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [("gptq", "GPTQLoraLinear"), ("awq", "AwqLoraLinear"), ("torchao", "TorchaoLoraLinear"), ("hqq", "HqqLoraLinear")],
+)
+def test_kinds_of_quantisation_that_are_not_tested_are_refused(
+    lora_model, token_data, training_arguments, module, kind
+):
+    import importlib
+
+    importlib.import_module(
+        f"peft.tuners.lora.{module}"
+    )  # PEFT has such a module; its layers need packages that we have not
+    model = lora_model()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    layer.__class__ = type(kind, (type(layer),), {"__module__": f"peft.tuners.lora.{module}"})
+    with pytest.raises(ALoRAError, match=f"q_proj is a {kind}.*load the base with bitsandbytes"):
+        ALoRATrainer(model, training_arguments(), train_dataset=token_data(), alora=ALoRAConfig(record="path"))
