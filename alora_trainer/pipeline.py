@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.processes import is_main, main_first
 from alora_trainer.methods import METHODS, Method
 from alora_trainer.parts import Part, read_json, write_text
 from alora_trainer.recipe import Recipe
@@ -27,7 +28,9 @@ logger = logging.getLogger(__name__)
 def check_single_process() -> None:
     """Raises ALoRAError if this is one of several processes that torchrun or the like launched."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ALoRAError("a recipe runs in one process: for several, use ALoRATrainer in a script of your own")
+        raise ALoRAError(
+            "a whole recipe runs in one process: for several, use `alora record`, `alora tune` and `alora eval` in turn"
+        )
 
 
 class Run(DomainTraining):
@@ -38,7 +41,7 @@ class Run(DomainTraining):
         output_dir: where everything is written.
         overwrite: make anew what other settings made in this folder, instead of refusing.
         importance: start from and protect this map (a folder or Hub id), instead of recording one.
-        several_processes: this one may be one of several that were launched together (for evaluation alone).
+        several_processes: this one may be one of several that were launched together (for one stage alone).
         variant: names what differs from another recipe in the same folder, such as ``lam=0.1``; methods then have their folders
             at ``METHOD@VARIANT``, and share the data, the recording and whatever else does not depend on it.
 
@@ -80,15 +83,16 @@ class Run(DomainTraining):
             general: path by subset; train, test: paths of the domain's items; report: what was left out, and why. All paths
             are relative to the output folder.
         """
+        with main_first():
+            part = self._data_part()
+            part.begin(overwrite=self.overwrite)
+            return part.finished() or self._write_data(part)
+
+    def _write_data(self, part: Part) -> dict[str, Any]:
         from alora_trainer.data.chat import is_chat
         from alora_trainer.data.domain import prepare_domain
         from alora_trainer.data.general import write_held_out
 
-        part = self._data_part()
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
-        if finished is not None:
-            return finished
         recipe = self.recipe
         general = write_held_out(
             recipe.general.test, part.folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
@@ -124,13 +128,13 @@ class Run(DomainTraining):
         from alora_trainer.trainer import ALoRATrainer
 
         part = self._record_part()
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
+        finished = self._begun(part)
         if finished is not None:
             return finished
         recipe = self.recipe
         logger.info("stage A: recording on general text")
-        data = text_to_train(recipe, self.tokenizer, part.folder)
+        with main_first():
+            data = text_to_train(recipe, self.tokenizer, part.folder)
         trainer = ALoRATrainer(
             with_fresh_adapter(load_base(recipe), recipe),
             recipe.training_arguments("record", part.folder / "checkpoints"),
@@ -141,19 +145,26 @@ class Run(DomainTraining):
         cost = train(trainer)
         if trainer.importance is None:
             raise RuntimeError("the recording ended without an importance map")
-        trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
-        part.finish(cost)
+        with main_first():
+            if is_main():
+                trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
+                part.finish(cost)
         del trainer
         release_memory()
         return cost
+
+    def _begun(self, part: Part) -> dict[str, Any] | None:
+        """Begin a part; its outcome, if it was finished before."""
+        with main_first():
+            part.begin(overwrite=self.overwrite)
+            return part.finished()
 
     def record_full(self) -> dict[str, Any]:
         """Stage A of the methods that tune the whole model, into ``record_full``; see `record`."""
         from alora_trainer.methods.full_tuning import record_full
 
         part = self._record_part(full=True)
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
+        finished = self._begun(part)
         if finished is not None:
             return finished
         cost = record_full(self.recipe, self.tokenizer, part.folder)
@@ -192,8 +203,7 @@ class Run(DomainTraining):
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
+        finished = self._begun(part)
         if finished is not None:
             return finished
         if method.needs_recording and method.is_full:
@@ -205,7 +215,9 @@ class Run(DomainTraining):
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
             costs["train"] = self.train_on_domain(method, part.folder)
-        part.finish(costs)
+        with main_first():
+            if is_main():
+                part.finish(costs)
         return costs
 
     def overlap(self) -> dict[str, Any] | None:
@@ -242,7 +254,6 @@ class Run(DomainTraining):
             general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
         """
         from alora_trainer.data.tasks import get_task
-        from alora_trainer.evaluation.processes import is_main, main_first
         from alora_trainer.evaluation.runner import evaluate_model
         from alora_trainer.stages import load_to_score, release_memory
 

@@ -38,6 +38,7 @@ class DomainTraining(RunParts):
         """Train `method`, saving ``folder/adapter``; what the training took, and how far it moved."""
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.evaluation.processes import is_main
         from alora_trainer.history import Start
         from alora_trainer.methods.trainers import make_trainer
         from alora_trainer.run_observation import learning_curve
@@ -79,7 +80,8 @@ class DomainTraining(RunParts):
             )
         start = Start(adapter.model)
         outcome = train(trainer) | {"drift": start.drift()}
-        adapter.save(folder / "adapter")
+        if is_main():
+            adapter.save(folder / "adapter")
         if probing:
             outcome["probe"] = probe_history(trainer.state.log_history)
         del trainer, adapter, start

@@ -186,3 +186,5 @@ def test_what_does_not_go_together_is_refused(full_model, lora_model, token_data
         ALoRATrainer(lora_model(), training_arguments(), alora=config, **common)
     with pytest.raises(ALoRAError, match="recorded for whole weights"):
         ALoRATrainer(lora_model(), training_arguments(), importance=made_map(full_model), alora=ALoRAConfig(), **common)
+    with pytest.raises(ALoRAError, match="an artefact has no place for"):
+        made_map(full_model).save_pretrained("map")

@@ -243,8 +243,13 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
             max_shard_bytes: Omega is spread over several files of at most this size each (or of one weight).
 
         Raises:
-            ALoRAError: `folder` is a file; an unknown format.
+            ALoRAError: `folder` is a file; an unknown format; the map is of whole weights.
         """
+        if any(isinstance(reference, FullReference) for reference in self.reference.values()):
+            raise ALoRAError(
+                "theta* of a map of whole weights (full_parameters) is a model, which an artefact has no place for: use the "
+                "map in the same process, or the methods si_full and ewc_full, which keep both in a run's folder"
+            )
         from alora_trainer.importance.files import save_map
 
         save_map(self, Path(folder), storage=storage, max_shard_bytes=max_shard_bytes)
