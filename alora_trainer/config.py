@@ -58,6 +58,9 @@ class ALoRAConfig:
         "Divide importance by its mean over all adapted weights and w_l by its mean over layers, so that lambda keeps its "
         "meaning between models. False gives eq. 16-18 to the letter.",
     )
+    allow_other_revision: bool = _option(
+        False, "Take an importance map that was recorded on another revision of the base model, with a warning."
+    )
     backend: str | None = _option(
         None,
         "How the penalty is computed: 'blocked' (any device), 'triton' (CUDA, fused), 'factored' (factored importance), or "
@@ -89,8 +92,9 @@ class ALoRAConfig:
             raise ALoRAError(f"xi={self.xi!r} must be a positive number (the paper's order of magnitude is 1e-3)")
         if not (_is_number(self.lam) and math.isfinite(self.lam) and self.lam >= 0):
             raise ALoRAError(f"lam={self.lam!r} must be zero or a positive number")
-        if not isinstance(self.normalize, bool):
-            raise ALoRAError(f"normalize={self.normalize!r} must be true or false")
+        for name in ("normalize", "allow_other_revision"):
+            if not isinstance(getattr(self, name), bool):
+                raise ALoRAError(f"{name}={getattr(self, name)!r} must be true or false")
 
 
 def _is_number(value: object) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The settings of `alora` that stage A does not depend on.
-_PROTECTING = ("lam", "layer_weights", "normalize", "backend")
+_PROTECTING = ("lam", "layer_weights", "normalize", "allow_other_revision", "backend")
 # The settings of `domain` that its files do not depend on.
 _TOKENIZING = ("max_length", "loss_on")
 
@@ -154,6 +154,7 @@ class Run:
             seconds, peak_bytes, loss and steps of the training.
         """
         from alora_trainer.data.domain import collator
+        from alora_trainer.provenance import recording_facts
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -174,7 +175,8 @@ class Run:
         cost = train(trainer)
         if trainer.importance is None:
             raise RuntimeError("the recording ended without an importance map")
-        trainer.importance.save_pretrained(part.folder / "map")
+        facts = recording_facts(recipe, cost, trainer.args.device)
+        trainer.importance.with_info(**facts).save_pretrained(part.folder / "map")
         part.finish(cost)
         del trainer
         release_memory()
@@ -232,6 +234,8 @@ class Run:
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.provenance import domain_facts
+        from alora_trainer.publishing import save_beside_model
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -261,6 +265,8 @@ class Run:
         )
         cost = train(trainer)
         model.save_pretrained(str(folder / "adapter"))
+        if importance is not None:
+            save_beside_model(trainer, folder / "adapter", data=domain_facts(recipe))
         del trainer, model, base, importance
         release_memory()
         return cost
@@ -268,9 +274,9 @@ class Run:
     def _map_folder(self) -> Path:
         if self.importance is None:
             return self.folder / "record" / "map"
-        from alora_trainer.importance.files import resolve_source
+        from alora_trainer.hub.download import fetch
 
-        return resolve_source(self.importance, None)
+        return fetch(self.importance)[0]
 
     def _load_map(self, folder: Path) -> ImportanceMap:
         from alora_trainer.importance import ImportanceMap

@@ -6,7 +6,7 @@ Nothing heavy is imported before that function runs.
 
 from __future__ import annotations
 
-from alora_trainer.commands import demo, evaluate, record, run, tune
+from alora_trainer.commands import demo, evaluate, inspect, pull, push, record, run, search, tune
 
 # In the order of `alora --help`.
-COMMANDS = (demo, run, record, tune, evaluate)
+COMMANDS = (demo, run, record, tune, evaluate, search, inspect, pull, push)
