@@ -13,7 +13,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_-]+|(?i:bearer)\s+\S+")
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]:
-    """Turn the errors of `huggingface_hub` into ALoRAErrors.
+    """Turn the errors of `huggingface_hub` (whose uploads fail with a RuntimeError) into ALoRAErrors.
 
     Args:
         repo_id, revision: what is asked for.
@@ -50,6 +50,13 @@ def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]
         raise ALoRAError(f"{repo_id}{at} cannot be {doing}: {_http_reason(error)}") from error
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise ALoRAError(_unreachable(repo_id, at, doing, error)) from error
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, (httpx2.HTTPError, OSError)):
+            raise
+        raise ALoRAError(
+            f"{repo_id}{at} cannot be {doing}: the connection was lost. {without_tokens(str(error))} The repository is as it "
+            "was; run it again: what has arrived is not sent twice"
+        ) from error
 
 
 def without_tokens(text: str) -> str:
