@@ -96,6 +96,16 @@ def checked_adapter_config(settings: Mapping[str, Any], what: str) -> Any:
         raise ALoRAError(f"{what} has settings that this PEFT does not know ({', '.join(unknown[:3])}): update peft")
     if settings.get("peft_type") != "LORA":
         raise ALoRAError(f"{what} is of the type {settings.get('peft_type')!r}: an importance map has a LORA adapter")
+    for key, kind in {
+        "auto_mapping": dict,
+        "base_model_name_or_path": str,
+        "revision": str,
+        "inference_mode": bool,
+    }.items():
+        if not isinstance(settings.get(key), (kind, type(None))):
+            raise ALoRAError(
+                f"{what} has {key} of the type {type(settings[key]).__name__}: it is damaged, fetch it again"
+            )
     library = (settings.get("auto_mapping") or {}).get("parent_library", "transformers")
     if str(library).split(".")[0] != "transformers":
         raise ALoRAError(f"{what} wants the module {library!r} imported (auto_mapping), which is refused: remove it")

@@ -1,7 +1,7 @@
 """The server: the part of the Hub's HTTP interface that its client uses to create, upload, list, download and delete.
 
-Run it in the test's own process (`HubServer` is a context manager), and point clients to it with HF_ENDPOINT. Faults can be put in: see
-`HubServer.faults` and `HubServer.upload_fault`.
+Run it in the test's own process (`HubServer` is a context manager), and point clients to it with HF_ENDPOINT. Faults can be
+put in: see `HubServer.faults` and `HubServer.upload_fault`.
 """
 
 from __future__ import annotations
