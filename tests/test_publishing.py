@@ -61,7 +61,9 @@ def test_push_to_hub_publishes_the_recorded_map(hub: Any, recording: Any) -> Non
 
 
 def test_every_save_publishes_the_map_of_the_steps_so_far(hub: Any, recording: Any, tmp_path: Path) -> None:
-    trainer = recording(hub_strategy="every_save", save_strategy="steps", save_steps=2, hub_always_push=True, max_steps=6)
+    trainer = recording(
+        hub_strategy="every_save", save_strategy="steps", save_steps=2, hub_always_push=True, max_steps=6
+    )
     trainer.train()
     trainer.push_to_hub()
     pushed = {message: sha for message, sha in commits(hub)}
@@ -152,11 +154,15 @@ def test_a_plain_training_is_published_as_ever(
     trainer.push_to_hub(tags="mine")
     content = files_at(hub, hub.store.repos["model", REPO].refs["main"])
     assert TUNING_FILE not in content and CONFIG_FILE not in content
-    assert b"This model was trained" in content[CARD_FILE] or b"This model is a fine-tuned version" in content[CARD_FILE]
+    assert (
+        b"This model was trained" in content[CARD_FILE] or b"This model is a fine-tuned version" in content[CARD_FILE]
+    )
     assert b"importance-map" not in content[CARD_FILE]
 
 
-def test_saving_the_model_saves_the_map(lora_model: Any, token_data: Any, training_arguments: Any, tmp_path: Path) -> None:
+def test_saving_the_model_saves_the_map(
+    lora_model: Any, token_data: Any, training_arguments: Any, tmp_path: Path
+) -> None:
     args = training_arguments(save_strategy="steps", save_steps=2)
     trainer = ALoRATrainer(lora_model(), args, train_dataset=token_data(), alora=ALoRAConfig(record="path"))
     trainer.train()
@@ -172,9 +178,7 @@ def test_another_revision_of_the_base_is_refused_unless_allowed(
         model = lora_model()
         model.base_model.model.config._commit_hash = "f" * 40
         alora = ALoRAConfig(lam=0.1, **settings)
-        return ALoRATrainer(
-            model, training_arguments(), train_dataset=token_data(), importance=importance, alora=alora
-        )
+        return ALoRATrainer(model, training_arguments(), train_dataset=token_data(), importance=importance, alora=alora)
 
     with pytest.raises(ALoRAError, match="another revision of the base model, 0123456789.* set allow_other_revision"):
         protect(make_map())
