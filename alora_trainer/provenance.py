@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peft import get_peft_model_state_dict
 
 import alora_trainer
-from alora_trainer.importance.base_model import base_revision
+from alora_trainer.importance.base_model import base_revision, commit_of
 from alora_trainer.importance.map import ImportanceInfo, ImportanceMap, Reference
 from alora_trainer.importance.recorder import Recorder
 
@@ -49,7 +49,7 @@ def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str) -> Importa
     args = trainer.args
     return ImportanceInfo(
         base_model=config.base_model_name_or_path or getattr(model.config, "_name_or_path", None) or None,
-        base_revision=base_revision(model) or config.revision,  # a commit says more than a branch's name
+        base_revision=_base_revision(model, config),
         estimator=recorder.estimator,
         xi=recorder.xi,
         steps=recorder.steps,
@@ -66,6 +66,13 @@ def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str) -> Importa
             **{package: version(package) for package in ("torch", "transformers", "peft")},
         },
     )
+
+
+def _base_revision(model: Any, config: Any) -> str | None:
+    """The base model's commit or, if only that is known, the branch or tag that PEFT was told."""
+    if config.revision is None:
+        return base_revision(model)
+    return commit_of(config.base_model_name_or_path, config.revision) or config.revision
 
 
 def recording_facts(recipe: Recipe, cost: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

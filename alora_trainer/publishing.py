@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from alora_trainer.cards.facts import dataset_ids
+from alora_trainer.cards.facts import licensed_texts
 from alora_trainer.cards.tuning import TUNING_FILE, Tuning
 from alora_trainer.hub.licences import look_up
 from alora_trainer.importance.base_model import base_revision
@@ -140,7 +140,7 @@ def write_card(trainer: Any, given: Mapping[str, Any]) -> bool:
     if trainer._records and (folder / CONFIG_FILE).is_file():
         config = read_config(folder)
         info = config.info
-        settings["licences"] = look_up(info.base_model, dataset_ids(info.data), given.get("license"), token)
+        settings["licences"] = look_up(info.base_model, licensed_texts(info.data), given.get("license"), token)
         settings["metadata"] = _stated(given, TAGS)
         write_map_card(config, folder / CARD_FILE, picture=(folder / HEATMAP_FILE).is_file(), **settings)
         return True
@@ -148,7 +148,7 @@ def write_card(trainer: Any, given: Mapping[str, Any]) -> bool:
         from alora_trainer.cards.adapter_card import TAGS as ADAPTER_TAGS
 
         tuning = read_tuning(folder)
-        settings["licences"] = look_up(tuning.base_model, dataset_ids(tuning.data), given.get("license"), token)
+        settings["licences"] = look_up(tuning.base_model, licensed_texts(tuning.data), given.get("license"), token)
         settings["metadata"] = _stated(given, ADAPTER_TAGS)
         write_adapter_card(tuning, folder / CARD_FILE, **settings)
         return True

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.base_model import remember_revision
 from alora_trainer.memory import Cost, Meter
 from alora_trainer.recipe import Recipe
 
@@ -54,11 +55,13 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     """
     set_seed(recipe.seed)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             recipe.model_source, revision=recipe.model.revision, dtype=recipe.model.dtype
         )
     except (OSError, ValueError) as error:
         raise ALoRAError(_not_loaded("model", recipe, error)) from error
+    remember_revision(model, recipe.model.revision)
+    return model
 
 
 def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:

@@ -75,9 +75,7 @@ def main() -> None:
         result = json.loads((Path(run) / "results.json").read_text())["methods"]["alora"]
         report["formats"][storage]["whole_run"] = {
             "general_token_perplexity": result["general"]["token_perplexity"],
-            "tasks": {
-                task: {key: scores[key] for key in ("acc", "acc_stderr")} for task, scores in result["tasks"].items()
-            },
+            "tasks": {task: {key: scores[key] for key in ("acc", "acc_stderr")} for task, scores in result["tasks"].items()},
         }
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / f"storage-{recipe.name}.json"

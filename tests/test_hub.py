@@ -41,7 +41,7 @@ def files_of(hub: Any, repo: str = REPO, branch: str = "main") -> dict[str, byte
 
 
 def test_push_and_from_pretrained_at_revisions(hub: Any) -> None:
-    first, second = make_map(), make_map(seed=5)
+    first, second = make_map(), make_map(values=5)
     url = first.push_to_hub(REPO)
     commit = url.rpartition("/")[2]
     second.push_to_hub(REPO, commit_message="again")
@@ -61,9 +61,9 @@ def test_push_and_from_pretrained_at_revisions(hub: Any) -> None:
 
 def test_a_branch_of_its_own(hub: Any) -> None:
     make_map().push_to_hub(REPO)
-    make_map(seed=5).push_to_hub(REPO, revision="v2", private=True)
+    make_map(values=5).push_to_hub(REPO, revision="v2", private=True)
     assert same(ImportanceMap.from_pretrained(REPO), make_map())
-    assert same(ImportanceMap.from_pretrained(REPO, revision="v2"), make_map(seed=5))
+    assert same(ImportanceMap.from_pretrained(REPO, revision="v2"), make_map(values=5))
 
 
 def test_a_new_map_takes_the_files_of_the_old_one_away(hub: Any) -> None:
@@ -176,7 +176,7 @@ def main_raising(arguments: list[str]) -> None:
 def test_an_interrupted_push_leaves_the_old_map_and_goes_on(
     hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new = make_map(blocks=6), make_map(blocks=6, seed=5)
+    old, new = make_map(blocks=6), make_map(blocks=6, values=5)
     old.push_to_hub(REPO)
     before = files_of(hub)
     new.save_pretrained(tmp_path / "map", max_shard_bytes=3300)

@@ -72,7 +72,6 @@ def test_every_save_publishes_the_map_of_the_steps_so_far(hub: Any, recording: A
     assert (early.info.steps, late.info.steps, trainer.importance.info.steps) == (2, 4, 6)
     # The recording was not disturbed, and what was published at step 4 is what a recording of four steps gives.
     short = recording(max_steps=4)
-    short.args.lr_scheduler_type = trainer.args.lr_scheduler_type
     short.train()
     for name in short.importance:
         torch.testing.assert_close(late[name], short.importance[name])
@@ -186,3 +185,27 @@ def test_another_revision_of_the_base_is_refused_unless_allowed(
     assert "going on, as allow_other_revision says" in caplog.text
     for known in ("f" * 40, "main", None):  # the same, a branch (which tells nothing), not known
         protect(make_map(base_revision=known))
+
+
+def test_the_commit_of_a_base_model_is_found_or_left_open(hub: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from alora_trainer.importance.base_model import base_revision, remember_revision
+    from tests.tiny_recipe import write_all
+
+    folder = write_all(tmp_path).parent / "model"
+    repo = hub.store.add("model", "tiny-org/base", {path.name: path.read_bytes() for path in folder.iterdir()})
+    first = repo.refs["main"]
+    wrapped = get_peft_model(
+        AutoModelForCausalLM.from_pretrained("tiny-org/base"), LoraConfig(target_modules=["q_proj"])
+    )
+    assert base_revision(wrapped) == first
+    assert base_revision(AutoModelForCausalLM.from_pretrained(folder)) is None
+    second = repo.commit(dict(repo.commits[first]), "again")
+    model = AutoModelForCausalLM.from_pretrained("tiny-org/base")
+    assert base_revision(model) is None  # two commits are in the cache, and the model does not say which it is of
+    remember_revision(model, None)
+    assert base_revision(model) == second
+    remember_revision(model, first)
+    assert base_revision(model) == first

@@ -240,7 +240,7 @@ ADAPTER_LIES = {
     "megatron": ({"megatron_config": {"a": 1}, "megatron_core": "os.path"}, "megatron"),
     "an endless pattern": ({"target_modules": "(a+)+$"}, "take for ever"),
     "an endless rank pattern": ({"rank_pattern": {"(x*)*y": 4}}, "take for ever"),
-    "an unknown setting": ({"hypernetwork": "yes"}, "does not know .hypernetwork"),
+    "an unknown setting": ({"hypernetwork": "yes"}, "does not know ..hypernetwork"),
     "nonsense": ({"r": "many", "use_dora": {"a": []}}, "no configuration of a LoRA adapter|is not"),
 }
 

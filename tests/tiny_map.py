@@ -19,11 +19,11 @@ SHAPES = {"q_proj": (16, 16), "v_proj": (8, 16)}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def make_map(*, blocks: int = BLOCKS, seed: int = 0, **info: Any) -> ImportanceMap:
-    """Random importance and factors; the facts are fixed but for those in `info`."""
+def make_map(*, blocks: int = BLOCKS, values: int = 0, **info: Any) -> ImportanceMap:
+    """Random importance and factors, by `values`; the facts are fixed but for those in `info`."""
     from peft import LoraConfig
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(values)
     shapes = {f"model.layers.{b}.self_attn.{kind}": shape for b in range(blocks) for kind, shape in SHAPES.items()}
     omega = {name: torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()}
     reference, state = {}, {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.cards.evaluation import evaluation_entries, forgotten_text
-from alora_trainer.cards.facts import Licences, data_text, dataset_ids, is_hub_id, public_name
+from alora_trainer.cards.facts import Licences, data_text, dataset_ids, is_hub_id, loadable_name, public_name
 from alora_trainer.cards.map_card import render
 from alora_trainer.cards.tuning import TUNING_FILE, Tuning, read_tuning
 
@@ -24,6 +24,7 @@ class AdapterCard:
 
     source: str
     base: str
+    base_source: str
     base_revision: str | None
     map_id: str | None
     map_commit: str | None
@@ -63,6 +64,7 @@ def adapter_card(
     return AdapterCard(
         source=repo_id or "FOLDER_OR_HUB_ID",
         base=public_name(tuning.base_model),
+        base_source=loadable_name(tuning.base_model),
         base_revision=tuning.base_revision,
         map_id=tuning.map.get("repo_id"),
         map_commit=tuning.map.get("commit"),

@@ -23,6 +23,11 @@ def public_name(name: str | None) -> str:
     return name if is_hub_id(name) else Path(name).name or "an unnamed base model"
 
 
+def loadable_name(name: str | None) -> str:
+    """What `from_pretrained` takes in a card's code: the Hub id, or a word that says what to put there."""
+    return str(name) if is_hub_id(name) else "FOLDER_OF_THE_BASE_MODEL"
+
+
 def size_text(size: float) -> str:
     """Bytes in decimal units, as the Hub shows them."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -46,7 +51,7 @@ class Licences:
     Attributes:
         stated: what whoever publishes says for the whole.
         base: of the base model.
-        data: of each data set by its Hub id.
+        data: of each text that went into it, by its Hub id or file name.
     """
 
     stated: str | None = None
@@ -69,7 +74,7 @@ class Licences:
         known = "Licence " + "; ".join(parts) + "."
         if self.stated is not None:
             return f"Licence: {self.stated}, as its publisher states. {known}"
-        return known if self.for_metadata else f"{known} Both bind whoever uses this."
+        return known if self.for_metadata else f"{known} {'They bind' if self.data else 'It binds'} whoever uses this."
 
 
 def source_text(source: Any) -> str:
@@ -94,8 +99,16 @@ def data_text(data: Mapping[str, Any]) -> str:
 
 def dataset_ids(data: Mapping[str, Any]) -> list[str]:
     """The Hub ids of the data sets among the sources."""
+    return [name for name in licensed_texts(data) if is_hub_id(name)]
+
+
+def licensed_texts(data: Mapping[str, Any]) -> list[str]:
+    """The texts that have licences of their own: Hub ids, file names, or words for what is not described.
+
+    Text that was sampled from the base model is not among them.
+    """
     sources = data.get("sources")
-    if not isinstance(sources, Sequence) or isinstance(sources, str):
-        return []
-    ids = [str(source.get("hub")) for source in sources if isinstance(source, Mapping) and source.get("hub")]
-    return list(dict.fromkeys(ids))
+    if not isinstance(sources, Sequence) or isinstance(sources, str) or not sources:
+        return ["the text"]
+    named = [str(source.get("hub") or source_text(source)) for source in sources if isinstance(source, Mapping)]
+    return list(dict.fromkeys(named))

@@ -15,6 +15,7 @@ from alora_trainer.cards.facts import (
     dataset_ids,
     duration_text,
     is_hub_id,
+    loadable_name,
     public_name,
     size_text,
 )
@@ -44,7 +45,7 @@ class MapCard:
 
     source: str
     base: str
-    base_on_hub: bool
+    base_source: str
     base_revision: str | None
     estimator: str
     how: str
@@ -124,7 +125,7 @@ def map_card(
     return MapCard(
         source=repo_id or UNPUBLISHED,
         base=public_name(info.base_model),
-        base_on_hub=is_hub_id(info.base_model),
+        base_source=loadable_name(info.base_model),
         base_revision=info.base_revision,
         estimator=estimator,
         how=_ESTIMATORS.get(estimator, f"the estimator `{estimator}` of alora-trainer"),

@@ -10,12 +10,18 @@ from alora_trainer.cards.facts import Licences, is_hub_id
 logger = logging.getLogger(__name__)
 
 
-def look_up(base_model: str | None, datasets: Iterable[str], stated: str | None, token: str | bool | None) -> Licences:
-    """The licences in the cards of a base model and of data sets; None for what the Hub does not say or give."""
+def look_up(base_model: str | None, texts: Iterable[str], stated: str | None, token: str | bool | None) -> Licences:
+    """The licences in the cards of a base model and of data sets; None for what the Hub does not say or give.
+
+    Args:
+        base_model: its Hub id, or a folder, whose licence nobody knows.
+        texts: from `cards.facts.licensed_texts`.
+        stated: the licence that whoever publishes states.
+    """
     return Licences(
         stated=stated,
         base=_licence(base_model, "model", token) if base_model is not None and is_hub_id(base_model) else None,
-        data={name: _licence(name, "dataset", token) for name in datasets},
+        data={name: _licence(name, "dataset", token) if is_hub_id(name) else None for name in texts},
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alora_trainer.cards.facts import dataset_ids, is_hub_id, public_name
+from alora_trainer.cards.facts import is_hub_id, licensed_texts, public_name
 from alora_trainer.errors import ALoRAError
 from alora_trainer.hub.errors import hub_errors
 from alora_trainer.hub.licences import look_up
@@ -134,7 +134,7 @@ def _prepare_map(
     files[ADAPTER_CONFIG_FILE] = _public_adapter_config(folder, rewritten, config.info.base_model)
     config = replace(config, files=config.files | {ADAPTER_CONFIG_FILE: files[ADAPTER_CONFIG_FILE].stat().st_size})
     write_config(config, rewritten)
-    licences = look_up(config.info.base_model, dataset_ids(config.info.data), config.info.license, token)
+    licences = look_up(config.info.base_model, licensed_texts(config.info.data), config.info.license, token)
     write_map_card(
         config,
         rewritten / CARD_FILE,
@@ -206,6 +206,6 @@ def _prepare_adapter(
         TUNING_FILE: rewritten / TUNING_FILE,
         CARD_FILE: rewritten / CARD_FILE,
     }
-    licences = look_up(tuning.base_model, dataset_ids(tuning.data), license, token)
+    licences = look_up(tuning.base_model, licensed_texts(tuning.data), license, token)
     write_adapter_card(tuning, rewritten / CARD_FILE, repo_id=repo_id, licences=licences, results=results)
     return f"an adapter of {public_name(tuning.base_model)}", files

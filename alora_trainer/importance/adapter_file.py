@@ -17,7 +17,7 @@ import torch
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.config_file import MapConfig, TensorEntry
-from alora_trainer.importance.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_inside, read_json, write_json
+from alora_trainer.importance.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_inside, read_json, shown, write_json
 from alora_trainer.importance.info import Reference
 from alora_trainer.importance.safetensors_stream import read_header
 from alora_trainer.importance.tensor_file import read_tensor
@@ -64,7 +64,9 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 
 
 def _order_free(key: str, value: Any) -> Any:
-    return sorted(value) if key in ("target_modules", "exclude_modules") and isinstance(value, list) else value
+    return (
+        sorted(map(str, value)) if key in ("target_modules", "exclude_modules") and isinstance(value, list) else value
+    )
 
 
 def read_adapter_config(folder: Path, digest: str) -> Any:
@@ -93,9 +95,13 @@ def checked_adapter_config(settings: Mapping[str, Any], what: str) -> Any:
     unknown = [key for key, value in settings.items() if key not in known and value not in (None, False, {}, [])]
     unknown = [key for key in unknown if key != "peft_version"]
     if unknown:
-        raise ALoRAError(f"{what} has settings that this PEFT does not know ({', '.join(unknown[:3])}): update peft")
+        raise ALoRAError(
+            f"{what} has settings that this PEFT does not know ({shown(', '.join(unknown[:3]))}): update peft"
+        )
     if settings.get("peft_type") != "LORA":
-        raise ALoRAError(f"{what} is of the type {settings.get('peft_type')!r}: an importance map has a LORA adapter")
+        raise ALoRAError(
+            f"{what} is of the type {shown(settings.get('peft_type'))}: an importance map has a LORA adapter"
+        )
     for key, kind in {
         "auto_mapping": dict,
         "base_model_name_or_path": str,
@@ -108,7 +114,9 @@ def checked_adapter_config(settings: Mapping[str, Any], what: str) -> Any:
             )
     library = (settings.get("auto_mapping") or {}).get("parent_library", "transformers")
     if str(library).split(".")[0] != "transformers":
-        raise ALoRAError(f"{what} wants the module {library!r} imported (auto_mapping), which is refused: remove it")
+        raise ALoRAError(
+            f"{what} wants the module {shown(library)} imported (auto_mapping), which is refused: remove it"
+        )
     if settings.get("megatron_config") is not None:
         raise ALoRAError(f"{what} wants Megatron layers (megatron_config), which are not supported: remove it")
     for pattern in _patterns(settings):
@@ -120,7 +128,7 @@ def checked_adapter_config(settings: Mapping[str, Any], what: str) -> Any:
     try:
         return LoraConfig(**kept)
     except (TypeError, ValueError, AttributeError, KeyError, ImportError) as error:
-        raise ALoRAError(f"{what} is no configuration of a LoRA adapter: {error}") from error
+        raise ALoRAError(f"{what} is no configuration of a LoRA adapter: {str(error)[:200]}") from error
 
 
 def _patterns(settings: Mapping[str, Any]) -> Iterable[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +22,50 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def base_revision(model: torch.nn.Module) -> str | None:
-    """The commit that a base model was loaded from, where that is known."""
-    return getattr(getattr(model, "config", None), "_commit_hash", None)
+    """The commit that a base model was loaded from, where that is certain.
+
+    Older versions of transformers note it as ``config._commit_hash``, newer ones nowhere; then `remember_revision` has noted it
+    for models that were loaded by this package, and for others it is certain if the Hub's cache has one commit only.
+    """
+    config = getattr(model, "config", None)
+    noted = getattr(config, "_commit_hash", None)
+    if noted is not None:
+        return str(noted)
+    snapshots = _cache_folder(getattr(config, "_name_or_path", None), "snapshots")
+    commits = [path.name for path in snapshots.iterdir()] if snapshots is not None else []
+    return commits[0] if len(commits) == 1 else None
+
+
+def remember_revision(model: torch.nn.Module, revision: str | None) -> None:
+    """Note on a model that was just loaded which commit it is of.
+
+    Args:
+        revision: the branch, tag or commit that it was loaded at; None is main.
+    """
+    config: Any = model.config
+    commit = commit_of(config._name_or_path, revision or "main")
+    if commit is not None:
+        config._commit_hash = commit
+
+
+def commit_of(name: str | None, revision: str) -> str | None:
+    """The commit that a branch or tag of a Hub model was when the cache last saw it; None if it never did."""
+    if _COMMIT.fullmatch(revision):
+        return revision
+    refs = _cache_folder(name, "refs")
+    path = refs / revision if refs is not None else None
+    return path.read_text(encoding="ascii").strip() if path is not None and path.is_file() else None
+
+
+def _cache_folder(name: str | None, part: str) -> Path | None:
+    """A folder of a Hub model in the cache; None for a model that is no Hub model or not there."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if not name or name.count("/") != 1 or Path(name).exists():
+        return None
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / part
+    return folder if folder.is_dir() else None
 
 
 def check_base(

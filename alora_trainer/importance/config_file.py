@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.files import CONFIG_FILE, is_omega_file, is_ours, read_json, write_json
+from alora_trainer.importance.files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    is_omega_file,
+    is_ours,
+    read_json,
+    shown,
+    write_json,
+)
 from alora_trainer.importance.info import ImportanceInfo
 from alora_trainer.importance.storage import StoredOmega, storage_format
 
@@ -161,7 +170,7 @@ def read_config(folder: Path) -> MapConfig:
             advice = (
                 "it was written before the first release: record the map again" if older else "update alora-trainer"
             )
-            raise ALoRAError(f"{path} has schema {schema!r}, and this version reads {SCHEMA}: {advice}")
+            raise ALoRAError(f"{path} has schema {shown(schema)}, and this version reads {SCHEMA}: {advice}")
         if _digest({key: value for key, value in content.items() if key != "sha256"}) != content["sha256"]:
             raise ALoRAError(
                 f"{path} does not match its own checksum: it was changed by hand or damaged; fetch it again"
@@ -171,7 +180,7 @@ def read_config(folder: Path) -> MapConfig:
         if isinstance(error, ALoRAError):
             raise
         raise ALoRAError(
-            f"{path} is damaged ({type(error).__name__}: {error}): fetch or record the map again"
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}): fetch or record the map again"
         ) from error
 
 
@@ -192,7 +201,8 @@ def _parse(content: Mapping[str, Any]) -> MapConfig:
         adapter_settings=_text(content["adapter"]["settings_sha256"]),
         files=files,
     )
-    _demand(config.storage in formats, f"Omega is not there in its first format {config.storage!r}")
+    _demand(config.storage in formats, f"Omega is not there in its first format {shown(config.storage)}")
+    _demand({ADAPTER_FILE, ADAPTER_CONFIG_FILE} <= set(files), "the adapter's files are not listed")
     _demand(set(config.layer_norms) == set(weights), "layer_norms names other weights")
     entries = [part for parts in formats.values() for weight in parts.values() for part in weight.values()]
     _demand(all(is_omega_file(entry.file) for entry in entries), "a file with Omega has another name")
@@ -240,7 +250,9 @@ def _format(
 ) -> dict[str, dict[str, TensorEntry]]:
     kind = storage_format(storage)
     if entry["parameters"] != kind.parameters():
-        raise ALoRAError(f"storage format {storage} has unknown parameters {entry['parameters']}: update alora-trainer")
+        raise ALoRAError(
+            f"storage format {storage} has unknown parameters {shown(entry['parameters'])}: update alora-trainer"
+        )
     _demand(set(entry["parts"]) == set(weights), f"{storage} has other weights")
     return {name: _parts(entry["parts"][name], weight.shape, kind) for name, weight in weights.items()}
 
@@ -248,7 +260,7 @@ def _format(
 def _parts(parts: Mapping[str, Any], shape: tuple[int, int], kind: type[StoredOmega]) -> dict[str, TensorEntry]:
     """The parts of one weight, which must be those that its format has."""
     expected = kind.part_kinds(shape)
-    _demand(set(parts) == set(expected), f"a weight has the parts {sorted(parts)} and needs {sorted(expected)}")
+    _demand(set(parts) == set(expected), f"a weight has the parts {shown(sorted(parts))} and needs {sorted(expected)}")
     entries = {part: _tensor(parts[part]) for part in expected}
     free = set()
     for part, (dtype, wanted) in expected.items():
@@ -258,7 +270,7 @@ def _parts(parts: Mapping[str, Any], shape: tuple[int, int], kind: type[StoredOm
         )
         _demand(
             fits and entry.dtype == str(dtype).removeprefix("torch."),
-            f"part {part!r} is {entry.dtype} {list(entry.shape)} and should be {dtype} {list(wanted)}",
+            f"part {part!r} is {shown(entry.dtype)} {shown(list(entry.shape))} and should be {dtype} {list(wanted)}",
         )
         free |= {got for want, got in zip(wanted, entry.shape, strict=True) if want == -1}
     _demand(len(free) <= 1 and all(0 < size <= min(shape) for size in free), "the numbers of components do not fit")

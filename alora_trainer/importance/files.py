@@ -88,11 +88,17 @@ def read_json(path: Path) -> dict[str, Any]:
         if isinstance(error, ALoRAError):
             raise
         raise ALoRAError(
-            f"{path} is damaged ({type(error).__name__}: {error}): fetch or record the map again"
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}): fetch or record the map again"
         ) from error
     if not isinstance(content, dict):
         raise ALoRAError(f"{path} is damaged (a {type(content).__name__}, no object): fetch or record the map again")
     return content
+
+
+def shown(value: object) -> str:
+    """A stranger's value for an error message: in quotes, and not for ever."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def parse_json(text: str) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.files import parse_json
+from alora_trainer.importance.files import parse_json, shown
 
 _DTYPES = {
     torch.float64: "F64",
@@ -82,7 +82,7 @@ def parse_header(header: bytes, size: int, what: str) -> dict[str, TensorHeader]
             raise ValueError(f"{end} bytes of tensors are announced and {size - len(header) - PREFIX_BYTES} are there")
     except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ALoRAError(
-            f"{what} is damaged ({type(error).__name__}: {error}): fetch or record the map again"
+            f"{what} is damaged ({type(error).__name__}: {str(error)[:200]}): fetch or record the map again"
         ) from error
     return tensors
 
@@ -90,7 +90,7 @@ def parse_header(header: bytes, size: int, what: str) -> dict[str, TensorHeader]
 def _tensor_header(entry: Any) -> TensorHeader:
     dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _SIZES:
-        raise ValueError(f"no importance map has tensors of dtype {dtype!r}")
+        raise ValueError(f"no importance map has tensors of dtype {shown(dtype)}")
     if not all(type(number) is int and 0 <= number < 1 << 48 for number in (*shape, start, stop)):
         raise ValueError("a size is no whole number")
     if math.prod(shape) * _SIZES[dtype] != stop - start:
