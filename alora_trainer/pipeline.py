@@ -58,7 +58,7 @@ class Run:
         self.overwrite = overwrite
         self.importance = importance
         if importance is not None:
-            self._map_folder()  # a map that is not there is known before anything is done
+            self.importance = _pinned(importance)  # a map that is not there is known before anything is done
         self._resolved = recipe.resolved()
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
@@ -234,6 +234,7 @@ class Run:
     def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.data.tasks import get_task
+        from alora_trainer.importance.reading import check_reference
         from alora_trainer.provenance import domain_facts
         from alora_trainer.publishing import save_beside_model
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter, with_saved_adapter
@@ -251,6 +252,7 @@ class Run:
         base = load_base(recipe)
         if method.needs_recording:
             map_folder = self._map_folder()
+            check_reference(map_folder)
             model = with_saved_adapter(base, map_folder, trainable=True)
             importance = self._load_map(map_folder) if method.penalty else None
         else:
@@ -359,3 +361,11 @@ class Run:
             if method.name not in exclude and trained is not None and scored is not None:
                 entries[method.name] = scored | trained
         return entries
+
+
+def _pinned(importance: str) -> str:
+    """A map's folder, or its Hub id with the commit that it is fetched at now, so that a run keeps to one map."""
+    from alora_trainer.hub.download import fetch
+
+    _, origin = fetch(importance)
+    return importance if origin is None or Path(importance).is_dir() else str(origin)

@@ -113,8 +113,11 @@ def _public_source(source: Any) -> Any:
     from alora_trainer.data.sources import HUB_PREFIX
 
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
-        return {"hub": source.removeprefix(HUB_PREFIX)}
+        source = {"hub": source.removeprefix(HUB_PREFIX)}
     if isinstance(source, Mapping):
+        if "hub" in source:
+            revision = source.get("revision")
+            source = {**source, "revision": commit_of(source["hub"], revision or "main", "dataset") or revision}
         public = {key: value for key, value in source.items() if key in ("hub", "name", "split", "revision")}
         return public | ({"path": Path(str(source["path"])).name} if "path" in source else {})
     return {"path": Path(str(source)).name}

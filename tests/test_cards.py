@@ -168,6 +168,8 @@ def test_from_one_person_to_another_as_documented(
         f"[ann/tiny-llama-importance](https://huggingface.co/ann/tiny-llama-importance/tree/{source.refs['main']})"
         in card
     )
+    settings = json.loads((tmp_path / "tuned" / "alora" / "settings.json").read_text())
+    assert settings["recording"] == f"ann/tiny-llama-importance@{source.refs['main']}"  # the run keeps to this commit
     assert "| lambda | 0.5 |" in card and "Perplexity on held-out general text went from" in card
     assert "license" not in card.split("---")[1]  # the texts' licences are not known
     assert [entry["dataset"]["name"] for entry in stored.card(stored.refs["main"])["model-index"][0]["results"]] == [

@@ -52,6 +52,7 @@ def test_push_and_from_pretrained_at_revisions(hub: Any) -> None:
     assert same(ImportanceMap.from_pretrained(f"{REPO}@{commit}"), first)
     stored = hub.store.repos["model", REPO]
     assert list(stored.messages.values())[1:] == ["Add an importance map for tiny-org/tiny-llama", "again"]
+    assert hub.requests.count("POST /api/validate-yaml") == 2  # the Hub has looked at both cards
     assert ".gitattributes" in files_of(hub) and CONFIG_FILE in files_of(hub)
     with pytest.raises(ALoRAError, match="has no revision nowhere"):
         ImportanceMap.from_pretrained(REPO, revision="nowhere")
@@ -328,3 +329,7 @@ def test_what_cannot_be_pushed(hub: Any, tmp_path: Path, capsys: pytest.CaptureF
         assert main(["push", str(tmp_path / folder), REPO]) == 2
         assert message in capsys.readouterr().err
     assert not hub.store.repos
+    make_map().save_pretrained(tmp_path / "map")
+    assert main(["push", str(tmp_path / "map"), REPO, "--license", "mine"]) == 2
+    assert 'the Hub refuses the card (- "license" must be one of a list' in capsys.readouterr().err
+    assert CONFIG_FILE not in files_of(hub)

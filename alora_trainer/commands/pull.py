@@ -24,8 +24,9 @@ def add(commands: Subcommands) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.hub.download import fetch, pull
+    from alora_trainer.importance.config_file import read_config
     from alora_trainer.importance.layers import parse_layers
-    from alora_trainer.importance.reading import load_map
+    from alora_trainer.importance.reading import load_map, verify_map
 
     wanted = {
         "revision": arguments.revision,
@@ -37,6 +38,9 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         print(f"importance map: {arguments.output_dir}")
         return 0
     folder, _ = fetch(arguments.repo, **wanted, extras=True)
-    load_map(folder, storage=arguments.storage, layers=wanted["layers"])
+    if wanted["layers"] is None:
+        verify_map(folder, [read_config(folder).format_for(arguments.storage)])
+    else:
+        load_map(folder, storage=arguments.storage, layers=wanted["layers"])
     print(f"importance map: {folder}")
     return 0

@@ -48,6 +48,11 @@ def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]
         raise ALoRAError(f"{repo_id}{at} cannot be {doing}: it is damaged ({_first_line(error)})") from error
     except errors.HfHubHTTPError as error:
         raise ALoRAError(f"{repo_id}{at} cannot be {doing}: {_http_reason(error)}") from error
+    except ValueError as error:
+        if isinstance(error, ALoRAError) or "Invalid metadata in README.md" not in str(error):
+            raise
+        reason = " ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise ALoRAError(f"{repo_id} cannot be {doing}: the Hub refuses the card ({without_tokens(reason)})") from error
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise ALoRAError(_unreachable(repo_id, at, doing, error)) from error
     except RuntimeError as error:

@@ -48,23 +48,23 @@ def remember_revision(model: torch.nn.Module, revision: str | None) -> None:
         config._commit_hash = commit
 
 
-def commit_of(name: str | None, revision: str) -> str | None:
-    """The commit that a branch or tag of a Hub model was when the cache last saw it; None if it never did."""
+def commit_of(name: str | None, revision: str, kind: str = "model") -> str | None:
+    """The commit that a branch or tag of a repository was when the Hub's cache last saw it; None if it never did."""
     if _COMMIT.fullmatch(revision):
         return revision
-    refs = _cache_folder(name, "refs")
+    refs = _cache_folder(name, "refs", kind)
     path = refs / revision if refs is not None else None
     return path.read_text(encoding="ascii").strip() if path is not None and path.is_file() else None
 
 
-def _cache_folder(name: str | None, part: str) -> Path | None:
-    """A folder of a Hub model in the cache; None for a model that is no Hub model or not there."""
+def _cache_folder(name: str | None, part: str, kind: str = "model") -> Path | None:
+    """A folder of a repository in the cache; None for what is no Hub id or not there."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     if not name or name.count("/") != 1 or Path(name).exists():
         return None
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / part
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / part
     return folder if folder.is_dir() else None
 
 

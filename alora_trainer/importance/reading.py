@@ -100,6 +100,17 @@ class OmegaFiles:
         return self._headers[entry.file]
 
 
+def check_reference(folder: Path) -> None:
+    """Check theta* alone, before PEFT is let at its files.
+
+    Raises:
+        ALoRAError: as `load_map`.
+    """
+    config = read_config(folder)
+    read_adapter(folder, config)
+    read_adapter_config(folder, config.adapter_settings)
+
+
 def verify_map(folder: Path, storages: Sequence[str] | None = None) -> MapConfig:
     """Check everything that `load_map` checks, holding one weight at a time.
 

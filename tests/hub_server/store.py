@@ -90,6 +90,8 @@ def card_metadata(text: str) -> dict[str, Any]:
     for key, kinds in {"tags": list, "base_model": (str, list), "license": str, "datasets": (str, list)}.items():
         if key in card and not isinstance(card[key], kinds):
             raise ValueError(f"{key} must be a {kinds}")
+    if card.get("license", "mit") not in ("mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-3.0", "other"):
+        raise ValueError('"license" must be one of a list')
     if card.get("base_model_relation") not in (None, "adapter", "finetune", "merge", "quantized"):
         raise ValueError("base_model_relation is unknown")
     for entry in card.get("model-index") or []:
