@@ -21,16 +21,9 @@ from alora_trainer.run_parts import RunParts, watches_probe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alora_trainer.importance import ImportanceMap
     from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
-
-
-def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
-    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
-    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
 
 
 def check_single_process() -> None:
@@ -129,6 +122,7 @@ class Run(RunParts):
         """
         from alora_trainer.data.domain import collator
         from alora_trainer.general_text import text_to_train
+        from alora_trainer.provenance import recording_facts
         from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
         from alora_trainer.trainer import ALoRATrainer
 
@@ -150,9 +144,10 @@ class Run(RunParts):
         cost = train(trainer)
         if trainer.importance is None:
             raise RuntimeError("the recording ended without an importance map")
-        trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
+        importance = trainer.importance.with_info(**recording_facts(recipe, cost, trainer.args.device))
+        importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
         part.finish(cost)
-        del trainer
+        del trainer, importance
         release_memory()
         return cost
 
@@ -202,8 +197,11 @@ class Run(RunParts):
         from alora_trainer.data.tasks import get_task
         from alora_trainer.history import Start
         from alora_trainer.methods.trainers import make_trainer
-        from alora_trainer.run_observation import learning_curve
+        from alora_trainer.provenance import domain_facts
+        from alora_trainer.publishing import save_protected_adapter
+        from alora_trainer.run_observation import learning_curve, probe_history
         from alora_trainer.stages import release_memory, train
+        from alora_trainer.starts import protecting_map
 
         recipe, options = self.recipe.for_method(method), self.recipe.options(method)
         files = self.prepare_data()
@@ -221,7 +219,7 @@ class Run(RunParts):
         trainer = make_trainer(
             method,
             options,
-            importance=self._importance(method),
+            importance=protecting_map(recipe, method, self.importance_folder(method)),
             alora=replace(recipe.alora, record=None) if method.penalty else None,
             probe_dataset=self._probe_text(folder) if probing else None,
             general=general,
@@ -241,6 +239,9 @@ class Run(RunParts):
         start = Start(adapter.model)
         outcome = train(trainer) | {"drift": start.drift()}
         adapter.save(folder / "adapter")
+        if method.penalty:
+            # What was saved is for the bare base, wherever the training started (`starts.save_protected`).
+            save_protected_adapter(trainer, folder / "adapter", data=domain_facts(recipe), over_merged=False)
         if probing:
             outcome["probe"] = probe_history(trainer.state.log_history)
         del trainer, adapter, start
@@ -291,18 +292,6 @@ class Run(RunParts):
         if self.recipe.general.streaming:
             raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
         return text_to_train(self.recipe, self.tokenizer, folder)
-
-    def _importance(self, method: Method) -> ImportanceMap | None:
-        """The map that holds the method's training; None if nothing does."""
-        from alora_trainer.importance import ImportanceMap
-        from alora_trainer.importance.controls import CONTROLS, control_map
-
-        if method.importance is None:
-            return None
-        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
-        if method.importance in CONTROLS:
-            return control_map(method.importance, importance, self.recipe.seed)
-        return importance
 
     def _probe_text(self, folder: Path) -> Any:
         from alora_trainer.general_text import text_to_watch

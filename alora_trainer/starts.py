@@ -10,6 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.controls import CONTROLS, control_map
+from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.methods import Method
 from alora_trainer.recipe import Recipe
 from alora_trainer.stages import load_base, with_fresh_adapter, with_saved_adapter
 
@@ -30,6 +33,20 @@ def protected_start(recipe: Recipe, map_folder: Path) -> PeftModel:
     if recipe.alora.fresh_base == "merged":
         base = with_saved_adapter(base, map_folder, trainable=False).merge_and_unload()
     return with_fresh_adapter(base, recipe, protected=True)
+
+
+def protecting_map(recipe: Recipe, method: Method, map_folder: Path) -> ImportanceMap | None:
+    """The map that holds the method's training, as the method makes it of the one in `map_folder`; None if nothing does.
+
+    Raises:
+        ALoRAError: there is no map, or it is damaged.
+    """
+    if method.importance is None:
+        return None
+    importance = ImportanceMap.from_pretrained(map_folder, storage=recipe.alora.storage)
+    if method.importance in CONTROLS:
+        return control_map(method.importance, importance, recipe.seed)
+    return importance
 
 
 def save_protected(model: PeftModel, recipe: Recipe, map_folder: Path, folder: Path) -> None:

@@ -63,9 +63,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("results/studies"))
     options = parser.parse_args()
     # One folder for all studies of a recipe: they share stage A and LoRA with nothing held.
-    study = Study(
-        options.recipe, {"domain.test_items": str(options.test_items)}, options.runs / options.recipe.stem
-    )
+    study = Study(options.recipe, {"domain.test_items": str(options.test_items)}, options.runs / options.recipe.stem)
     cases = cases_of(options.seeds, options.budgets, options.applications)
     entries = run_study(study, cases, options.workers)
     command = f"python benchmarks/budget.py --recipe {options.recipe} --seeds {options.seeds}"

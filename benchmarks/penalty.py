@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from alora_trainer.adapted import adapted_weights
 from alora_trainer.importance import fold
 from alora_trainer.importance.estimators import Factors, movement_factors
-from alora_trainer.importance.map import ImportanceMap, Reference
+from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.reference import Reference
 from alora_trainer.importance.storage import FactoredOmega, StoredOmega, store
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.backends import Backend, choose

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.adapted import adapted_weights
-from alora_trainer.importance.map import Reference
+from alora_trainer.importance.reference import Reference
 from alora_trainer.penalty.layer_weights import given_layer_weights, layer_coefficients
 from alora_trainer.penalty.protection import Protection
 from alora_trainer.starts import join_adapters

@@ -12,7 +12,7 @@ from alora_trainer.data.domain import collator
 from alora_trainer.general_text import text_to_train
 from alora_trainer.importance.fisher import estimate_fisher
 from alora_trainer.memory import Meter
-from alora_trainer.provenance import describe_fisher
+from alora_trainer.provenance import describe_fisher, recording_facts
 from alora_trainer.recipe import Recipe
 from alora_trainer.stages import load_base, place, release_memory, with_fresh_adapter
 
@@ -38,7 +38,8 @@ def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder:
     data = text_to_train(recipe, tokenizer, folder)
     logger.info(f"Fisher information ({kind}) over general text")
     model = with_fresh_adapter(load_base(recipe), _covering(recipe))
-    place(model, recipe.training_arguments("record", folder).device)
+    device = recipe.training_arguments("record", folder).device
+    place(model, device)
     checkpoint = folder / "fisher.safetensors"
     with Meter() as meter:
         estimate = estimate_fisher(
@@ -50,16 +51,13 @@ def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder:
             checkpoint=checkpoint,
         )
     importance = describe_fisher(model, adapted_weights(model), estimate, name=name, seed=recipe.seed)
+    cost = {"seconds": round(estimate.seconds, 3), "peak_bytes": meter.cost.peak_bytes}
+    importance = importance.with_info(**recording_facts(recipe, cost, device))
     importance.save_pretrained(folder / "map", storage=settings.storage)
     checkpoint.unlink(missing_ok=True)
     del model, importance
     release_memory()
-    return {
-        "seconds": round(estimate.seconds, 3),
-        "peak_bytes": meter.cost.peak_bytes,
-        "samples": estimate.samples,
-        "steps": estimate.batches,
-    }
+    return cost | {"samples": estimate.samples, "steps": estimate.batches}
 
 
 def _covering(recipe: Recipe) -> Recipe:
