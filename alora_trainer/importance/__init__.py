@@ -1,4 +1,4 @@
-"""Importance: how it is recorded (`recorder`, `estimators`, `fold`), and the artefact it becomes (`map`, `files`)."""
+"""Importance: how it is recorded (`recorder`, `estimators`, `fold`), and what it becomes (`map`, `files`)."""
 
 from __future__ import annotations
 
