@@ -170,7 +170,7 @@ def test_damage_is_named(tmp_path, kind):
 def test_nothing_there(tmp_path):
     with pytest.raises(ALoRAError, match="no importance map at"):
         ImportanceMap.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(ALoRAError, match="the Hub cannot be reached.*HF_HUB_OFFLINE"):
+    with pytest.raises(ALoRAError, match="the Hub gives no such repository"):
         ImportanceMap.from_pretrained("somebody/nothing-here")
 
 
