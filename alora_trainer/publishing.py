@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.cards.facts import licensed_texts
-from alora_trainer.cards.tuning import TUNING_FILE, Tuning
+from alora_trainer.cards.tuning import TUNING_FILE, Tuning, read_tuning
 from alora_trainer.config import PROTECTING
 from alora_trainer.hub.licences import look_up
 from alora_trainer.importance.base_model import base_revision
+from alora_trainer.importance.config_file import read_config
 from alora_trainer.importance.files import CARD_FILE, CONFIG_FILE, HEATMAP_FILE
 from alora_trainer.parts import write_text
 from alora_trainer.processes import Processes
@@ -122,30 +123,26 @@ def write_card(trainer: Any, given: Mapping[str, Any]) -> bool:
     Args:
         given: what the caller of `create_model_card` stated: of `license`, `language`, `tags`, `dataset` and the like.
     """
-    from alora_trainer.cards.adapter_card import read_tuning, write_adapter_card
-    from alora_trainer.cards.map_card import TAGS, write_map_card
-    from alora_trainer.importance.config_file import read_config
+    from alora_trainer.cards import adapter_card, map_card
 
     folder = Path(trainer.args.output_dir)
-    repo_id = getattr(trainer, "hub_model_id", None)
-    token = trainer.args.hub_token
-    settings: dict[str, Any] = {"repo_id": repo_id}
+    common: dict[str, Any] = {"repo_id": getattr(trainer, "hub_model_id", None)}
     if trainer._records and (folder / CONFIG_FILE).is_file():
         config = read_config(folder)
-        info = config.info
-        settings["licences"] = look_up(info.base_model, licensed_texts(info.data), given.get("license"), token)
-        settings["metadata"] = _stated(given, TAGS)
-        write_map_card(config, folder / CARD_FILE, picture=(folder / HEATMAP_FILE).is_file(), **settings)
+        common |= _stated(given, map_card.map_tags(config))
+        licences = look_up(
+            config.info.base_model, licensed_texts(config.info.data), given.get("license"), trainer.args.hub_token
+        )
+        picture = (folder / HEATMAP_FILE).is_file()
+        map_card.write_map_card(config, folder / CARD_FILE, picture=picture, licences=licences, **common)
         return True
     # Full tuning makes a model and no adapter: the trainer's own card is the right one.
     adapts = trainer._given_importance is not None and not trainer._given_importance.is_full
-    if (folder / TUNING_FILE).is_file() and adapts:
-        from alora_trainer.cards.adapter_card import TAGS as ADAPTER_TAGS
-
+    if adapts and (folder / TUNING_FILE).is_file():
         tuning = read_tuning(folder)
-        settings["licences"] = look_up(tuning.base_model, licensed_texts(tuning.data), given.get("license"), token)
-        settings["metadata"] = _stated(given, ADAPTER_TAGS)
-        write_adapter_card(tuning, folder / CARD_FILE, **settings)
+        common |= _stated(given, adapter_card.TAGS)
+        licences = look_up(tuning.base_model, licensed_texts(tuning.data), given.get("license"), trainer.args.hub_token)
+        adapter_card.write_adapter_card(tuning, folder / CARD_FILE, licences=licences, **common)
         return True
     return False
 
@@ -158,12 +155,12 @@ def card_arguments(
 
 
 def _stated(given: Mapping[str, Any], tags: tuple[str, ...]) -> dict[str, Any]:
-    """Metadata that a caller stated, for the card."""
+    """Metadata that a caller stated, as a setting of the card."""
     stated = {"language": given.get("language"), "datasets": given.get("dataset") or given.get("dataset_name")}
     extra = given.get("tags") or []
     extra = [extra] if isinstance(extra, str) else list(extra)
     stated["tags"] = list(dict.fromkeys([*tags, *extra]))
-    return {key: value for key, value in stated.items() if value}
+    return {"metadata": {key: value for key, value in stated.items() if value}}
 
 
 def describe_tuning(trainer: Any) -> Tuning:
@@ -182,7 +179,7 @@ def describe_tuning(trainer: Any) -> Tuning:
             "estimator": info.estimator,
             "storage": importance.storage,
             "tokens": info.tokens,
-            "data": _plain(info.data),
+            "data": dict(info.data),
         },
         protection={name: getattr(alora, name) for name in PROTECTING},
         training={"steps": trainer.state.global_step, "optimizer": str(getattr(args.optim, "value", args.optim))}
@@ -200,10 +197,6 @@ def _steered(trainer: Any) -> dict[str, float]:
         return {}
     logged = [log["lam"] for log in trainer.state.log_history if "lam" in log]
     return {"last_lambda": logged[-1]} if logged else {}
-
-
-def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in data.items()}
 
 
 def _recorded(trainer: Any) -> ImportanceMap | None:

@@ -10,9 +10,7 @@ from typing import Any
 from alora_trainer.cards.evaluation import evaluation_entries, forgotten_text
 from alora_trainer.cards.facts import Licences, data_text, dataset_ids, is_hub_id, loadable_name, public_name
 from alora_trainer.cards.map_card import render
-from alora_trainer.cards.tuning import TUNING_FILE, Tuning, read_tuning
-
-__all__ = ["TUNING_FILE", "AdapterCard", "adapter_card", "read_tuning", "write_adapter_card"]
+from alora_trainer.cards.tuning import Tuning
 
 TEMPLATE = Path(__file__).parent / "adapter_card.md"
 TAGS = ("elementwise-regularization", "lora", "forgetting")

@@ -76,6 +76,11 @@ class MapCard:
     evaluation: tuple[Any, ...] = ()
 
 
+def map_tags(config: MapConfig) -> tuple[str, ...]:
+    """The tags of a map's card; without LoRA where the weights themselves were tuned."""
+    return tuple(tag for tag in TAGS if not (tag == "lora" and config.is_full))
+
+
 def layer_table(importance: ImportanceMap) -> dict[str, dict[str, float | None]]:
     """``||Omega_l||_2``, its natural logarithm (None for zero) and the mean, by weight name."""
     return {
@@ -118,7 +123,7 @@ def map_card(
         "base_model": info.base_model if is_hub_id(info.base_model) else None,
         "base_model_relation": "adapter" if is_hub_id(info.base_model) and not config.is_full else None,
         "datasets": dataset_ids(info.data) or None,
-        "tags": [tag for tag in TAGS if not (tag == "lora" and config.is_full)],
+        "tags": list(map_tags(config)),
         "importance_map": {
             "estimator": estimator,
             "tokens": info.tokens,

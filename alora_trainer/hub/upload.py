@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +94,23 @@ def push_folder(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="importance-push-") as rewritten:
         with hub_errors(repo_id, revision, "published"):
-            given = api.create_repo(repo_id, private=private, exist_ok=True).repo_id if "/" not in repo_id else repo_id
-        what, files = prepare(folder, Path(rewritten), given, base_model, license, results, token)
-        with hub_errors(given, revision, "published"):
-            api.create_repo(given, private=private, exist_ok=True)
-            return _commit(api, given, revision, files, commit_message or f"Add {what}")
+            named = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+        statement = _Statement(named, base_model, license, results, token)
+        what, files = prepare(folder, Path(rewritten), statement)
+        with hub_errors(named, revision, "published"):
+            api.create_repo(named, private=private, exist_ok=True)
+            return _commit(api, named, revision, files, commit_message or f"Add {what}")
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """What whoever publishes says beside what is in the folder; see `push_folder`."""
+
+    repo_id: str
+    base_model: str | None
+    license: str | None
+    results: Mapping[str, Any] | None
+    token: str | bool | None
 
 
 def _commit(api: Any, repo_id: str, revision: str | None, files: Mapping[str, Path], message: str) -> str:
@@ -118,34 +128,26 @@ def _commit(api: Any, repo_id: str, revision: str | None, files: Mapping[str, Pa
     return str(commit.commit_url)
 
 
-def _prepare_map(
-    folder: Path,
-    rewritten: Path,
-    repo_id: str,
-    base_model: str | None,
-    license: str | None,
-    results: Mapping[str, Any] | None,
-    token: str | bool | None,
-) -> tuple[str, dict[str, Path]]:
+def _prepare_map(folder: Path, rewritten: Path, statement: _Statement) -> tuple[str, dict[str, Path]]:
     """The files of a map to publish, those that must say something else now written anew."""
     from alora_trainer.cards.map_card import write_map_card
     from alora_trainer.importance.reading import verify_map
 
-    config = public_config(verify_map(folder), base_model, license)
+    config = public_config(verify_map(folder), statement.base_model, statement.license)
     _warn_unnamed(config.info.base_model)
     files = {name: check_inside(folder, name) for name in config.files}
     if not config.is_full:
         files[ADAPTER_CONFIG_FILE] = _public_adapter_config(folder, rewritten, config.info.base_model)
         config = replace(config, files=config.files | {ADAPTER_CONFIG_FILE: files[ADAPTER_CONFIG_FILE].stat().st_size})
     write_config(config, rewritten)
-    licences = look_up(config.info.base_model, licensed_texts(config.info.data), config.info.license, token)
+    licences = look_up(config.info.base_model, licensed_texts(config.info.data), config.info.license, statement.token)
     write_map_card(
         config,
         rewritten / CARD_FILE,
         picture=HEATMAP_FILE in files,
-        repo_id=repo_id,
+        repo_id=statement.repo_id,
         licences=licences,
-        results=results,
+        results=statement.results,
     )
     files |= {CARD_FILE: rewritten / CARD_FILE, CONFIG_FILE: rewritten / CONFIG_FILE}
     return f"an importance map for {public_name(config.info.base_model)}", files
@@ -170,7 +172,7 @@ def _public_source(source: Any) -> Any:
 
 def _public_adapter_config(folder: Path, rewritten: Path, base_model: str | None) -> Path:
     settings = read_json(check_inside(folder, ADAPTER_CONFIG_FILE))
-    settings = copy.deepcopy(settings) | {"base_model_name_or_path": base_model, "auto_mapping": None}
+    settings |= {"base_model_name_or_path": base_model, "auto_mapping": None}
     write_json(rewritten / ADAPTER_CONFIG_FILE, settings)
     return rewritten / ADAPTER_CONFIG_FILE
 
@@ -183,17 +185,10 @@ def _warn_unnamed(base_model: str | None) -> None:
         )
 
 
-def _prepare_adapter(
-    folder: Path,
-    rewritten: Path,
-    repo_id: str,
-    base_model: str | None,
-    license: str | None,
-    results: Mapping[str, Any] | None,
-    token: str | bool | None,
-) -> tuple[str, dict[str, Path]]:
+def _prepare_adapter(folder: Path, rewritten: Path, statement: _Statement) -> tuple[str, dict[str, Path]]:
     """The files of a tuned adapter to publish."""
-    from alora_trainer.cards.adapter_card import TUNING_FILE, read_tuning, write_adapter_card
+    from alora_trainer.cards.adapter_card import write_adapter_card
+    from alora_trainer.cards.tuning import TUNING_FILE, read_tuning
     from alora_trainer.importance.safetensors_stream import read_header
 
     if not (folder / ADAPTER_CONFIG_FILE).is_file() or not (folder / TUNING_FILE).is_file():
@@ -201,15 +196,17 @@ def _prepare_adapter(
             f"{folder} holds neither an importance map ({CONFIG_FILE}) nor an adapter that was tuned with one ({TUNING_FILE})"
         )
     read_header(check_inside(folder, ADAPTER_FILE))
-    tuning = read_tuning(folder).public(base_model)
+    tuning = read_tuning(folder).public(statement.base_model)
     _warn_unnamed(tuning.base_model)
-    write_json(rewritten / TUNING_FILE, json.loads(tuning.to_json()))
+    (rewritten / TUNING_FILE).write_text(tuning.to_json(), encoding="utf-8")
     files = {
         ADAPTER_FILE: folder / ADAPTER_FILE,
         ADAPTER_CONFIG_FILE: _public_adapter_config(folder, rewritten, tuning.base_model),
         TUNING_FILE: rewritten / TUNING_FILE,
         CARD_FILE: rewritten / CARD_FILE,
     }
-    licences = look_up(tuning.base_model, licensed_texts(tuning.data), license, token)
-    write_adapter_card(tuning, rewritten / CARD_FILE, repo_id=repo_id, licences=licences, results=results)
+    licences = look_up(tuning.base_model, licensed_texts(tuning.data), statement.license, statement.token)
+    write_adapter_card(
+        tuning, rewritten / CARD_FILE, repo_id=statement.repo_id, licences=licences, results=statement.results
+    )
     return f"an adapter of {public_name(tuning.base_model)}", files

@@ -1,4 +1,4 @@
-"""Importance: how it is recorded (`recorder`, `estimators`, `fold`), and the artefact it becomes (`map`, `files`).
+"""Importance: how it is recorded (`recorder`, `estimators`, `fold`), and what it becomes (`map`, `files`).
 
 The names below are loaded when first used: weights know how a step of theirs is written down (`estimators`), and a map knows
 weights.
