@@ -203,6 +203,7 @@ class ContinualRun:
             run.tokenizer,
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
+            too_long=recipe.domain.too_long,
         )
         map_folder = self._map_folder(method, position)
         importance = None

@@ -49,6 +49,11 @@ def check_engine(trainer: Any, config: ALoRAConfig) -> None:
             f"optim={optim!r} steps inside the backward pass, where the gradients of a step never exist together: "
             "use 'adamw_torch', or 'adamw_bnb_8bit' to save memory"
         )
+    if "schedule_free" in optim and (config.application == "decoupled" or config.budget is not None):
+        raise ALoRAError(
+            f"optim={optim!r} keeps averages of the weights beside them, which a pull on the weights alone would not reach: "
+            "use application='coupled' without a budget, or another optimizer"
+        )
     compiled = args.torch_compile or any("_orig_mod" in name for name, _ in trainer.model.named_modules())
     if config.record == "exact" and compiled:
         raise ALoRAError(

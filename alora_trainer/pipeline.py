@@ -114,41 +114,24 @@ class Run(RunParts):
     def _relative(self, path: Path) -> str:
         return path.resolve().relative_to(self.folder.resolve()).as_posix()
 
-    def record(self) -> dict[str, Any]:
+    def record(self, *, full: bool = False) -> dict[str, Any]:
         """Stage A: train on general text and record importance into ``record/map``.
+
+        Args:
+            full: of the whole model without LoRA, into ``record_full/map``.
 
         Returns:
             seconds, peak_bytes, loss and steps of the training.
         """
-        from alora_trainer.data.domain import collator
-        from alora_trainer.general_text import text_to_train
-        from alora_trainer.provenance import recording_facts
-        from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
-        from alora_trainer.trainer import ALoRATrainer
+        from alora_trainer.methods.record_stage import record_importance
 
-        part = self._record_part()
+        part = self._record_part(full=full)
         part.begin(overwrite=self.overwrite)
         finished = part.finished()
         if finished is not None:
             return finished
-        recipe = self.recipe
-        logger.info("stage A: recording on general text")
-        data = text_to_train(recipe, self.tokenizer, part.folder)
-        trainer = ALoRATrainer(
-            with_fresh_adapter(load_base(recipe), recipe),
-            recipe.training_arguments("record", part.folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collator(self.tokenizer),
-            alora=recipe.alora,
-        )
-        cost = train(trainer)
-        if trainer.importance is None:
-            raise RuntimeError("the recording ended without an importance map")
-        importance = trainer.importance.with_info(**recording_facts(recipe, cost, trainer.args.device))
-        importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
+        cost = record_importance(self.recipe, self.tokenizer, part.folder, full=full)
         part.finish(cost)
-        del trainer, importance
-        release_memory()
         return cost
 
     def fisher(self, method: Method) -> dict[str, Any]:
@@ -164,8 +147,7 @@ class Run(RunParts):
         finished = part.finished()
         if finished is not None:
             return finished
-        assert method.fisher_kind is not None and method.importance is not None
-        cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
+        cost = compute_fisher(self.recipe, method, self.tokenizer, part.folder)
         part.finish(cost)
         return cost
 
@@ -182,8 +164,8 @@ class Run(RunParts):
         finished = part.finished()
         if finished is not None:
             return finished
-        if method.needs_recording and self.importance is None:
-            costs["record"] = self.record()
+        if method.needs_recording and (method.is_full or self.importance is None):
+            costs["record"] = self.record(full=method.is_full)
         if method.fisher_kind is not None:
             costs["record"] = self.fisher(method)
         if method.trains:
@@ -211,6 +193,7 @@ class Run(RunParts):
             self.tokenizer,
             max_length=recipe.domain.max_length,
             loss_on=recipe.domain.loss_on,
+            too_long=recipe.domain.too_long,
         )
         general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
         collate = collator(self.tokenizer)
@@ -219,7 +202,7 @@ class Run(RunParts):
         trainer = make_trainer(
             method,
             options,
-            importance=protecting_map(recipe, method, self.importance_folder(method)),
+            importance=protecting_map(recipe, method, self.importance_folder(method)) if method.importance else None,
             alora=replace(recipe.alora, record=None) if method.penalty else None,
             probe_dataset=self._probe_text(folder) if probing else None,
             general=general,
@@ -252,9 +235,11 @@ class Run(RunParts):
         """The model that the method's training starts with, and how its adapter is saved."""
         from alora_trainer.methods.adapters import Adapter, attach_adapter
         from alora_trainer.stages import load_base, with_saved_adapter
-        from alora_trainer.starts import protected_start, save_protected
+        from alora_trainer.starts import full_start, protected_start, save_protected
 
         recipe = self.recipe.for_method(method)
+        if method.is_full:
+            return Adapter.plain(full_start(recipe, self.importance_folder(method)))
         if method.penalty:
             recorded = self.importance_folder(method)
             model = protected_start(recipe, recorded)
@@ -316,7 +301,7 @@ class Run(RunParts):
         from alora_trainer.data.tasks import get_task
         from alora_trainer.evaluation.processes import is_main, main_first
         from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.stages import load_base, load_other, place, release_memory, with_saved_adapter
+        from alora_trainer.stages import load_to_score, release_memory
 
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
@@ -327,15 +312,7 @@ class Run(RunParts):
         recipe = self.recipe
         logger.info(f"{name}: evaluating")
         device = recipe.training_arguments("tune", self.folder).device
-        model: Any = load_base(recipe) if model_source is None else load_other(recipe, model_source)
-        base = model
-        if adapter is not None:
-            model, base = with_saved_adapter(model, adapter, trainable=False), None
-        elif model_source is not None:
-            base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
-            if base is not None:
-                place(base, device)
-        place(model, device)
+        model, base = load_to_score(recipe, adapter, model_source, device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
         outcome = evaluate_model(

@@ -63,7 +63,7 @@ def save_beside_model(trainer: Any, folder: str | Path) -> None:
 def save_protected_adapter(
     trainer: Any, folder: str | Path, *, data: Mapping[str, Any], over_merged: bool | None = None
 ) -> None:
-    """Write beside an adapter that was just saved with which map, and how, it was tuned, and its card.
+    """Write beside an adapter that was just saved with which map, and how, it was tuned, and its card; of a whole model, no card.
 
     Args:
         data: what it was tuned on.
@@ -76,7 +76,8 @@ def save_protected_adapter(
     if over_merged is not None:
         tuning = replace(tuning, over_merged=over_merged)
     write_text(Path(folder) / TUNING_FILE, tuning.to_json())
-    write_adapter_card(tuning, Path(folder) / CARD_FILE)
+    if not trainer._given_importance.is_full:
+        write_adapter_card(tuning, Path(folder) / CARD_FILE)
 
 
 def prepare_push(trainer: Any, checkpoint_folder: str) -> None:

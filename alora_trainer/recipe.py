@@ -104,8 +104,8 @@ class Recipe:
 
     @property
     def needs_recording(self) -> bool:
-        """Whether any of the methods starts from the recording on general text."""
-        return any(method.needs_recording for method in self.methods)
+        """Whether any of the methods starts from the adapter that is recorded on general text."""
+        return any(method.needs_recording and not method.is_full for method in self.methods)
 
     def each_domain(self) -> list[Recipe]:
         """This recipe for each of its domains alone, in their order."""

@@ -89,7 +89,7 @@ def tune_recipe(
     """
     if not method.trains:
         raise ALoRAError(f"method {method.name} trains nothing: choose another --method")
-    if importance is not None and not method.needs_recording:
+    if importance is not None and (method.is_full or not method.needs_recording):
         raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
     run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
     run.tune(method)

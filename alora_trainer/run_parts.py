@@ -16,7 +16,7 @@ from alora_trainer.recipe import Recipe
 _TEST = ("test", "test_bytes")
 _PROBE = ("probe", "probe_tokens")
 # The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on")
+_TOKENIZING = ("max_length", "loss_on", "too_long")
 # The settings of `evaluation` that nothing depends on while they are not set.
 _EXTRA = ("kl_tokens", "general_tasks", "task_folder")
 # The settings of `evaluation` that are for the time of training.
@@ -71,13 +71,16 @@ class RunParts:
         }
         return Part(self.folder / "data", settings, "data")
 
-    def _record_part(self) -> Part:
+    def _record_part(self, *, full: bool = False) -> Part:
+        """Stage A, with LoRA or (`full`) of the whole model."""
         settings = self._common() | {
             "lora": self.recipe.lora,
             "general": self._training_text(),
             "record": self.recipe.record,
             "alora": {key: value for key, value in self._resolved["alora"].items() if key not in PROTECTING},
         }
+        if full:
+            return Part(self.folder / "record_full", settings | {"full": True}, "training")
         return Part(self.folder / "record", settings, "training")
 
     def _training_text(self) -> dict[str, Any]:
@@ -91,6 +94,8 @@ class RunParts:
             "fisher": self._resolved["fisher"],
             "kind": method.fisher_kind,
         }
+        if method.is_full:
+            return Part(self.folder / f"{method.importance}_full", settings | {"full": True}, "training")
         return Part(self.folder / method.importance, settings, "training")
 
     def _training_part(self, method: Method) -> Part:
@@ -103,7 +108,8 @@ class RunParts:
         if method.starts_from == "fresh":
             settings["lora"] = recipe.lora
         if method.needs_recording:
-            settings["recording"] = self.importance or self._record_part().settings
+            given = None if method.is_full else self.importance
+            settings["recording"] = given or self._record_part(full=method.is_full).settings
         if method.fisher_kind is not None:
             settings["fisher"] = self._fisher_part(method).settings
         if method.penalty:
@@ -155,4 +161,6 @@ class RunParts:
 
     def importance_folder(self, method: Method) -> Path:
         """The map that the method starts from or is held by."""
-        return self._map_folder() if method.fisher_kind is None else self._fisher_part(method).folder / "map"
+        if method.fisher_kind is not None:
+            return self._fisher_part(method).folder / "map"
+        return self._record_part(full=True).folder / "map" if method.is_full else self._map_folder()

@@ -148,6 +148,35 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
         raise ALoRAError(f"the adapter in {folder} cannot be put on the model: {' '.join(lines[:2])}") from error
 
 
+def load_to_score(
+    recipe: Recipe, adapter: str | Path | None, model_source: str | None, device: torch.device
+) -> tuple[Any, Any]:
+    """A model to evaluate, and the base model to compare it with.
+
+    Args:
+        recipe: the recipe.
+        adapter: a folder or Hub id of an adapter, or a folder with a whole model that was tuned; None for neither.
+        model_source: another model instead (a folder or Hub id), such as a merged one.
+        device: where both go.
+
+    Returns:
+        the model; the base model where it is not the model itself without its adapter, and divergence from it is asked for
+        (`evaluation.kl_tokens`), else None or the model.
+    """
+    whole = adapter is not None and (Path(adapter) / "config.json").is_file()
+    source = str(adapter) if whole else model_source
+    model: Any = load_base(recipe) if source is None else load_other(recipe, source)
+    base = model
+    if source is not None:
+        base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
+    elif adapter is not None:
+        model, base = with_saved_adapter(model, adapter, trainable=False), None
+    for loaded in (model, base):
+        if loaded is not None:
+            place(loaded, device)
+    return model, base
+
+
 def train(trainer: Trainer) -> dict[str, Any]:
     """Train to the end, from the last whole checkpoint in the trainer's output folder if there is one.
 

@@ -236,6 +236,7 @@ def main() -> None:
     if options.quick:
         lambdas, seeds = lambdas[:2], seeds[:1]
         common = {"tune.max_steps": "3", "record.max_steps": "3", "evaluation.limit": "8", "fisher.samples": "8"}
+        common |= {"general.test_bytes": "3000", "general.train_tokens": "12800"}
     start: Callable[[], float] = time.perf_counter
     began = start()
     with ThreadPoolExecutor(options.workers) as pool:

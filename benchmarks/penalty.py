@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 from measuring import machine, peak_bytes, ratios, spread, take_turns
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import ATTENTION, CPU_SHAPE, GPT_J, LINEAR, LLAMA_3B, QV_WEIGHTS, lora_model
 
 from alora_trainer.adapted import adapted_weights
 from alora_trainer.importance import fold
@@ -36,16 +35,6 @@ from alora_trainer.penalty.function import penalty_loss
 STORAGES = ("float32", "bfloat16", "log8", "factored")
 SCALING = 4.0
 LAM = 0.1
-ATTENTION = ["q_proj", "v_proj"]
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-CPU_SHAPE = {"hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16, "intermediate_size": 2816}
-# True shapes with random weights; GPT-J's q and v are 4096 x 4096 in 28 layers.
-LLAMA_3B = {
-    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8,
-    "intermediate_size": 8192,
-}  # fmt: skip
-GPT_J = {"hidden_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 10922}
-QV_WEIGHTS = {"Llama-3.2-3B q,v": [(3072, 3072), (1024, 3072)] * 28, "GPT-J-6B q,v": [(4096, 4096)] * 56}
 
 
 def made_omega(shape: tuple[int, int], storage: str, device: str) -> StoredOmega:
@@ -134,32 +123,33 @@ class Training:
     """A LoRA training loop on random tokens whose step can be plain or held by the penalty."""
 
     def __init__(self, shape: dict[str, int], *, batch: int, length: int, targets: list[str], device: str) -> None:
-        torch.manual_seed(0)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        with torch.device(device):
-            base = LlamaForCausalLM(LlamaConfig(vocab_size=4096, max_position_embeddings=length, **shape)).to(dtype)
-        self.model = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, target_modules=targets))
+        self.model = lora_model(shape, length=length, rank=8, targets=targets, device=device)
         self.weights = adapted_weights(self.model)
         for weight in self.weights:
             weight.parameter_b.data.normal_(std=0.01)
-        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=1e-4)
+        self.learning_rates = {id(p): 1e-4 for p in trainable}
         self.ids = torch.randint(0, 4096, (batch, length), device=device)
         self.device = device
 
-    def penalty(self, storage: str) -> QuadraticPenalty:
+    def penalty(self, storage: str, *, streamed: bool = False) -> QuadraticPenalty:
+        where = "cpu" if streamed else self.device
         importance = ImportanceMap(
-            {w.name: made_omega(w.shape, storage, self.device) for w in self.weights},
+            {w.name: made_omega(w.shape, storage, where) for w in self.weights},
             {w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in self.weights},
             adapter_state={},
             adapter_config=None,
         )
-        return QuadraticPenalty(self.weights, importance, lam=LAM)
+        return QuadraticPenalty(self.weights, importance, lam=LAM, streamed=streamed)
 
     def held_loss(self, penalty: QuadraticPenalty, loss: torch.Tensor) -> torch.Tensor:
         return loss + penalty_loss(self.weights, penalty.evaluate(), loss.dtype, loss.device)
 
     def step(self, penalty: QuadraticPenalty | None) -> None:
         self.optimizer.zero_grad()
+        if penalty is not None:
+            penalty.begin()
         loss = self.model(input_ids=self.ids, labels=self.ids).loss
         if penalty is not None:
             loss = self.held_loss(penalty, loss)
@@ -182,8 +172,10 @@ def training_step(
         "held": lambda: training.step(penalties["float32"]),
     }
     works |= {name: lambda p=penalty: training.penalty_alone(p) for name, penalty in penalties.items()}
+    works |= {f"pull {name}": lambda p=p: p.pull(training.learning_rates) for name, p in penalties.items()}
     times = take_turns(device, rounds, works)
     plain = statistics.median(times["plain"])
+    plain_bytes = peak_bytes(device, works["plain"])
     return {
         "shape": shape, "batch": batch, "length": length, "targets": targets,
         "adapted_elements": sum(w.shape[0] * w.shape[1] for w in training.weights),
@@ -191,10 +183,48 @@ def training_step(
         "whole_step_held_over_plain": ratios(times["held"], times["plain"]),
         "penalty_seconds": {name: spread(times[name]) for name in STORAGES},
         "plain_step_seconds": spread(times["plain"]),
+        "decoupled_over_plain": {name: 1 + statistics.median(times[f"pull {name}"]) / plain for name in STORAGES},
         "temporary_bytes": {
             name: peak_bytes(device, lambda p=penalty: p.evaluate()) for name, penalty in penalties.items()
         },
+        # Omega itself was there before, in both.
+        "peak_bytes_over_plain_without_omega": {
+            name: peak_bytes(device, lambda p=penalty: training.step(p)) - plain_bytes for name, penalty in penalties.items()
+        },
+        "omega_bytes": {
+            name: sum(made_omega(w.shape, name, device).nbytes for w in training.weights) for name in STORAGES
+        },
     }  # fmt: skip
+
+
+def streamed_step(
+    shape: dict[str, int], *, batch: int, length: int, targets: list[str], device: str, rounds: int
+) -> dict[str, Any]:
+    """Held steps with Omega in pinned host memory against plain ones, and against Omega on the GPU.
+
+    The Omega of one weight travels while that of another is computed, and all of it beside the forward pass.
+    """
+    training = Training(shape, batch=batch, length=length, targets=targets, device=device)
+    report: dict[str, Any] = {"shape": shape, "batch": batch, "length": length, "targets": targets}
+    for storage in ("float32", "bfloat16", "log8"):
+        resident, streamed = training.penalty(storage), training.penalty(storage, streamed=True)
+        works: dict[str, Callable[[], Any]] = {
+            "plain": lambda: training.step(None),
+            "resident": lambda p=resident: training.step(p),
+            "streamed": lambda p=streamed: training.step(p),
+            "streamed alone": lambda p=streamed: p.evaluate(),
+        }
+        times = take_turns(device, rounds, works)
+        staged = peak_bytes(device, lambda s=storage: training.penalty(s, streamed=True))
+        report[storage] = {
+            "streamed_over_plain": ratios(times["streamed"], times["plain"]),
+            "streamed_over_resident": ratios(times["streamed"], times["resident"]),
+            "streamed_alone_seconds": spread(times["streamed alone"]),
+            "plain_step_seconds": spread(times["plain"]),
+            "device_bytes": staged,
+        }
+        del resident, streamed, works
+    return report
 
 
 # ---- (c) the fused kernel against the GPU's memory and against torch.compile ----
@@ -322,6 +352,11 @@ def cuda_report(quick: bool, with_sweep: bool) -> dict[str, Any]:
     report["steps"] = {
         name: training_step(shape, targets=targets, **settings) for name, (shape, targets) in cases.items()
     }
+    report["streamed"] = {
+        name: streamed_step(shape, targets=targets, **settings)
+        for name, (shape, targets) in cases.items()
+        if targets is ATTENTION
+    }
     if with_sweep:
         report["sweep"] = sweep((3072, 3072), 8, rounds)
     return report
@@ -348,7 +383,7 @@ def main() -> None:
             f"{case['autograd_temporary_bytes'] / 1e6:.1f} MB"
         )
     for name, case in report["steps"].items():
-        print(f"{name}: held/plain {case['held_over_plain']}")
+        print(f"{name}: held/plain {case['held_over_plain']}, decoupled {case['decoupled_over_plain']}")
     for name, ranks in report.get("kernel", {}).items():
         for rank, case in ranks.items():
             shares = {s: round(case[s]["share_of_copy_bandwidth"], 3) for s in ("float32", "bfloat16", "log8")}

@@ -19,8 +19,9 @@ from measuring import machine, peak_bytes, seconds, spread
 from models import ATTENTION, CPU_SHAPE, GPT_J, LINEAR, LLAMA_3B, QV_WEIGHTS, lora_model
 from peft import LoraConfig, get_peft_model
 
-from alora_trainer.adapted import AdaptedWeight, adapted_weights, learning_rates
+from alora_trainer.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.importance.recorder import Recorder
+from alora_trainer.weights import learning_rates
 
 
 class Training:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,3 +27,12 @@ def launch(
         output, errors = process.communicate()
         errors += f"\nkilled after {timeout} s"
     return subprocess.CompletedProcess(list(command), process.returncode, output, errors)
+
+
+def launch_two(script: str, *arguments: str, **environment: str) -> None:
+    """Run a script of this folder in two processes, as a user would; all its output is shown if it fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = launch([*command, str(ROOT / "tests" / script), *arguments], os.environ | settings | environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

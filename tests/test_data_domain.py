@@ -166,8 +166,21 @@ class TestTokens:
         assert max(map(len, whole["input_ids"])) > 12
 
     def test_an_answer_that_does_not_fit(self, path: Path) -> None:
-        with pytest.raises(ALoRAError, match="the answer of item 1 of .* tokens: max_length is 2"):
+        with pytest.raises(ALoRAError, match="the answer of item 1 of .* tokens, and max_length is 2: raise"):
             tokenize_domain(get_task(ELEMENTS), path, make_tokenizer(), max_length=2)
+        with pytest.raises(ALoRAError, match="domain.too_long must be one of error, drop"):
+            DomainConfig(task=ELEMENTS, train="a", test="b", too_long="skip")
+
+    def test_an_answer_that_does_not_fit_can_be_dropped(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        task, tokenizer = get_task({"name": "t", "prompt": "{q}", "completion": "{a}"}), make_tokenizer()
+        docs = [task.convert({"q": "Which?", "a": answer}) for answer in ("water", "water " * 40, "salt")]
+        write_lines(tmp_path / "t.jsonl", docs)
+        kept = tokenize_domain(task, tmp_path / "t.jsonl", tokenizer, max_length=24, too_long="drop")
+        assert "1 of 3 training items are left out" in caplog.text
+        assert [tokenizer.decode([t for t in row["labels"] if t != -100]).strip() for row in kept] == ["water", "salt"]
+        write_lines(tmp_path / "t.jsonl", docs[1:2])
+        with pytest.raises(ALoRAError, match="no item of .* fits in max_length=24"):
+            tokenize_domain(task, tmp_path / "t.jsonl", tokenizer, max_length=24, too_long="drop")
 
     def test_empty_file(self, tmp_path: Path) -> None:
         (tmp_path / "t.jsonl").touch()

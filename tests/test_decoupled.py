@@ -241,3 +241,14 @@ def test_a_frozen_factor_stays(lora_model):
 def test_unknown_applications_are_refused():
     with pytest.raises(ALoRAError, match="application='proximal' is unknown: use one of 'coupled', 'decoupled'"):
         ALoRAConfig(application="proximal")
+
+
+@pytest.mark.parametrize("settings", [{"application": "decoupled"}, {"budget": 0.1}])
+def test_optimizers_with_weights_of_their_own_are_refused(lora_model, token_data, training_arguments, settings):
+    model = lora_model()
+    args = training_arguments(optim="schedule_free_adamw")
+    with pytest.raises(ALoRAError, match="schedule_free_adamw.*keeps averages of the weights beside them"):
+        ALoRATrainer(
+            model, args, train_dataset=token_data(), importance=made_map(model), alora=ALoRAConfig(**settings),
+            probe_dataset=token_data(2),
+        )  # fmt: skip

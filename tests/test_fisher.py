@@ -110,6 +110,35 @@ def test_a_layer_that_stores_its_transpose_in_a_model_that_is_float64_throughout
     torch.testing.assert_close(values.T, autograd_fisher(model.eval(), data, kind)[name], rtol=1e-10, atol=1e-20)
 
 
+@pytest.mark.parametrize("kind", ["sample", "batch"])
+def test_all_parameters_of_a_model(kind: str) -> None:
+    """Full tuning: norms, biases and tied embeddings, against the definitions to the letter."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=40, n_positions=16)).double().eval()
+    data = batches([3, 2])
+    estimate = estimate_fisher(model, data, kind=kind, full=True)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    units = (
+        data
+        if kind == "batch"
+        else [{k: v[i : i + 1] for k, v in b.items()} for b in data for i in range(len(b["labels"]))]
+    )
+    for unit in units:
+        labels = unit["labels"]
+        logits = model(input_ids=unit["input_ids"], attention_mask=unit["attention_mask"]).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
+        for total, gradient in zip(expected.values(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            total += (gradient * len(labels)) ** 2 / 5
+    assert len(estimate.omega) == len(expected) and estimate.samples == 5 and estimate.batches == 2
+    for name, values in expected.items():
+        found = estimate.omega[name.removesuffix(".weight")].view(values.shape)
+        torch.testing.assert_close(found, values, rtol=1e-9, atol=1e-20)
+
+
 class Stopped(Exception):
     pass
 

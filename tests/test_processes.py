@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.launching import launch
+from tests.launching import launch_two
 from tests.process_cases import (
     PROTECTED,
     RECORDED,
@@ -27,17 +25,12 @@ from tests.process_cases import (
 from tests.test_penalty import dense_penalty
 from tests.tiny_training import move_factors, token_rows
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where two processes have left their outcomes."""
     folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = launch([*command, str(ROOT / "tests" / "processes_worker.py"), str(folder)], environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch_two("processes_worker.py", str(folder))
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 LOSSES = ("answer", "all")
+TOO_LONG = ("error", "drop")
 IGNORED_LABEL = -100
 
 
@@ -36,6 +40,8 @@ class DomainConfig:
         test_items: test on this many items, those whose question has the smallest SHA-1; None tests on all.
         max_length: tokens of prompt and answer together; longer prompts lose their beginning.
         loss_on: ``answer`` trains on the answer alone, ``all`` on the prompt, too.
+        too_long: what becomes of a training item whose answer alone has more than max_length tokens: ``error`` refuses it,
+            ``drop`` leaves it out and says how many there were.
 
     Raises:
         ALoRAError: a setting is wrong, or the sources do not go together.
@@ -50,6 +56,7 @@ class DomainConfig:
     test_items: int | None = None
     max_length: int = 512
     loss_on: str = "answer"
+    too_long: str = "error"
 
     def __post_init__(self) -> None:
         task = get_task(self.task)
@@ -58,6 +65,8 @@ class DomainConfig:
         check_count(self.max_length, "domain.max_length", least=2)
         if self.loss_on not in LOSSES:
             raise ALoRAError(f"domain.loss_on must be one of {', '.join(LOSSES)}, not {self.loss_on!r}")
+        if self.too_long not in TOO_LONG:
+            raise ALoRAError(f"domain.too_long must be one of {', '.join(TOO_LONG)}, not {self.too_long!r}")
         if self.source is not None:
             if self.train is not None or self.test is not None:
                 raise ALoRAError("domain.source excludes domain.train and domain.test: leave out one or the others")
@@ -171,7 +180,13 @@ def prepare_domain(
 
 
 def tokenize_domain(
-    task: Task, path: Path | str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, loss_on: str = "answer"
+    task: Task,
+    path: Path | str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    loss_on: str = "answer",
+    too_long: str = "error",
 ) -> Dataset:
     """Tokenise the items of a file that `prepare_domain` wrote.
 
@@ -184,12 +199,13 @@ def tokenize_domain(
         tokenizer: of the model.
         max_length: longer items lose the beginning of the prompt; the completion stays whole.
         loss_on: ``answer`` or ``all``.
+        too_long: ``error`` or ``drop``, for an item whose completion alone does not fit.
 
     Returns:
         A data set with ``input_ids`` and ``labels``; with ``answer``, the labels of the prompt are -100.
 
     Raises:
-        ALoRAError: the file has no items, or one whose completion alone does not fit, or is no token.
+        ALoRAError: the file has no items, or one whose completion is no token, or does not fit; none fits.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -204,12 +220,23 @@ def tokenize_domain(
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for number, (ids, prompt_ids) in enumerate(zip(whole, prompts, strict=True), start=1):
         answer = len(ids) - len(prompt_ids)
+        if answer >= max_length and too_long == "drop":
+            continue
         if not 0 < answer < max_length:
-            raise ALoRAError(f"the answer of item {number} of {path} has {answer} tokens: max_length is {max_length}")
+            raise ALoRAError(
+                f"the answer of item {number} of {path} has {answer} tokens, and max_length is {max_length}: raise "
+                "domain.max_length, or set domain.too_long to drop"
+            )
         ids = ids[-max_length:]
         labels = [IGNORED_LABEL] * (len(ids) - answer) + ids[-answer:] if loss_on == "answer" else ids
         rows["input_ids"].append(ids)
         rows["labels"].append(labels)
+    if dropped := len(docs) - len(rows["input_ids"]):
+        logger.warning(
+            f"{dropped} of {len(docs)} training items are left out: their answers have {max_length} tokens or more"
+        )
+    if not rows["input_ids"]:
+        raise ALoRAError(f"no item of {path} fits in max_length={max_length}: raise domain.max_length")
     features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
     return Dataset.from_dict(rows, features=features)
 

@@ -32,6 +32,7 @@ from torch import nn
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.errors import ALoRAError
+from alora_trainer.full import FullWeight, full_weights
 from alora_trainer.importance.fold import BLOCK_ELEMENTS, BLOCK_ELEMENTS_GPU
 from alora_trainer.importance.safetensors_stream import write_tensors
 from alora_trainer.importance.storage import storage_format
@@ -105,9 +106,7 @@ class SquaredGradients:
     """
 
     def __init__(self, weights: Sequence[AdaptedWeight], kind: str = "sample", location: str = "device") -> None:
-        for value, known, what in ((kind, KINDS, "kind"), (location, LOCATIONS, "location")):
-            if value not in known:
-                raise ALoRAError(f"fisher.{what}={value!r} is unknown: use one of {', '.join(known)}")
+        _check_choices(kind, location)
         for weight in weights:
             if isinstance(weight.layer, (lora_layers._ConvNd, lora_layers.ParamWrapper)):
                 raise ALoRAError(
@@ -122,6 +121,13 @@ class SquaredGradients:
         self._samples = 0
         self._seen: set[str] = set()
         self._handles = [weight.layer.register_forward_hook(self._watch(weight)) for weight in weights]
+
+    def units(self, batch: Mapping[str, torch.Tensor]) -> Iterable[Mapping[str, torch.Tensor]]:
+        """What is passed through the model at a time: the whole batch."""
+        return (batch,)
+
+    def end_unit(self) -> None:
+        """Nothing to do: the hooks have seen all."""
 
     def begin_batch(self, samples: int) -> None:
         """Say how many samples the next forward pass has."""
@@ -186,6 +192,51 @@ class SquaredGradients:
             total.index_add_(1, tokens.to(total.device), columns.square_().T.to(total.device))
 
 
+class PlainSquaredGradients:
+    """The same for a model whose own parameters train: from autograd's gradients, which know no samples apart.
+
+    So "sample" passes one sample at a time through the model. Norms, biases and tied embeddings come out right, too.
+
+    Args:
+        weights, kind, location: as `SquaredGradients` has them.
+    """
+
+    def __init__(self, weights: Sequence[FullWeight], kind: str = "sample", location: str = "device") -> None:
+        _check_choices(kind, location)
+        self.kind = kind
+        self.sums = {
+            w.name: torch.zeros(w.shape, dtype=w.dtype, device=w.device if location == "device" else "cpu")
+            for w in weights
+        }
+        self._weights = list(weights)
+
+    def units(self, batch: Mapping[str, torch.Tensor]) -> Iterable[Mapping[str, torch.Tensor]]:
+        """The batch, or its samples one by one."""
+        if self.kind == "batch":
+            return (batch,)
+        count = len(batch["labels"])
+        return ({key: value[i : i + 1] for key, value in batch.items()} for i in range(count))
+
+    def begin_batch(self, samples: int) -> None:
+        """Nothing to prepare."""
+
+    def end_unit(self) -> None:
+        """Square what the backward pass left."""
+        for weight in self._weights:
+            (gradient,) = weight.gradients()
+            total = self.sums[weight.name]
+            total += gradient.square_().to(total.device)
+
+    def close(self) -> None:
+        """Nothing to take off."""
+
+
+def _check_choices(kind: str, location: str) -> None:
+    for value, known, what in ((kind, KINDS, "kind"), (location, LOCATIONS, "location")):
+        if value not in known:
+            raise ALoRAError(f"fisher.{what}={value!r} is unknown: use one of {', '.join(known)}")
+
+
 def _sample_row_blocks(rows: int, columns: int, samples: int, device: torch.device) -> Iterator[slice]:
     """Slices of W's rows so small that a block for every sample has at most `BLOCK_ELEMENTS` elements in all."""
     elements = BLOCK_ELEMENTS_GPU if device.type == "cuda" else BLOCK_ELEMENTS
@@ -203,6 +254,7 @@ def estimate_fisher(
     samples: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
+    full: bool = False,
 ) -> FisherEstimate:
     """The diagonal Fisher information of `model`'s adapted weights over text, at the weights that it has.
 
@@ -217,13 +269,18 @@ def estimate_fisher(
         checkpoint: a file that the sums so far are kept in; if it is there, the estimate goes on from it. The caller removes
             it.
         checkpoint_every: batches between two writings of it.
+        full: of the model's own trainable parameters; there is no adapter.
 
     Raises:
         ALoRAError: there is no sample; a gradient is not finite; a layer is not supported; the checkpoint is of another
             estimate.
     """
-    weights = adapted_weights(model)
-    squares = SquaredGradients(weights, kind, location)
+    squares: SquaredGradients | PlainSquaredGradients
+    if full:
+        squares = PlainSquaredGradients(full_weights(model), kind, location)
+    else:
+        squares = SquaredGradients(adapted_weights(model), kind, location)
+    device = next(p.device for p in model.parameters() if p.requires_grad)
     progress: dict[str, float] = dict.fromkeys(_PROGRESS, 0)
     if checkpoint is not None and checkpoint.is_file():
         progress = _load(squares, checkpoint)
@@ -235,7 +292,9 @@ def estimate_fisher(
                     break
                 left = None if samples is None else samples - int(progress["samples"])
                 taken = {key: value[:left] for key, value in batch.items()}
-                _add_batch(model, squares, taken, progress, weights[0].device)
+                for unit in squares.units(taken):
+                    _add_unit(model, squares, unit, progress, device)
+                progress["batches"] += 1
                 progress["seconds"] = before + time.perf_counter() - start
                 if checkpoint is not None and progress["batches"] % checkpoint_every == 0:
                     _save(squares, progress, checkpoint)
@@ -250,12 +309,18 @@ def estimate_fisher(
             raise ALoRAError(
                 f"the Fisher information of {name} is not finite: load the model in another dtype (model.dtype)"
             )
-    return FisherEstimate(omega, **progress)
+    return FisherEstimate(
+        omega,
+        samples=int(progress["samples"]),
+        tokens=int(progress["tokens"]),
+        batches=int(progress["batches"]),
+        seconds=progress["seconds"],
+    )
 
 
-def _add_batch(
+def _add_unit(
     model: nn.Module,
-    squares: SquaredGradients,
+    squares: SquaredGradients | PlainSquaredGradients,
     batch: Mapping[str, torch.Tensor],
     progress: dict[str, float],
     device: torch.device,
@@ -272,9 +337,9 @@ def _add_batch(
     else:
         loss = losses.sum() / counts.sum().clamp_min(1) * len(labels)
     loss.backward()
+    squares.end_unit()
     progress["samples"] += len(labels)
     progress["tokens"] += int(counts.sum())
-    progress["batches"] += 1
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -298,14 +363,14 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _save(squares: SquaredGradients, progress: Mapping[str, float], path: Path) -> None:
+def _save(squares: SquaredGradients | PlainSquaredGradients, progress: Mapping[str, float], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     write_tensors(partial, squares.sums, {"kind": squares.kind} | {key: str(value) for key, value in progress.items()})
     os.replace(partial, path)
 
 
-def _load(squares: SquaredGradients, path: Path) -> dict[str, float]:
+def _load(squares: SquaredGradients | PlainSquaredGradients, path: Path) -> dict[str, float]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()

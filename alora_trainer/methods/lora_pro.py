@@ -74,8 +74,8 @@ class LoRAProTrainer(ALoRATrainer):
             pair = (weight.parameter_a, weight.parameter_b)
             if any(parameter.grad is None for parameter in pair):
                 continue
-            gradients = [parameter.grad.flatten(1) for parameter in pair]  # type: ignore[union-attr]
-            corrected = corrected_gradients(weight.a, weight.b, *gradients, weight.scaling, self.options)
+            gradient_a, gradient_b = (parameter.grad.flatten(1) for parameter in pair)  # type: ignore[union-attr]
+            corrected = corrected_gradients(weight.a, weight.b, gradient_a, gradient_b, weight.scaling, self.options)
             for parameter, gradient in zip(pair, corrected, strict=True):
                 parameter.grad.copy_(gradient.view_as(parameter))  # type: ignore[union-attr]
 

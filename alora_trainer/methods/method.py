@@ -25,7 +25,8 @@ class Method:
         importance: hold what this says is important: "recorded" in stage A; a control made from it (see
             `importance.controls`); or the Fisher information of the base weights ("fisher" by sample, "fisher_batch" as the
             official code of EWCLoRA computes it). None holds nothing.
-        adapter: "lora", "mlp_lora" (on the MLP's layers alone), or PEFT's "corda" or "osf".
+        adapter: "lora", "mlp_lora" (on the MLP's layers alone), PEFT's "corda" or "osf"; or "full", none: the model's own
+            parameters are tuned.
         technique: a training that differs from the usual one, see the package's text.
         lora: fields of `peft.LoraConfig` that make the method.
         alora: fields of `ALoRAConfig` that make the method.
@@ -35,7 +36,7 @@ class Method:
     description: str
     starts_from: Literal["base", "fresh", "recorded"]
     importance: Importance | None = None
-    adapter: Literal["lora", "mlp_lora", "corda", "osf"] = "lora"
+    adapter: Literal["lora", "mlp_lora", "corda", "osf", "full"] = "lora"
     technique: Technique | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
     alora: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +64,11 @@ class Method:
     def fisher_kind(self) -> str | None:
         """Which Fisher information must be computed first ("sample" or "batch"), if any."""
         return FISHER_KINDS.get(self.importance or "")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the model's own parameters are tuned."""
+        return self.adapter == "full"
 
     @property
     def needs_general_text(self) -> bool:

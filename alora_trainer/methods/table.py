@@ -9,6 +9,9 @@ from alora_trainer.settings import check_keys
 # A new adapter over the base as it is, held to the base: theta* = W0.
 _FROM_THE_BASE = {"start": "fresh", "fresh_base": "bare", "anchor": "base", "layer_weights": "none"}
 
+# As published: no layer weights, and the model's own parameters.
+_FULL = {"full_parameters": True, "layer_weights": "none"}
+
 METHODS = {
     method.name: method
     for method in (
@@ -75,6 +78,22 @@ METHODS = {
             technique="i_lora",
         ),
         Method("lora_pro", "LoRA with LoRA-Pro's gradient correction", starts_from="fresh", technique="lora_pro"),
+        Method(
+            "si_full",
+            "full tuning, held by Synaptic Intelligence recorded in a full tuning on general text",
+            starts_from="recorded",
+            importance="recorded",
+            adapter="full",
+            alora=_FULL,
+        ),
+        Method(
+            "ewc_full",
+            "full tuning, held to the base weights by their Fisher information",
+            starts_from="fresh",
+            importance="fisher",
+            adapter="full",
+            alora=_FULL,
+        ),
         Method("corda_kpm", "PEFT's CorDA, knowledge-preserved mode", starts_from="fresh", adapter="corda"),
         Method("osf", "PEFT's orthogonal subspace fine-tuning", starts_from="fresh", adapter="osf"),
     )

@@ -46,7 +46,8 @@ def misfits(plan: Plan) -> list[Misfit]:
 def _misfit(plan: Plan, stage: StagePlan) -> Misfit:
     remedies = [_try(plan, stage, *step) for step in _steps(plan, stage)]
     helpful = [remedy for remedy in remedies if remedy.peak_bytes < stage.held.total]
-    variant, changes, together = plan.variant, (), None
+    variant, together = plan.variant, None
+    changes: tuple[str, ...] = ()
     for change, key in _steps(plan, stage):
         # One of a kind is enough: a later one of the same key takes the place of the earlier.
         names = {text.split(" ")[0] for text in key}

@@ -67,8 +67,9 @@ def domain_items(recipe: Recipe) -> tuple[int | None, int | None]:
     hub = HUB_ITEMS.get(get_task(domain.task).name, (None, None))
     if domain.source is not None:
         total = _count(domain.source, recipe, None)
-        held = dict(domain.holdout or {}).get("items")
-        train, test = (None if total is None else total - held), held
+        held = int(dict(domain.holdout or {})["items"])
+        train: int | None = None if total is None else total - held
+        test: int | None = held
     else:
         train, test = _count(domain.train, recipe, hub[0]), _count(domain.test, recipe, hub[1])
     return _least(train, domain.train_items), _least(test, domain.test_items)

@@ -54,7 +54,7 @@ class Plan:
         recipe, device: what was planned.
         variant: what the recipe itself chooses.
         memory: the bytes behind it.
-        stages: in the order of the run.
+        stages: in the order of the run; full tunings (`si_full`, `ewc_full`), which are for small models, are left out.
         download_bytes: the model's; data sets are not counted.
         disk_bytes: of the output folder, at the end and with its checkpoints.
         upload_bytes: of the importance map and of one adapter, by name.
@@ -112,11 +112,16 @@ class _Planner:
         stages: list[StagePlan] = []
         if recipe.needs_recording:
             stages.append(self._record())
-        kinds = {method.fisher_kind for method in recipe.methods if method.fisher_kind is not None}
+        kinds = {m.fisher_kind for m in recipe.methods if m.fisher_kind is not None and not m.is_full}
         if kinds:
             stages.append(self._fisher(len(kinds)))
         domains = recipe.each_domain()
-        stages += [self._tune(each, method) for method in recipe.methods if method.trains for each in domains]
+        stages += [
+            self._tune(each, method)
+            for method in recipe.methods
+            if method.trains and not method.is_full
+            for each in domains
+        ]
         stages.append(self._evaluate(domains))
         omega = self.memory.omega_bytes(recipe.alora.save_storage or "float32")
         return Plan(

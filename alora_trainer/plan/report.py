@@ -35,7 +35,7 @@ def format_plan(plan: Plan) -> str:
 
 
 def _table(plan: Plan) -> list[str]:
-    rows = [("stage", "device peak", "host peak", "steps", "tokens", "PFLOP", "time")]
+    rows: list[tuple[str, ...]] = [("stage", "device peak", "host peak", "steps", "tokens", "PFLOP", "time")]
     rows += [_row(stage) for stage in plan.stages]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
