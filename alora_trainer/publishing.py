@@ -63,7 +63,9 @@ def save_beside_model(trainer: Any, folder: str | Path) -> None:
 def save_protected_adapter(
     trainer: Any, folder: str | Path, *, data: Mapping[str, Any], over_merged: bool | None = None
 ) -> None:
-    """Write beside an adapter that was just saved with which map, and how, it was tuned, and its card; of a whole model, no card.
+    """Write beside an adapter that was just saved with which map, and how, it was tuned, and its card.
+
+    Beside a whole model there is no card: it would say how to load an adapter.
 
     Args:
         data: what it was tuned on.

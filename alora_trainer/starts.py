@@ -55,8 +55,9 @@ def protecting_map(recipe: Recipe, method: Method, map_folder: Path) -> Importan
         ALoRAError: there is no map, or it is damaged.
     """
     importance = ImportanceMap.from_pretrained(map_folder, storage=recipe.alora.storage)
-    if method.importance in CONTROLS:
-        return control_map(method.importance, importance, recipe.seed)
+    kind = method.importance
+    if kind is not None and kind in CONTROLS:
+        return control_map(kind, importance, recipe.seed)
     return importance
 
 
