@@ -370,7 +370,10 @@ class Run(RunParts):
         """Entries of further methods that are finished in this folder with the same recipe."""
         entries = {}
         for method in METHODS.values():
-            training = self._training_part(method)
+            try:
+                training = self._training_part(method)
+            except ALoRAError:  # does not go with this recipe's settings, so it was not trained with them either
+                continue
             evaluation = self._evaluation_part(method.name, training.digest)
             trained, scored = training.finished(overwrite=True), evaluation.finished(overwrite=True)
             if method.name not in exclude and trained is not None and scored is not None:
