@@ -116,41 +116,25 @@ class Run(DomainTraining):
     def _relative(self, path: Path) -> str:
         return path.resolve().relative_to(self.folder.resolve()).as_posix()
 
-    def record(self) -> dict[str, Any]:
+    def record(self, *, full: bool = False) -> dict[str, Any]:
         """Stage A: train on general text and record importance into ``record/map``.
+
+        Args:
+            full: of the whole model without LoRA, into ``record_full/map``.
 
         Returns:
             seconds, peak_bytes, loss and steps of the training.
         """
-        from alora_trainer.data.domain import collator
-        from alora_trainer.general_text import text_to_train
-        from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
-        from alora_trainer.trainer import ALoRATrainer
+        from alora_trainer.methods.record_stage import record_importance
 
-        part = self._record_part()
+        part = self._record_part(full=full)
         finished = self._begun(part)
         if finished is not None:
             return finished
-        recipe = self.recipe
-        logger.info("stage A: recording on general text")
-        with main_first():
-            data = text_to_train(recipe, self.tokenizer, part.folder)
-        trainer = ALoRATrainer(
-            with_fresh_adapter(load_base(recipe), recipe),
-            recipe.training_arguments("record", part.folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collator(self.tokenizer),
-            alora=recipe.alora,
-        )
-        cost = train(trainer)
-        if trainer.importance is None:
-            raise RuntimeError("the recording ended without an importance map")
+        cost = record_importance(self.recipe, self.tokenizer, part.folder, full=full)
         with main_first():
             if is_main():
-                trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
                 part.finish(cost)
-        del trainer
-        release_memory()
         return cost
 
     def _begun(self, part: Part) -> dict[str, Any] | None:
@@ -158,18 +142,6 @@ class Run(DomainTraining):
         with main_first():
             part.begin(overwrite=self.overwrite)
             return part.finished()
-
-    def record_full(self) -> dict[str, Any]:
-        """Stage A of the methods that tune the whole model, into ``record_full``; see `record`."""
-        from alora_trainer.methods.full_tuning import record_full
-
-        part = self._record_part(full=True)
-        finished = self._begun(part)
-        if finished is not None:
-            return finished
-        cost = record_full(self.recipe, self.tokenizer, part.folder)
-        part.finish(cost)
-        return cost
 
     def fisher(self, method: Method) -> dict[str, Any]:
         """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
@@ -184,13 +156,7 @@ class Run(DomainTraining):
         finished = part.finished()
         if finished is not None:
             return finished
-        assert method.fisher_kind is not None and method.importance is not None
-        if method.is_full:
-            from alora_trainer.methods.full_tuning import fisher_full
-
-            cost = fisher_full(self.recipe, method.fisher_kind, self.tokenizer, part.folder)
-        else:
-            cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
+        cost = compute_fisher(self.recipe, method, self.tokenizer, part.folder)
         part.finish(cost)
         return cost
 
@@ -206,10 +172,8 @@ class Run(DomainTraining):
         finished = self._begun(part)
         if finished is not None:
             return finished
-        if method.needs_recording and method.is_full:
-            costs["record"] = self.record_full()
-        elif method.needs_recording and self.importance is None:
-            costs["record"] = self.record()
+        if method.needs_recording and (method.is_full or self.importance is None):
+            costs["record"] = self.record(full=method.is_full)
         if method.fisher_kind is not None:
             costs["record"] = self.fisher(method)
         if method.trains:

@@ -8,20 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method
-from alora_trainer.parts import Part
 from alora_trainer.run_parts import RunParts, watches_probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alora_trainer.importance import ImportanceMap
     from alora_trainer.methods.adapters import Adapter
-
-
-def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
-    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
-    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
 
 
 class DomainTraining(RunParts):
@@ -41,8 +33,11 @@ class DomainTraining(RunParts):
         from alora_trainer.evaluation.processes import is_main
         from alora_trainer.history import Start
         from alora_trainer.methods.trainers import make_trainer
-        from alora_trainer.run_observation import learning_curve
+        from alora_trainer.provenance import domain_facts
+        from alora_trainer.publishing import save_protected_adapter
+        from alora_trainer.run_observation import learning_curve, probe_history
         from alora_trainer.stages import release_memory, train
+        from alora_trainer.starts import protecting_map
 
         recipe, options = self.recipe.for_method(method), self.recipe.options(method)
         files = self.prepare_data()
@@ -61,7 +56,7 @@ class DomainTraining(RunParts):
         trainer = make_trainer(
             method,
             options,
-            importance=self._importance(method, adapter.model),
+            importance=protecting_map(recipe, method, self.importance_folder(method)) if method.importance else None,
             alora=replace(recipe.alora, record=None) if method.penalty else None,
             probe_dataset=self._probe_text(folder) if probing else None,
             general=general,
@@ -82,6 +77,9 @@ class DomainTraining(RunParts):
         outcome = train(trainer) | {"drift": start.drift()}
         if is_main():
             adapter.save(folder / "adapter")
+            if method.penalty:
+                # What was saved is for the bare base, wherever the training started (`starts.save_protected`).
+                save_protected_adapter(trainer, folder / "adapter", data=domain_facts(recipe), over_merged=False)
         if probing:
             outcome["probe"] = probe_history(trainer.state.log_history)
         del trainer, adapter, start
@@ -91,13 +89,12 @@ class DomainTraining(RunParts):
     def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
         """The model that the method's training starts with, and how its adapter is saved."""
         from alora_trainer.methods.adapters import Adapter, attach_adapter
-        from alora_trainer.methods.full_tuning import load_full
         from alora_trainer.stages import load_base, with_saved_adapter
-        from alora_trainer.starts import protected_start, save_protected
+        from alora_trainer.starts import full_start, protected_start, save_protected
 
         recipe = self.recipe.for_method(method)
         if method.is_full:
-            return Adapter.plain(load_full(recipe, self._full_part(method).folder))
+            return Adapter.plain(full_start(recipe, self.importance_folder(method)))
         if method.penalty:
             recorded = self.importance_folder(method)
             model = protected_start(recipe, recorded)
@@ -116,25 +113,6 @@ class DomainTraining(RunParts):
         if self.recipe.general.streaming:
             raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
         return text_to_train(self.recipe, self.tokenizer, folder)
-
-    def _full_part(self, method: Method) -> Part:
-        return self._fisher_part(method) if method.fisher_kind is not None else self._record_part(full=True)
-
-    def _importance(self, method: Method, model: Any) -> ImportanceMap | None:
-        """The map that holds the method's training; None if nothing does."""
-        from alora_trainer.importance import ImportanceMap
-        from alora_trainer.importance.controls import CONTROLS, control_map
-
-        if method.importance is None:
-            return None
-        if method.is_full:
-            from alora_trainer.methods.full_tuning import load_full_map
-
-            return load_full_map(model, self._full_part(method).folder)
-        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
-        if method.importance in CONTROLS:
-            return control_map(method.importance, importance, self.recipe.seed)
-        return importance
 
     def _probe_text(self, folder: Path) -> Any:
         from alora_trainer.general_text import text_to_watch
