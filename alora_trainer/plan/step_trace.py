@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 # Recomputed activations hang in reference cycles for a while; without collecting, they would count as held.
-_COLLECT_EVERY = 300
+_COLLECT_EVERY = 25
 
 
 @dataclass(frozen=True)
