@@ -128,6 +128,9 @@ class ALoRAConfig:
         "Divide importance by its mean over all adapted weights and w_l by its mean over layers, so that lambda keeps its "
         "meaning between models. False gives eq. 16-18 to the letter.",
     )
+    allow_other_revision: bool = _option(
+        False, "Take an importance map that was recorded on another revision of the base model, with a warning."
+    )
     backend: str | None = _option(
         None,
         "How the penalty is computed: 'blocked' (any device), 'triton' (CUDA, fused), 'factored' (factored importance), or "
@@ -146,7 +149,7 @@ class ALoRAConfig:
                 raise ALoRAError(f"{name}={value!r} must be a whole number of at least 1")
         if not (_is_finite(self.xi) and self.xi > 0):
             raise ALoRAError(f"xi={self.xi!r} must be a positive number (the paper's order of magnitude is 1e-3)")
-        for name in ("normalize", "full_parameters"):
+        for name in ("normalize", "full_parameters", "allow_other_revision"):
             if not isinstance(getattr(self, name), bool):
                 raise ALoRAError(f"{name}={getattr(self, name)!r} must be true or false")
         self._check_full_parameters()
@@ -199,6 +202,25 @@ class ALoRAConfig:
             )
 
 
+# What only the protected training depends on; all other settings are about recording.
+PROTECTING = (
+    "storage",
+    "storage_device",
+    "lam",
+    "lam_schedule",
+    "lam_end_factor",
+    "application",
+    "budget",
+    "probe_steps",
+    "start",
+    "fresh_base",
+    "anchor",
+    "missing",
+    "layer_weights",
+    "normalize",
+    "allow_other_revision",
+    "backend",
+)
 _DEFAULT_LAM = 0.3
 _CHOICES = {
     "record": ESTIMATORS,

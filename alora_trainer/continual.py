@@ -20,13 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.config import PROTECTING
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method
 from alora_trainer.parts import Part, write_text
 from alora_trainer.pipeline import Run
 from alora_trainer.recipe import Recipe
-from alora_trainer.run_parts import PROTECTING
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +185,8 @@ class ContinualRun:
     def _train(self, method: Method, position: int, part: Part) -> dict[str, Any]:
         from alora_trainer.data.domain import collator, tokenize_domain
         from alora_trainer.importance import ImportanceMap
+        from alora_trainer.provenance import cost_facts, domain_facts
+        from alora_trainer.publishing import save_protected_adapter
         from alora_trainer.stages import release_memory, train
         from alora_trainer.trainer import ALoRATrainer
 
@@ -218,9 +220,13 @@ class ContinualRun:
         )
         cost = train(trainer)
         trainer.model.save_pretrained(str(part.folder / "adapter"))
+        learned = domain_facts(recipe)
+        if method.penalty:
+            save_protected_adapter(trainer, part.folder / "adapter", data=learned)
         if records:
             assert trainer.importance is not None
-            trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
+            recorded = trainer.importance.with_info(data=learned, cost=cost_facts(cost, trainer.args.device))
+            recorded.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
         part.finish(cost)
         del trainer, importance
         release_memory()

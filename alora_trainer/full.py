@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -15,6 +16,9 @@ from torch import nn
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import FullStep
 from alora_trainer.weights import Matrices, TrainedWeight, View
+
+if TYPE_CHECKING:
+    from alora_trainer.importance.map import ImportanceMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,26 @@ class FullWeight(TrainedWeight):
     def base_sample(self) -> None:
         """None: all of the weight moves, so nothing of it identifies the base model."""
         return None
+
+
+def load_reference(model: nn.Module, importance: ImportanceMap) -> None:
+    """Set the model's own weights to theta*, at which a map of full tuning was measured.
+
+    Raises:
+        ALoRAError: the map is of an adapter; a weight of it is not in the model, or of another shape.
+    """
+    if not importance.is_full:
+        raise ALoRAError(
+            "the importance map was recorded with a LoRA adapter: load that with PeftModel.from_pretrained(base, MAP)"
+        )
+    weights = {weight.name: weight for weight in full_weights(model)}
+    for name in importance:
+        if name not in weights or weights[name].shape != importance.stored(name).shape:
+            raise ALoRAError(f"the importance map is for another model: this one has no {name} of the map's shape")
+    with torch.no_grad():
+        for name in importance:
+            parameter = weights[name].parameter
+            parameter.copy_(importance.reference[name].weight.reshape(parameter.shape))
 
 
 def full_weights(model: nn.Module) -> list[FullWeight]:

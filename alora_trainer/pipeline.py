@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +16,13 @@ from alora_trainer.evaluation.processes import is_main, main_first
 from alora_trainer.methods import METHODS, Method
 from alora_trainer.parts import Part, read_json, write_text
 from alora_trainer.recipe import Recipe
-from alora_trainer.run_parts import RunParts, watches_probe
+from alora_trainer.run_training import DomainTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alora_trainer.importance import ImportanceMap
-    from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
-
-
-def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
-    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
-    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
 
 
 def check_single_process() -> None:
@@ -42,7 +33,7 @@ def check_single_process() -> None:
         )
 
 
-class Run(RunParts):
+class Run(DomainTraining):
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
     Args:
@@ -125,41 +116,25 @@ class Run(RunParts):
     def _relative(self, path: Path) -> str:
         return path.resolve().relative_to(self.folder.resolve()).as_posix()
 
-    def record(self) -> dict[str, Any]:
+    def record(self, *, full: bool = False) -> dict[str, Any]:
         """Stage A: train on general text and record importance into ``record/map``.
+
+        Args:
+            full: of the whole model without LoRA, into ``record_full/map``.
 
         Returns:
             seconds, peak_bytes, loss and steps of the training.
         """
-        from alora_trainer.data.domain import collator
-        from alora_trainer.general_text import text_to_train
-        from alora_trainer.stages import load_base, release_memory, train, with_fresh_adapter
-        from alora_trainer.trainer import ALoRATrainer
+        from alora_trainer.methods.record_stage import record_importance
 
-        part = self._record_part()
+        part = self._record_part(full=full)
         finished = self._begun(part)
         if finished is not None:
             return finished
-        recipe = self.recipe
-        logger.info("stage A: recording on general text")
-        with main_first():
-            data = text_to_train(recipe, self.tokenizer, part.folder)
-        trainer = ALoRATrainer(
-            with_fresh_adapter(load_base(recipe), recipe),
-            recipe.training_arguments("record", part.folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collator(self.tokenizer),
-            alora=recipe.alora,
-        )
-        cost = train(trainer)
-        if trainer.importance is None:
-            raise RuntimeError("the recording ended without an importance map")
+        cost = record_importance(self.recipe, self.tokenizer, part.folder, full=full)
         with main_first():
             if is_main():
-                trainer.importance.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
                 part.finish(cost)
-        del trainer
-        release_memory()
         return cost
 
     def _begun(self, part: Part) -> dict[str, Any] | None:
@@ -167,18 +142,6 @@ class Run(RunParts):
         with main_first():
             part.begin(overwrite=self.overwrite)
             return part.finished()
-
-    def record_full(self) -> dict[str, Any]:
-        """Stage A of the methods that tune the whole model, into ``record_full``; see `record`."""
-        from alora_trainer.methods.full_tuning import record_full
-
-        part = self._record_part(full=True)
-        finished = self._begun(part)
-        if finished is not None:
-            return finished
-        cost = record_full(self.recipe, self.tokenizer, part.folder)
-        part.finish(cost)
-        return cost
 
     def fisher(self, method: Method) -> dict[str, Any]:
         """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
@@ -193,13 +156,7 @@ class Run(RunParts):
         finished = part.finished()
         if finished is not None:
             return finished
-        assert method.fisher_kind is not None and method.importance is not None
-        if method.is_full:
-            from alora_trainer.methods.full_tuning import fisher_full
-
-            cost = fisher_full(self.recipe, method.fisher_kind, self.tokenizer, part.folder)
-        else:
-            cost = compute_fisher(self.recipe, method.fisher_kind, method.importance, self.tokenizer, part.folder)
+        cost = compute_fisher(self.recipe, method, self.tokenizer, part.folder)
         part.finish(cost)
         return cost
 
@@ -215,93 +172,17 @@ class Run(RunParts):
         finished = self._begun(part)
         if finished is not None:
             return finished
-        if method.needs_recording and method.is_full:
-            costs["record"] = self.record_full()
-        elif method.needs_recording and self.importance is None:
-            costs["record"] = self.record()
+        if method.needs_recording and (method.is_full or self.importance is None):
+            costs["record"] = self.record(full=method.is_full)
         if method.fisher_kind is not None:
             costs["record"] = self.fisher(method)
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
-            costs["train"] = self._train_on_domain(method, part.folder)
+            costs["train"] = self.train_on_domain(method, part.folder)
         with main_first():
             if is_main():
                 part.finish(costs)
         return costs
-
-    def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
-        from alora_trainer.data.domain import collator, tokenize_domain
-        from alora_trainer.data.tasks import get_task
-        from alora_trainer.history import Start
-        from alora_trainer.methods.trainers import make_trainer
-        from alora_trainer.run_observation import learning_curve
-        from alora_trainer.stages import release_memory, train
-
-        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
-        files = self.prepare_data()
-        data = tokenize_domain(
-            get_task(recipe.domain.task),
-            self.folder / files["train"],
-            self.tokenizer,
-            max_length=recipe.domain.max_length,
-            loss_on=recipe.domain.loss_on,
-            too_long=recipe.domain.too_long,
-        )
-        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
-        collate = collator(self.tokenizer)
-        adapter = self.start(method, folder, general, collate)
-        probing = method.penalty and watches_probe(recipe)
-        trainer = make_trainer(
-            method,
-            options,
-            importance=self._importance(method, adapter.model),
-            alora=replace(recipe.alora, record=None) if method.penalty else None,
-            probe_dataset=self._probe_text(folder) if probing else None,
-            general=general,
-            model=adapter.model,
-            args=recipe.training_arguments("tune", folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collate,
-        )
-        if recipe.evaluation.curve_steps is not None:
-            general_test = {name: self.folder / path for name, path in files["general"].items()}
-            test = self.folder / files["test"]
-            trainer.add_callback(
-                learning_curve(
-                    recipe, trainer, self.tokenizer, general=general_test, test=test, folder=folder / "curve"
-                )
-            )
-        start = Start(adapter.model)
-        outcome = train(trainer) | {"drift": start.drift()}
-        if is_main():
-            adapter.save(folder / "adapter")
-        if probing:
-            outcome["probe"] = probe_history(trainer.state.log_history)
-        del trainer, adapter, start
-        release_memory()
-        return outcome
-
-    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
-        """The model that the method's training starts with, and how its adapter is saved."""
-        from alora_trainer.methods.adapters import Adapter, attach_adapter
-        from alora_trainer.methods.full_tuning import load_full
-        from alora_trainer.stages import load_base, with_saved_adapter
-        from alora_trainer.starts import protected_start, save_protected
-
-        recipe = self.recipe.for_method(method)
-        if method.is_full:
-            return Adapter.plain(load_full(recipe, self._full_part(method).folder))
-        if method.penalty:
-            recorded = self.importance_folder(method)
-            model = protected_start(recipe, recorded)
-            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
-        base = load_base(recipe)
-        if method.needs_recording:
-            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
-        options, config = self.recipe.options(method), recipe.lora_config()
-        return attach_adapter(
-            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
-        )
 
     def overlap(self) -> dict[str, Any] | None:
         """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
@@ -321,38 +202,6 @@ class Run(RunParts):
         outcome = recorded_overlap(self.recipe, self.tokenizer, test=test, record=record.folder)
         part.finish(outcome)
         return outcome
-
-    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
-        from alora_trainer.general_text import text_to_train
-
-        if self.recipe.general.streaming:
-            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
-        return text_to_train(self.recipe, self.tokenizer, folder)
-
-    def _full_part(self, method: Method) -> Part:
-        return self._fisher_part(method) if method.fisher_kind is not None else self._record_part(full=True)
-
-    def _importance(self, method: Method, model: Any) -> ImportanceMap | None:
-        """The map that holds the method's training; None if nothing does."""
-        from alora_trainer.importance import ImportanceMap
-        from alora_trainer.importance.controls import CONTROLS, control_map
-
-        if method.importance is None:
-            return None
-        if method.is_full:
-            from alora_trainer.methods.full_tuning import load_full_map
-
-            return load_full_map(model, self._full_part(method).folder)
-        importance = ImportanceMap.from_pretrained(self.importance_folder(method), storage=self.recipe.alora.storage)
-        if method.importance in CONTROLS:
-            return control_map(method.importance, importance, self.recipe.seed)
-        return importance
-
-    def _probe_text(self, folder: Path) -> Any:
-        from alora_trainer.general_text import text_to_watch
-
-        recorded = self.folder / "record" if self.importance is None else folder
-        return text_to_watch(self.recipe, self.tokenizer, recorded)
 
     def evaluate(
         self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
@@ -439,7 +288,10 @@ class Run(RunParts):
         """Entries of further methods that are finished in this folder with the same recipe."""
         entries = {}
         for method in METHODS.values():
-            training = self._training_part(method)
+            try:
+                training = self._training_part(method)
+            except ALoRAError:  # does not go with this recipe's settings, so it was not trained with them either
+                continue
             evaluation = self._evaluation_part(method.name, training.digest)
             trained, scored = training.finished(overwrite=True), evaluation.finished(overwrite=True)
             if method.name not in exclude and trained is not None and scored is not None:

@@ -5,28 +5,40 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import get_peft_model_state_dict
 
 import alora_trainer
 from alora_trainer.adapted import AdaptedWeight
+from alora_trainer.importance.base_model import base_revision, commit_of
 from alora_trainer.importance.fisher import FisherEstimate
-from alora_trainer.importance.map import ImportanceInfo, ImportanceMap
+from alora_trainer.importance.info import ImportanceInfo
+from alora_trainer.importance.map import ImportanceMap
 from alora_trainer.importance.recorder import Recorder
 from alora_trainer.importance.reference import FullReference, Reference
 from alora_trainer.weights import TrainedWeight, whole
 
+if TYPE_CHECKING:
+    from alora_trainer.recipe import Recipe
+
 _PEFT_PREFIX = "base_model.model."
 
 
-def describe_recording(trainer: Any, recorder: Recorder) -> ImportanceMap:
-    """The importance map of a finished training: Omega, theta* and provenance, all in host memory."""
+def describe_recording(trainer: Any, recorder: Recorder, *, so_far: bool = False) -> ImportanceMap:
+    """The importance map of a training: Omega, theta* and provenance, all in host memory.
+
+    All processes must call it together.
+
+    Args:
+        so_far: of the steps until now, and the recording goes on untouched; else it ends here.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     weights = recorder.weights
-    omega = {name: tensor.cpu() for name, tensor in recorder.finish().items()}
-    return map_at_present(model, weights, omega, _info(trainer, recorder, model, _adapter(weights)))
+    omega = recorder.so_far() if so_far else recorder.finish()
+    return map_at_present(model, weights, omega, _info(trainer, recorder, model, adapter_of(weights)))
 
 
 def describe_fisher(
@@ -42,12 +54,12 @@ def describe_fisher(
         seed: of the data's order.
     """
     info = ImportanceInfo(
-        **_base(model, _adapter(weights)),
+        **base_facts(model, adapter_of(weights)),
         estimator=name,
         steps=estimate.batches,
         tokens=estimate.tokens,
         seed=seed,
-        versions=_versions(),
+        versions=software_versions(),
     )
     return map_at_present(model, weights, estimate.omega, info)
 
@@ -56,7 +68,7 @@ def map_at_present(
     model: Any, weights: Sequence[TrainedWeight], omega: Mapping[str, torch.Tensor], info: ImportanceInfo
 ) -> ImportanceMap:
     """An importance map whose theta* is what the weights are now."""
-    adapter = _adapter(weights)
+    adapter = adapter_of(weights)
     return ImportanceMap(
         omega,
         {weight.name: _reference(weight) for weight in weights},
@@ -67,7 +79,8 @@ def map_at_present(
     )
 
 
-def _adapter(weights: Sequence[TrainedWeight]) -> str | None:
+def adapter_of(weights: Sequence[TrainedWeight]) -> str | None:
+    """The name of the adapter that moves the weights; None where they are tuned themselves."""
     return weights[0].adapter if isinstance(weights[0], AdaptedWeight) else None
 
 
@@ -90,7 +103,7 @@ def _adapter_state(model: Any, adapter: str) -> dict[str, Any]:
 def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> ImportanceInfo:
     args = trainer.args
     return ImportanceInfo(
-        **_base(model, adapter),
+        **base_facts(model, adapter),
         estimator=recorder.estimator,
         xi=recorder.xi,
         steps=recorder.steps,
@@ -101,23 +114,86 @@ def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> 
         data={"fingerprint": fingerprint}
         if (fingerprint := getattr(trainer.train_dataset, "_fingerprint", None))
         else {},
-        versions=_versions(),
+        versions=software_versions(),
     )
 
 
-def _base(model: Any, adapter: str | None) -> dict[str, Any]:
-    """Which base model this is, as its adapter or its configuration says."""
+def base_facts(model: Any, adapter: str | None) -> dict[str, Any]:
+    """`base_model` and `base_revision`, as the adapter or the model's own configuration says.
+
+    The revision is a commit or, if only that is known, the branch or tag that PEFT was told.
+    """
     peft = model.peft_config[adapter] if adapter is not None else None
     config = getattr(model, "config", None)  # a model of the user's own may have none
+    name = getattr(peft, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None) or None
+    told = getattr(peft, "revision", None)
     return {
-        "base_model": getattr(peft, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None) or None,
-        "base_revision": getattr(peft, "revision", None) or getattr(config, "_commit_hash", None),
+        "base_model": name,
+        "base_revision": base_revision(model) if told is None else commit_of(name, told) or told,
     }
 
 
-def _versions() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
+    """Of Python, this package and those that a training's outcome depends on."""
     return {
         "python": platform.python_version(),
         "alora_trainer": alora_trainer.__version__,
         **{package: version(package) for package in ("torch", "transformers", "peft")},
     }
+
+
+def recording_facts(recipe: Recipe, cost: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a recipe and its run add to a recorded map's `info`: the texts, and what the recording cost.
+
+    Args:
+        cost: seconds and peak_bytes.
+        device: that it was recorded on.
+    """
+    from alora_trainer.data.general import SELF
+
+    general = recipe.general
+    sampled = "text sampled from the base model itself"
+    sources = [sampled] if general.train == SELF else [_public_source(s) for s in general.train.values()]
+    return {
+        "data": {"sources": sources, "block_length": general.block_length},
+        "cost": cost_facts(cost, device),
+    }
+
+
+def cost_facts(cost: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a recording cost (`seconds` and `peak_bytes` of `cost`), and on which device, for a map's `info`."""
+    return {key: cost[key] for key in ("seconds", "peak_bytes")} | {"device": _device_name(device)}
+
+
+def domain_facts(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's domain is, for the card of an adapter that was tuned on it."""
+    task = recipe.domain.task
+    name = task if isinstance(task, str) else str(task.get("name"))
+    train = recipe.domain.train
+    sources = train if isinstance(train, list) else [train] if train is not None else _built_in(name)
+    return {"task": name, "sources": [_public_source(source) for source in sources]}
+
+
+def _built_in(task: str) -> list[Any]:
+    from alora_trainer.data.tasks import BUILT_IN
+
+    return [BUILT_IN[task].hub["train"]]
+
+
+def _public_source(source: Any) -> Any:
+    """A source of text as others may know it: a Hub data set in full, of a file its name alone."""
+    from alora_trainer.data.sources import HUB_PREFIX
+
+    if isinstance(source, str) and source.startswith(HUB_PREFIX):
+        source = {"hub": source.removeprefix(HUB_PREFIX)}
+    if isinstance(source, Mapping):
+        if "hub" in source:
+            revision = source.get("revision")
+            source = {**source, "revision": commit_of(source["hub"], revision or "main", "dataset") or revision}
+        public = {key: value for key, value in source.items() if key in ("hub", "name", "split", "revision")}
+        return public | ({"path": Path(str(source["path"])).name} if "path" in source else {})
+    return {"path": Path(str(source)).name}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"one {platform.machine()} {device.type}"

@@ -6,29 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.config import PROTECTING
 from alora_trainer.errors import ALoRAError
 from alora_trainer.methods import Method
 from alora_trainer.parts import Part
 from alora_trainer.recipe import Recipe
 
-# The settings of `alora` that only the protected training depends on.
-PROTECTING = (
-    "storage",
-    "storage_device",
-    "lam",
-    "lam_schedule",
-    "lam_end_factor",
-    "application",
-    "budget",
-    "probe_steps",
-    "start",
-    "fresh_base",
-    "anchor",
-    "missing",
-    "layer_weights",
-    "normalize",
-    "backend",
-)
 # The settings of `general` that stage A does not depend on.
 _TEST = ("test", "test_bytes")
 _PROBE = ("probe", "probe_tokens")
@@ -66,7 +49,10 @@ class RunParts:
         if recipe.domains:
             raise ALoRAError("a recipe with several domains is run as a whole: alora run RECIPE")
         if importance is not None:
-            self._map_folder()  # a map that is not there is known before anything is done
+            from alora_trainer.hub.download import pinned
+
+            # A map that is not there is known before anything is done, and one run keeps to one map.
+            self.importance = pinned(importance, storage=recipe.alora.storage)
         self._resolved = recipe.resolved()
 
     def place(self, method: Method) -> str:
@@ -157,9 +143,9 @@ class RunParts:
     def _map_folder(self) -> Path:
         if self.importance is None:
             return self.folder / "record" / "map"
-        from alora_trainer.importance.files import resolve_source
+        from alora_trainer.hub.download import fetch
 
-        return resolve_source(self.importance, None)
+        return fetch(self.importance, storage=self.recipe.alora.storage)[0]
 
     def data_settings(self) -> dict[str, Any]:
         """What the evaluated files depend on."""
@@ -175,4 +161,6 @@ class RunParts:
 
     def importance_folder(self, method: Method) -> Path:
         """The map that the method starts from or is held by."""
-        return self._map_folder() if method.fisher_kind is None else self._fisher_part(method).folder / "map"
+        if method.fisher_kind is not None:
+            return self._fisher_part(method).folder / "map"
+        return self._record_part(full=True).folder / "map" if method.is_full else self._map_folder()

@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.history import columns
+from alora_trainer.importance.base_model import remember_revision
 from alora_trainer.memory import Cost, Meter
 from alora_trainer.recipe import Recipe
 from alora_trainer.resume import last_whole_checkpoint, trainer_state
@@ -56,7 +57,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     """
     set_seed(recipe.seed)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             recipe.model_source,
             revision=recipe.model.revision,
             dtype=recipe.model.dtype,
@@ -64,6 +65,8 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError) as error:
         raise ALoRAError(_not_loaded("model", recipe, error)) from error
+    remember_revision(model, recipe.model.revision)
+    return model
 
 
 def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -127,12 +130,17 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
     """`model` with the adapter in `folder`, which may be a Hub id (an importance map is one, too).
 
     Raises:
-        ALoRAError: there is none, or it does not fit the model.
+        ALoRAError: there is none, or it does not fit the model; it is an importance map's, and damaged.
     """
+    from alora_trainer.importance.files import CONFIG_FILE
+    from alora_trainer.importance.reading import check_reference
+
     source = str(folder)
     local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
     if local and not (Path(folder) / "adapter_config.json").is_file():
         raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
+    if local and (Path(folder) / CONFIG_FILE).is_file():
+        check_reference(Path(folder))
     try:
         return PeftModel.from_pretrained(model, source, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:

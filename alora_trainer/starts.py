@@ -7,9 +7,14 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from alora_trainer.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.errors import ALoRAError
+from alora_trainer.full import load_reference
+from alora_trainer.importance.controls import CONTROLS, control_map
+from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.methods import Method
 from alora_trainer.recipe import Recipe
 from alora_trainer.stages import load_base, with_fresh_adapter, with_saved_adapter
 
@@ -30,6 +35,30 @@ def protected_start(recipe: Recipe, map_folder: Path) -> PeftModel:
     if recipe.alora.fresh_base == "merged":
         base = with_saved_adapter(base, map_folder, trainable=False).merge_and_unload()
     return with_fresh_adapter(base, recipe, protected=True)
+
+
+def full_start(recipe: Recipe, map_folder: Path) -> PreTrainedModel:
+    """The whole model that a full tuning starts with: the base model with the map's theta* for its weights.
+
+    Raises:
+        ALoRAError: there is no such map, or it is of an adapter.
+    """
+    model = load_base(recipe)
+    load_reference(model, ImportanceMap.from_pretrained(map_folder))
+    return model
+
+
+def protecting_map(recipe: Recipe, method: Method, map_folder: Path) -> ImportanceMap:
+    """The map that holds the method's training, as the method makes it of the one in `map_folder`.
+
+    Raises:
+        ALoRAError: there is no map, or it is damaged.
+    """
+    importance = ImportanceMap.from_pretrained(map_folder, storage=recipe.alora.storage)
+    kind = method.importance
+    if kind is not None and kind in CONTROLS:
+        return control_map(kind, importance, recipe.seed)
+    return importance
 
 
 def save_protected(model: PeftModel, recipe: Recipe, map_folder: Path, folder: Path) -> None:

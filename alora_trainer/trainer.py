@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from transformers import Trainer, TrainerCallback
 
+from alora_trainer import publishing
 from alora_trainer.checkpoint import load_protection, load_recorder, save_protection, save_recorder
 from alora_trainer.config import ALoRAConfig
 from alora_trainer.divergence import Diverged, first_not_finite
@@ -63,6 +64,7 @@ class ALoRAMixin(_TrainerHooks):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        publishing.keep_token_out_of_files(self.args)
         self.alora = alora if alora is not None else ALoRAConfig()
         if isinstance(importance, str):
             importance = ImportanceMap.from_pretrained(importance, storage=self.alora.storage)
@@ -110,6 +112,7 @@ class ALoRAMixin(_TrainerHooks):
             fresh_base=self.alora.fresh_base,
             missing=self.alora.missing,
             full_parameters=self.alora.full_parameters,
+            allow_other_revision=self.alora.allow_other_revision,
         )
 
     # ---- the hooks of transformers.Trainer ----
@@ -225,6 +228,21 @@ class ALoRAMixin(_TrainerHooks):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._resumed_from = checkpoint
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        if self.args.should_save:
+            publishing.save_beside_model(self, output_dir or self.args.output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        publishing.prepare_push(self, checkpoint_folder)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of the recorded map or of the protected adapter; the trainer's own card if this is neither."""
+        given = publishing.card_arguments(super().create_model_card, args, kwargs)
+        if self.is_world_process_zero() and not publishing.write_card(self, given):
+            super().create_model_card(*args, **kwargs)
 
     # ---- what the step observer calls ----
 

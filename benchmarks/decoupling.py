@@ -17,7 +17,7 @@ from typing import Any
 
 from studies import Case, Study, rise, run_study, spread, write_report
 
-LAMBDAS = {"coupled": (0.001, 0.01, 0.1, 1.0), "decoupled": (0.1, 1.0, 10.0, 100.0)}
+LAMBDAS = {"coupled": (0.003, 0.03, 0.3), "decoupled": (0.3, 3.0, 30.0)}
 # Rises of general cross-entropy at which the accuracies are compared.
 RISES = (0.005, 0.01, 0.02)
 

@@ -23,7 +23,8 @@ from models import ATTENTION, CPU_SHAPE, GPT_J, LINEAR, LLAMA_3B, QV_WEIGHTS, lo
 from alora_trainer.adapted import adapted_weights
 from alora_trainer.importance import fold
 from alora_trainer.importance.estimators import Factors, movement_factors
-from alora_trainer.importance.map import ImportanceMap, Reference
+from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.reference import Reference
 from alora_trainer.importance.storage import FactoredOmega, StoredOmega, store
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.backends import Backend, choose

@@ -1,88 +1,130 @@
-"""What the storage formats of importance lose, along the movements that a real stage B made, and what they weigh.
+"""What the storage formats of importance weigh, what they lose along real movements, and what that does to whole runs.
 
-    alora run RECIPE --output_dir RUN
-    python benchmarks/storage.py RUN [--output_dir results/benchmarks] [--runs FORMAT=RUN ...]
+    python benchmarks/storage.py [--recipe recipes/study-sciq.yaml] [--seeds 3] [--workers 2]
 
-For every format: bytes an element, and the relative error of the penalty and of its gradient at the adapters of the run's
-checkpoints, against the float32 map. ``--runs`` adds the results of whole runs whose map was converted to a format
-(``--importance`` of `alora tune`). Writes storage-NAME.json.
+For every seed a stage A, and from it LoRA with nothing held and ALoRA with the importance held in each format, at one lambda.
+Reported for every format: bytes an element; the relative error of the penalty and of its gradient, against float32, at all
+adapters that the first seed's trainings left behind (checkpoints and ends); general perplexity and accuracy of the whole
+runs. Writes results/studies/storage-RECIPE.json. What was finished in runs/ is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from studies import Case, Study, rise, run_study, spread, write_report
 from transformers import AutoModelForCausalLM
 
-from alora_trainer import ImportanceMap
 from alora_trainer.adapted import adapted_weights
+from alora_trainer.importance.map import ImportanceMap
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.recipe import load_recipe
 
 FORMATS = ("float32", "bfloat16", "log8", "factored")
 
 
-def adapters(run: Path) -> dict[str, Path]:
-    """Every adapter that stage B left behind: of each method, at each checkpoint and at the end."""
+def name_of(storage: str, lam: str) -> str:
+    """The case's name; float32 is what other studies have at the same lambda."""
+    return f"coupled-lam-{lam}" if storage == "float32" else f"{storage}-lam-{lam}"
+
+
+def cases_of(seeds: int, lam: str) -> list[Case]:
+    cases = []
+    for seed in range(seeds):
+        cases.append(Case("lora_ab", seed, "lora_ab"))
+        for storage in FORMATS:
+            settings = {"alora.lam": lam, "alora.application": "coupled"}
+            settings |= {} if storage == "float32" else {"alora.storage": storage}
+            cases.append(Case(name_of(storage, lam), seed, "alora", settings))
+    return cases
+
+
+def left_behind(study: Study, names: list[str]) -> dict[str, Path]:
+    """Every adapter of the first seed's trainings, at each checkpoint and at the end."""
     found = {}
-    for method in ("lora_ab", "alora"):
-        folders = [*sorted((run / method / "checkpoints").glob("checkpoint-*")), run / method / "adapter"]
-        found |= {f"{method}/{folder.name}": folder for folder in folders if (folder / "adapter_config.json").exists()}
+    for name in names:
+        folder = study.folder_of(0, name) / ("lora_ab" if name == "lora_ab" else "alora")
+        for adapter in (*sorted((folder / "checkpoints").glob("checkpoint-*")), folder / "adapter"):
+            if (adapter / "adapter_config.json").exists():
+                found[f"{name}/{adapter.name}"] = adapter
     return found
 
 
-def penalty_of(base: Any, folder: Path, importance: ImportanceMap) -> tuple[float, torch.Tensor]:
+def penalty_of(base: Any, adapter: Path, importance: ImportanceMap) -> tuple[float, torch.Tensor]:
     """Value and flattened gradient of the penalty (lambda 1, l2 layer weights, normalised) at an adapter."""
-    model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     step = QuadraticPenalty(adapted_weights(model), importance, lam=1.0).evaluate()
     gradient = torch.cat([part.flatten() for pair in step.gradients.values() for part in pair])
     model.unload()
     return float(step.value), gradient.double()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--output_dir", type=Path, default=Path("results/benchmarks"))
-    parser.add_argument("--runs", nargs="*", default=[], metavar="FORMAT=RUN")
-    options = parser.parse_args()
-    recipe = load_recipe(options.run / "recipe.yaml", {})
+def errors_of(study: Study, names: list[str]) -> dict[str, dict[str, Any]]:
+    """By format: bytes an element, and the errors at every adapter."""
+    recipe = load_recipe(study.recipe, study.overrides(0, {}))
     base = AutoModelForCausalLM.from_pretrained(recipe.model_source, dtype=torch.float32)
-    exact = ImportanceMap.from_pretrained(options.run / "record" / "map")
-    report: dict[str, Any] = {"schema": 1, "recipe": recipe.name, "elements": exact.elements, "formats": {}}
-    reference = {name: penalty_of(base, folder, exact) for name, folder in adapters(options.run).items()}
+    exact = ImportanceMap.from_pretrained(study.folder_of(0, "stage-a") / "record" / "map")
+    adapters = left_behind(study, names)
+    reference = {name: penalty_of(base, adapter, exact) for name, adapter in adapters.items()}
+    report = {}
     for storage in FORMATS:
         importance = exact.convert(storage)
         errors = {}
-        for name, folder in adapters(options.run).items():
-            value, gradient = penalty_of(base, folder, importance)
+        for name, adapter in adapters.items():
+            value, gradient = penalty_of(base, adapter, importance)
             true_value, true_gradient = reference[name]
             errors[name] = {
                 "value": abs(value - true_value) / true_value,
                 "gradient": float((gradient - true_gradient).norm() / true_gradient.norm()),
                 "gradient_cosine": float(gradient @ true_gradient / gradient.norm() / true_gradient.norm()),
             }
-        report["formats"][storage] = {"bytes_an_element": importance.nbytes / exact.elements, "errors": errors}
-        worst = {key: max(error[key] for error in errors.values()) for key in ("value", "gradient")}
-        print(f"{storage}: {importance.nbytes / exact.elements:.3f} bytes an element, worst errors {worst}")
-    for entry in options.runs:
-        storage, _, run = entry.partition("=")
-        result = json.loads((Path(run) / "results.json").read_text())["methods"]["alora"]
-        report["formats"][storage]["whole_run"] = {
-            "general_token_perplexity": result["general"]["token_perplexity"],
-            "tasks": {
-                task: {key: scores[key] for key in ("acc", "acc_stderr")} for task, scores in result["tasks"].items()
-            },
+        report[storage] = {"bytes_an_element": importance.nbytes / exact.elements, "errors": errors}
+    return report
+
+
+def summarize(entries: list[dict[str, Any]], errors: Mapping[str, Mapping[str, Any]], lam: str) -> list[dict[str, Any]]:
+    rows = []
+    for storage in (None, *FORMATS):
+        name = "lora_ab" if storage is None else name_of(storage, lam)
+        group = [entry for entry in entries if entry["name"] == name]
+        row: dict[str, Any] = {
+            "format": storage,
+            "rise": spread(map(rise, group)),
+            "perplexity": spread(entry["perplexity"] for entry in group),
+            "accuracy": spread(entry["accuracy"] for entry in group),
         }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    path = options.output_dir / f"storage-{recipe.name}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written: {path}")
+        if storage is not None:
+            found = errors[storage]["errors"].values()
+            row |= {
+                "bytes_an_element": errors[storage]["bytes_an_element"],
+                "largest_error": {key: max(error[key] for error in found) for key in ("value", "gradient")},
+            }
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/study-sciq.yaml"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lam", default="0.03")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--test_items", type=int, default=500)
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--output_dir", type=Path, default=Path("results/studies"))
+    options = parser.parse_args()
+    study = Study(options.recipe, {"domain.test_items": str(options.test_items)}, options.runs / options.recipe.stem)
+    cases = cases_of(options.seeds, options.lam)
+    entries = run_study(study, cases, options.workers)
+    errors = errors_of(study, list(dict.fromkeys(case.name for case in cases)))
+    command = f"python benchmarks/storage.py --recipe {options.recipe} --seeds {options.seeds} --lam {options.lam}"
+    report = {"summary": summarize(entries, errors, options.lam), "formats": errors, "runs": entries}
+    write_report(options.output_dir / f"storage-{options.recipe.stem}.json", study, command, report)
 
 
 if __name__ == "__main__":

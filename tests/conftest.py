@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+from tests.hub_server.server import HubServer
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the processors
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ANN, BOB = "hf_tokenOfAnn", "hf_tokenOfBob"
+# The Hub that this process and all that it starts see is a server of our own: libraries read its address when they are
+# imported, so it runs from the beginning. What is asked of it is answered at once, and nothing leaves this machine.
+HUB = HubServer({ANN: "ann:tiny-org", BOB: "bob"})
+HUB.__enter__()
+_HOME = tempfile.TemporaryDirectory(prefix="hub-home-", ignore_cleanup_errors=True)
+os.environ.update(HUB.environment(_HOME.name))
+os.environ.pop("HF_TOKEN", None)
 
 from tests.tiny_training import (  # noqa: E402
     move_factors as move_factors,
@@ -29,6 +41,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (real models and data), which is not here")
     return SHARED
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The Hub, empty, with a cache of the test's own, and Ann (who may write to tiny-org) logged in."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_TOKEN", ANN)
+    HUB.reset()
+    yield HUB
+    HUB.reset()
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
-from alora_trainer.full import full_weights
+from alora_trainer.cards.tuning import TUNING_FILE
+from alora_trainer.full import full_weights, load_reference
+from alora_trainer.hub.download import pull
+from alora_trainer.hub.inspect import describe
+from alora_trainer.importance.files import REFERENCE_FILE
+from alora_trainer.importance.reading import check_reference, verify_map
 from alora_trainer.importance.reference import FullReference
+from alora_trainer.importance.safetensors_stream import tensor_digest
 from tests.test_recorder import InOrder
+from tests.tiny_map import change_config, make_map
 
 
 @pytest.fixture
@@ -186,5 +196,133 @@ def test_what_does_not_go_together_is_refused(full_model, lora_model, token_data
         ALoRATrainer(lora_model(), training_arguments(), alora=config, **common)
     with pytest.raises(ALoRAError, match="recorded for whole weights"):
         ALoRATrainer(lora_model(), training_arguments(), importance=made_map(full_model), alora=ALoRAConfig(), **common)
-    with pytest.raises(ALoRAError, match="an artefact has no place for"):
-        made_map(full_model).save_pretrained("map")
+
+
+def test_a_map_on_disk_is_the_map_in_memory(full_model, tmp_path):
+    importance = made_map(full_model).with_info(base_model="tiny-org/tiny-llama", estimator="path")
+    importance.save_pretrained(tmp_path / "map", storage=["float32", "log8"])
+    names = {path.name for path in (tmp_path / "map").iterdir()}
+    assert "reference.safetensors" in names and not {"adapter_config.json", "adapter_model.safetensors"} & names
+    again = ImportanceMap.from_pretrained(tmp_path / "map")
+    assert again.is_full and again.adapter_config is None and again.info.base_model == "tiny-org/tiny-llama"
+    for name in importance:
+        assert torch.equal(again[name], importance[name])
+        assert torch.equal(again.reference[name].weight, importance.reference[name].weight)
+    assert len(again.check_model(full_model, full_parameters=True)) == len(again)
+    block = ImportanceMap.from_pretrained(tmp_path / "map", layers=[1], storage="log8")
+    assert block.storage == "log8" and set(block) == {name for name in importance if ".1." in name} == set(
+        block.reference
+    )
+    assert set(importance.select([1])) == set(block)
+    card = (tmp_path / "map" / "README.md").read_text()
+    assert "load_reference(model, importance)" in card and "full_parameters=True" in card and "PeftModel" not in card
+    assert verify_map(tmp_path / "map").is_full
+    assert "theta*" in describe(str(tmp_path / "map"))
+
+
+def test_a_training_can_start_at_a_maps_weights(full_model, lora_model, tmp_path):
+    importance = made_map(full_model)
+    start = {name: tensor.clone() for name, tensor in full_model.state_dict().items()}
+    importance.save_pretrained(tmp_path / "map")
+    move(full_model)
+    load_reference(full_model, ImportanceMap.from_pretrained(tmp_path / "map"))
+    assert all(torch.equal(tensor, start[name]) for name, tensor in full_model.state_dict().items())
+    with pytest.raises(ALoRAError, match="has no model.layers.1"):
+        from transformers import LlamaForCausalLM
+
+        config = copy.deepcopy(full_model.config)
+        config.num_hidden_layers = 1
+        load_reference(LlamaForCausalLM(config), importance)
+    with pytest.raises(ALoRAError, match="a training without adapters"):
+        check_reference(tmp_path / "map")
+    with pytest.raises(ALoRAError, match="recorded with a LoRA adapter"):
+        load_reference(full_model, make_map())
+
+
+def _forge(folder, change):
+    """Change the reference's tensors as a forger would: with all checksums and sizes right."""
+    path = folder / REFERENCE_FILE
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    def state(config):
+        for name, tensor in tensors.items():
+            if name in config["reference"]:
+                config["reference"][name]["sha256"] = tensor_digest(tensor)
+        config["files"][REFERENCE_FILE] = path.stat().st_size
+
+    change_config(folder, state)
+
+
+NAME = "model.layers.0.self_attn.q_proj"
+DAMAGE = {
+    "missing": (lambda f: (f / REFERENCE_FILE).unlink(), "not whole"),
+    "torn": (lambda f: (f / REFERENCE_FILE).write_bytes((f / REFERENCE_FILE).read_bytes()[:-9]), "torn"),
+    "changed": (
+        lambda f: (f / REFERENCE_FILE).write_bytes((f / REFERENCE_FILE).read_bytes()[:-1] + b"\x01"),
+        "checksum",
+    ),
+    "NaN": (lambda f: _forge(f, lambda tensors: tensors[NAME].fill_(float("nan"))), "NaN or infinite"),
+    "other tensors": (lambda f: _forge(f, lambda tensors: tensors.update(more=torch.ones(2, 2))), "other tensors"),
+    "other shape": (
+        lambda f: change_config(f, lambda c: c["reference"][NAME].update(shape=[2, 2])),
+        "another shape than its weight",
+    ),
+    "no float": (lambda f: change_config(f, lambda c: c["reference"][NAME].update(dtype="int8")), "of the type 'int8'"),
+    "elsewhere": (
+        lambda f: change_config(f, lambda c: c["reference"][NAME].update(file="../x.safetensors")),
+        "somewhere else",
+    ),
+    "a weight less": (lambda f: change_config(f, lambda c: c["reference"].pop(NAME)), "other weights"),
+    "scaled": (lambda f: change_config(f, lambda c: c["tensors"][NAME].update(scaling=1.0)), "has a scaling"),
+    "two kinds": (
+        lambda f: change_config(f, lambda c: c.update(adapter={"settings_sha256": "0", "tensors": {}})),
+        "one of an adapter and the weights themselves",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named(full_model, tmp_path, kind):
+    made_map(full_model).save_pretrained(tmp_path / "map")
+    damage, message = DAMAGE[kind]
+    damage(tmp_path / "map")
+    with pytest.raises(ALoRAError, match=message):
+        ImportanceMap.from_pretrained(tmp_path / "map")
+
+
+def test_a_map_is_published_and_fetched(hub, full_model, tmp_path):
+    importance = made_map(full_model).with_info(base_model="tiny-org/tiny-llama", estimator="path")
+    make_map().push_to_hub("tiny-org/map")  # an adapter's map was there before
+    importance.push_to_hub("tiny-org/map")
+    held = hub.store.repos["model", "tiny-org/map"]
+    names = set(held.commits[held.refs["main"]])
+    assert "reference.safetensors" in names and not {"adapter_config.json", "adapter_model.safetensors"} & names
+    card = held.card(held.refs["main"])
+    assert "lora" not in card["tags"] and "importance-map" in card["tags"] and "base_model_relation" not in card
+    pull("tiny-org/map", tmp_path / "map")
+    for again in (ImportanceMap.from_pretrained("tiny-org/map"), ImportanceMap.from_pretrained(tmp_path / "map")):
+        assert all(torch.equal(again[name], importance[name]) for name in importance)
+    make_map().push_to_hub("tiny-org/map")
+    assert "reference.safetensors" not in held.commits[held.refs["main"]]
+
+
+def test_saving_the_model_saves_the_map_and_how_it_was_held(full_model, token_data, training_arguments, tmp_path):
+    settings = {"train_dataset": token_data()}
+    recorder = ALoRATrainer(
+        full_model, training_arguments(), alora=ALoRAConfig(record="path", full_parameters=True), **settings
+    )
+    recorder.train()
+    recorder.save_model(str(tmp_path / "recorded"))
+    again = ImportanceMap.from_pretrained(tmp_path / "recorded")
+    assert again.is_full and set(again) == set(recorder.importance)
+    config = ALoRAConfig(lam="auto", full_parameters=True)
+    trainer = ALoRATrainer(full_model, training_arguments(max_steps=4), importance=again, alora=config, **settings)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "tuned"))
+    told = json.loads((tmp_path / "tuned" / TUNING_FILE).read_text())
+    assert told["protection"]["lam"] == "auto" and told["training"]["last_lambda"] > 0
+    trainer.create_model_card()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text()
+    assert "LoRA adapter" not in card  # it is a model: the trainer's own card

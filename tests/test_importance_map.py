@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.importance import files
 from alora_trainer.importance.safetensors_stream import tensor_digest
+from tests.tiny_map import change_config, make_map
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_write_that_dies_leaves_the_old_map(recorded, tmp_path, monkeypatch):
     def full_disk(path, content):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(files, "_write_json", full_disk)
+    monkeypatch.setattr("alora_trainer.importance.writing.write_json", full_disk)
     with pytest.raises(OSError, match="No space"):
         (recorded.importance + recorded.importance).save_pretrained(tmp_path / "map")
     with pytest.raises(OSError, match="No space"):
@@ -125,22 +126,27 @@ def test_a_write_that_dies_leaves_the_old_map(recorded, tmp_path, monkeypatch):
 
 
 def _damage_value(folder, value):
+    """As a forger would: with all checksums right."""
     omega = load_file(folder / files.OMEGA_FILE)
     name = next(iter(omega))
     omega[name][0, 0] = value
-    save_file(omega, folder / files.OMEGA_FILE)
-    config = json.loads((folder / files.CONFIG_FILE).read_text())
-    config["tensors"][name]["parts"][""]["sha256"] = tensor_digest(omega[name])
-    (folder / files.CONFIG_FILE).write_text(json.dumps(config))
+    save_file(omega, folder / files.OMEGA_FILE, metadata={"format": "pt"})
+
+    def change(config):
+        config["formats"]["float32"]["parts"][name][""]["sha256"] = tensor_digest(omega[name])
+        config["files"][files.OMEGA_FILE] = (folder / files.OMEGA_FILE).stat().st_size
+
+    change_config(folder, change)
 
 
 DAMAGE = {
     "NaN": (lambda f: _damage_value(f, float("nan")), "NaN or infinite"),
+    "huge": (lambda f: _damage_value(f, 3e38), "absurdly large"),
     "negative": (lambda f: _damage_value(f, -1.0), "negative"),
     "no config": (lambda f: (f / files.CONFIG_FILE).unlink(), "holds no importance map"),
     "no omega": (lambda f: (f / files.OMEGA_FILE).unlink(), "not whole"),
     "no adapter": (lambda f: (f / files.ADAPTER_FILE).unlink(), "not whole"),
-    "torn omega": (lambda f: (f / files.OMEGA_FILE).write_bytes((f / files.OMEGA_FILE).read_bytes()[:-9]), "damaged"),
+    "torn omega": (lambda f: (f / files.OMEGA_FILE).write_bytes((f / files.OMEGA_FILE).read_bytes()[:-9]), "torn"),
     "flipped byte": (
         lambda f: (f / files.OMEGA_FILE).write_bytes((f / files.OMEGA_FILE).read_bytes()[:-1] + b"\x01"),
         "checksum",
@@ -148,12 +154,13 @@ DAMAGE = {
     "torn config": (lambda f: (f / files.CONFIG_FILE).write_text("{"), "damaged"),
     "config is a list": (lambda f: (f / files.CONFIG_FILE).write_text("[]"), "damaged"),
     "future schema": (lambda f: (f / files.CONFIG_FILE).write_text('{"schema_version": 9}'), "update alora-trainer"),
+    "early schema": (lambda f: (f / files.CONFIG_FILE).write_text('{"schema_version": 1}'), "before the first release"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named(recorded, tmp_path, kind):
-    recorded.importance.save_pretrained(tmp_path / "map")
+def test_damage_is_named(tmp_path, kind):
+    make_map().save_pretrained(tmp_path / "map")
     damage, message = DAMAGE[kind]
     damage(tmp_path / "map")
     with pytest.raises(ALoRAError, match=message):
@@ -223,7 +230,7 @@ def test_models_that_cannot_be_recorded_are_refused(lora_model, _tiny_llama, tok
 def test_the_card_says_what_it_is(recorded, tmp_path):
     recorded.importance.save_pretrained(tmp_path / "map")
     card = (tmp_path / "map" / "README.md").read_text()
-    assert "importance-map" in card and "path, xi = 0.001" in card and "Activated LoRA" in card
+    assert "importance-map" in card and "| damping xi | 0.001 |" in card and "Activated LoRA" in card
     layers = json.loads((tmp_path / "map" / "layer_importance.json").read_text())
     norms = recorded.importance.layer_norms
     assert {name: layer["norm"] for name, layer in layers.items()} == pytest.approx(norms)

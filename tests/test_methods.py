@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from alora_trainer.adapted import adapted_weights
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.controls import control_map
+from alora_trainer.importance.map import ImportanceMap
 from alora_trainer.methods import METHODS, Method, get_method
 from alora_trainer.methods.adapters import attach_adapter, mlp_layers
 from alora_trainer.methods.general_text import GeneralBatches
@@ -403,8 +404,6 @@ def test_every_method_is_in_one_report(all_methods: tuple[Path, Path]) -> None:
 
 
 def test_the_fisher_maps_are_of_the_base(all_methods: tuple[Path, Path]) -> None:
-    from alora_trainer import ImportanceMap
-
     recipe, folder = all_methods
     maps = {kind: ImportanceMap.from_pretrained(folder / kind / "map") for kind in ("fisher", "fisher_batch")}
     for kind, importance in maps.items():
@@ -431,14 +430,17 @@ def test_full_tuning_holds_all_parameters_from_where_it_starts(all_methods: tupl
 
     recipe, folder = all_methods
     base = dict(AutoModelForCausalLM.from_pretrained(recipe.parent / "model").named_parameters())
-    start = dict(AutoModelForCausalLM.from_pretrained(folder / "record_full" / "model").named_parameters())
+    recorded, fisher = (ImportanceMap.from_pretrained(folder / part / "map") for part in ("record_full", "fisher_full"))
+    start, of_base = (
+        {name: held.reference[name.removesuffix(".weight")].weight.view(p.shape) for name, p in base.items()}
+        for held in (recorded, fisher)
+    )
     end = dict(AutoModelForCausalLM.from_pretrained(folder / "si_full" / "adapter").named_parameters())
-    of_base = dict(AutoModelForCausalLM.from_pretrained(folder / "fisher_full" / "model").named_parameters())
     assert all(torch.equal(of_base[name], p) for name, p in base.items())
     assert all(not torch.equal(start[name], p) and not torch.equal(start[name], end[name]) for name, p in base.items())
-    for part in ("record_full", "fisher_full"):
-        omega = load_file(folder / part / "omega.safetensors")
-        assert len(omega) == len(base) and all(float(o.min()) >= 0 and float(o.sum()) > 0 for o in omega.values())
+    for held in (recorded, fisher):
+        assert len(held) == len(base) and all(held.total([name]) > 0 for name in held) and held.info.data["sources"]
+    assert json.loads((folder / "si_full" / "adapter" / "importance_tuning.json").read_text())["map"]["estimator"]
 
 
 def test_only_the_mlp_is_moved_by_mlp_only(all_methods: tuple[Path, Path]) -> None:

@@ -13,7 +13,7 @@ from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.adapted import adapted_weights
 from alora_trainer.importance import fold
 from alora_trainer.importance.estimators import Factors, movement_factors
-from alora_trainer.importance.map import Reference
+from alora_trainer.importance.reference import Reference
 from alora_trainer.importance.storage import store
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.blocked import blocked_penalty

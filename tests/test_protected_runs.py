@@ -42,6 +42,10 @@ def test_a_fresh_adapter_comes_out_as_one_of_the_bare_base(recipe_path, tmp_path
     config = json.loads((tmp_path / "alora" / "adapter" / "adapter_config.json").read_text())
     targets = {name.rpartition(".")[2] for name in config["target_modules"]}
     assert targets == ({"q_proj", "v_proj", "o_proj"} if fresh_base == "merged" else {"q_proj", "o_proj"})
+    told = json.loads((tmp_path / "alora" / "adapter" / "importance_tuning.json").read_text())
+    assert (told["protection"]["fresh_base"], told["over_merged"]) == (fresh_base, False) and told["data"]["sources"]
+    card = (tmp_path / "alora" / "adapter" / "README.md").read_text()
+    assert "tuned while its general ability was held" in card and "where the training started" not in card
     ids = torch.arange(2, 30)[None]
     with torch.no_grad():
         alone = with_saved_adapter(load_base(recipe), tmp_path / "alora" / "adapter", trainable=False)(ids).logits

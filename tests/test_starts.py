@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.adapted import adapted_weights
-from alora_trainer.importance.map import Reference
+from alora_trainer.importance.reference import Reference
 from alora_trainer.penalty.layer_weights import given_layer_weights, layer_coefficients
 from alora_trainer.penalty.protection import Protection
 from alora_trainer.starts import join_adapters
@@ -111,6 +112,36 @@ def test_a_base_that_is_not_what_was_said_is_refused(recorded):
         importance.check_model(bare, start="fresh", fresh_base="merged")
     with pytest.raises(ALoRAError, match="load the base model that the map names"):
         importance.check_model(merged, start="fresh", fresh_base="bare")
+
+
+def test_another_base_is_taken_if_it_is_allowed_but_never_the_wrong_one_of_merged_and_bare(recorded, caplog):
+    model, importance = recorded
+    other = copy.deepcopy(model).unload()
+    for parameter in other.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    settings = {"start": "fresh", "fresh_base": "bare"}
+    with pytest.raises(ALoRAError, match="other base weights.*or set allow_other_revision"):
+        importance.check_model(fresh(copy.deepcopy(other)), **settings)
+    assert importance.check_model(fresh(other), **settings, allow_other_revision=True)
+    assert "going on, as allow_other_revision says" in caplog.text
+    bare = fresh(copy.deepcopy(model).unload())
+    with pytest.raises(ALoRAError, match="are as recorded, and should be with the recorded adapter"):
+        importance.check_model(bare, start="fresh", fresh_base="merged", allow_other_revision=True)
+
+
+def test_a_trainer_says_that_its_adapter_is_for_the_merged_base(recorded, token_data, training_arguments):
+    model, importance = recorded
+    new = fresh(copy.deepcopy(model).merge_and_unload())
+    config = ALoRAConfig(lam=0.1, start="fresh", budget=None, lam_schedule="linear")
+    trainer = ALoRATrainer(
+        new, training_arguments(), train_dataset=token_data(), importance=importance, alora=config
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text()
+    assert '"FOLDER_OF_THE_MAP").merge_and_unload()  # where the training started' in card
+    assert "lam_schedule linear" in card and "last_lambda" in card
 
 
 def test_a_small_recorded_movement_still_tells_merged_from_bare(lora_model):

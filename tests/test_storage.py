@@ -151,7 +151,7 @@ import sys, torch
 from pathlib import Path
 from peft import LoraConfig
 from alora_trainer import ImportanceMap
-from alora_trainer.importance.map import Reference
+from alora_trainer.importance.reference import Reference
 
 def high_water():
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))

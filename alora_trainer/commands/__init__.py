@@ -6,7 +6,24 @@ Nothing heavy is imported before that function runs.
 
 from __future__ import annotations
 
-from alora_trainer.commands import compare, demo, evaluate, plan, record, report, run, sweep, tasks, tune
+from alora_trainer.commands import (
+    compare,
+    demo,
+    evaluate,
+    inspect,
+    plan,
+    pull,
+    push,
+    record,
+    report,
+    run,
+    search,
+    sweep,
+    tasks,
+    tune,
+)
 
 # In the order of `alora --help`.
-COMMANDS = (demo, plan, run, record, tune, evaluate, sweep, report, compare, tasks)
+COMMANDS = (
+    demo, plan, run, record, tune, evaluate, sweep, report, compare, tasks, search, inspect, pull, push
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Importance: how it is recorded (`recorder`, `estimators`, `fold`), and the artefact it becomes (`map`, `files`).
+"""Importance: how it is recorded (`recorder`, `estimators`, `fold`), and what it becomes (`map`, `files`).
 
 The names below are loaded when first used: weights know how a step of theirs is written down (`estimators`), and a map knows
 weights.
@@ -10,10 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alora_trainer.importance.map import ImportanceInfo, ImportanceMap
+    from alora_trainer.importance.info import ImportanceInfo
+    from alora_trainer.importance.map import ImportanceMap
     from alora_trainer.importance.recorder import Recorder
 
-_HOMES = {"ImportanceInfo": "map", "ImportanceMap": "map", "Recorder": "recorder"}
+_HOMES = {"ImportanceInfo": "info", "ImportanceMap": "map", "Recorder": "recorder"}
 __all__ = ["ImportanceInfo", "ImportanceMap", "Recorder"]
 
 

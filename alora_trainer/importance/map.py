@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.checks import LARGEST_NORM
+from alora_trainer.importance.info import ImportanceInfo, Origin
+from alora_trainer.importance.layers import Layers, select_weights
 from alora_trainer.importance.reference import FullReference, Reference
 from alora_trainer.importance.storage import StoredOmega, store, uniform
 from alora_trainer.weights import TrainedWeight
 
-
-@dataclass(frozen=True)
-class ImportanceInfo:
-    """Where a map comes from: what a stranger must know to judge it.
-
-    `earlier_tasks` holds the same facts of the maps that were added up before this one.
-    """
-
-    base_model: str | None = None
-    base_revision: str | None = None
-    estimator: str | None = None
-    xi: float | None = None
-    steps: int = 0
-    tokens: int = 0
-    optimizer: str | None = None
-    learning_rate: float | None = None
-    seed: int | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    earlier_tasks: Sequence[Mapping[str, Any]] = ()
+# Large enough for a few files only, small enough for some transformer blocks to be fetched without the others.
+MAX_SHARD_BYTES = 1 << 29
 
 
 class ImportanceMap(Mapping[str, torch.Tensor]):
@@ -48,12 +34,13 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
             as exactly as its dtype is.
         reference: theta* by the same names.
         adapter_state: theta* as PEFT's own state dict (``get_peft_model_state_dict``), so that it can be saved as an adapter.
-        adapter_config: PEFT's configuration of that adapter.
+        adapter_config: PEFT's configuration of that adapter; None where the weights themselves were tuned.
         base_samples: a few base weights by name (`TrainedWeight.base_sample`), to tell one base model from another.
         info: provenance.
+        origin: the Hub repository that the map was fetched from, if it was.
 
     Raises:
-        ALoRAError: an Omega is negative, not finite, or does not fit its reference.
+        ALoRAError: an Omega is negative, not finite, absurdly large, or does not fit its reference.
     """
 
     def __init__(
@@ -65,6 +52,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         adapter_config: Any,
         base_samples: Mapping[str, list[float] | None] | None = None,
         info: ImportanceInfo | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._omega = {name: o if isinstance(o, StoredOmega) else store(o) for name, o in omega.items()}
         self.reference: dict[str, Any] = dict(reference)
@@ -72,6 +60,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         self.adapter_config = adapter_config
         self.base_samples = dict(base_samples or {})
         self.info = info or ImportanceInfo()
+        self.origin = origin
         self._norms: dict[str, float] = {}
         self._sums: dict[str, float] = {}
         for name in self._omega:
@@ -90,7 +79,12 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
             )
         if smallest < 0:
             raise ALoRAError(f"the importance of {name} holds negative values: the map is damaged, record it again")
-        self._norms[name], self._sums[name] = math.sqrt(squares), total
+        norm = math.sqrt(squares)
+        if norm > LARGEST_NORM:
+            raise ALoRAError(
+                f"the importance of {name} is absurdly large ({norm:.3g}): the map is damaged, record it again"
+            )
+        self._norms[name], self._sums[name] = norm, total
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.stored(name).dense()
@@ -108,6 +102,11 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         return next(iter(self._omega.values())).format if self._omega else "float32"
 
     @property
+    def is_full(self) -> bool:
+        """Whether theta* is the weights themselves (full tuning), and not an adapter on them."""
+        return any(isinstance(reference, FullReference) for reference in self.reference.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes that Omega takes in memory and on disk."""
         return sum(omega.nbytes for omega in self._omega.values())
@@ -120,7 +119,36 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         """
         if storage == self.storage:
             return self
-        return self._with({name: store(self[name], storage) for name in self})
+        return self._with({name: store(self[name], storage) for name in self}, origin=self.origin)
+
+    def select(self, layers: Layers) -> ImportanceMap:
+        """The map of some weights alone, with a theta* of these alone.
+
+        Args:
+            layers: numbers of transformer blocks, and names or patterns ("*.q_proj") of weights.
+
+        Raises:
+            ALoRAError: one of `layers` means no weight of this map.
+        """
+        from alora_trainer.importance.adapter_file import restricted
+
+        names = select_weights(self, layers)
+        state, config = self.adapter_state, self.adapter_config
+        if not self.is_full:
+            state, config = restricted(state, config, names)
+        return self._with(
+            {name: self.stored(name) for name in names},
+            reference={name: self.reference[name] for name in names},
+            base_samples={name: self.base_samples.get(name) for name in names},
+            adapter_state=state,
+            adapter_config=config,
+        )
+
+    def with_info(self, **changes: Any) -> ImportanceMap:
+        """The same map with other facts in its `info`, such as ``data`` or ``license``."""
+        changed = copy.copy(self)  # and not `_with`, which would look at every element again
+        changed.info = replace(self.info, **changes)
+        return changed
 
     def _with(self, omega: Mapping[str, torch.Tensor | StoredOmega], **changes: Any) -> ImportanceMap:
         kept = {
@@ -191,6 +219,7 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         fresh_base: str = "merged",
         missing: str = "error",
         full_parameters: bool = False,
+        allow_other_revision: bool = False,
     ) -> Sequence[TrainedWeight]:
         """The trained weights of `model`, after checking that this map was made for it.
 
@@ -203,15 +232,22 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
                 base weights, and that is checked.
             missing: "error", or anything else to let weights without an importance pass.
             full_parameters: the model is tuned itself, without an adapter.
+            allow_other_revision: take the map though it was recorded on another revision of the base model.
 
         Raises:
-            ALoRAError: an adapted weight has no importance, has another shape, or belongs to another base model; a weight of
-                the map does not exist in the model.
+            ALoRAError: an adapted weight has no importance, has another shape, or belongs to another base model or another
+                revision of it; a weight of the map does not exist in the model.
         """
         from alora_trainer.importance.matching import match_model
 
         return match_model(
-            self, model, start=start, fresh_base=fresh_base, missing=missing, full_parameters=full_parameters
+            self,
+            model,
+            start=start,
+            fresh_base=fresh_base,
+            missing=missing,
+            full_parameters=full_parameters,
+            allow_other_revision=allow_other_revision,
         )
 
     def with_uniform(self, weights: Sequence[TrainedWeight]) -> ImportanceMap:
@@ -233,41 +269,81 @@ class ImportanceMap(Mapping[str, torch.Tensor]):
         return self._with(self._omega | omega, reference=self.reference | zero)
 
     def save_pretrained(
-        self, folder: str | Path, *, storage: str | None = None, max_shard_bytes: int = 4 << 30
+        self,
+        folder: str | Path,
+        *,
+        storage: str | Sequence[str] | None = None,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
         """Write the artefact (what `files` describes) into `folder`, whole or not at all, tensor by tensor.
 
         Args:
             folder: made if need be; another map in it is replaced.
-            storage: convert to this format while writing; None keeps the present one.
-            max_shard_bytes: Omega is spread over several files of at most this size each (or of one weight).
+            storage: convert to this format while writing; several are written side by side, the first one being what
+                `from_pretrained` reads if it is not told otherwise. None keeps the present one.
+            max_shard_bytes: Omega is spread over several files of at most this size each (or of one weight), whole
+                transformer blocks together, so that some blocks can be fetched without the others.
 
         Raises:
-            ALoRAError: `folder` is a file; an unknown format; the map is of whole weights.
+            ALoRAError: `folder` is a file; an unknown format.
         """
-        if any(isinstance(reference, FullReference) for reference in self.reference.values()):
-            raise ALoRAError(
-                "theta* of a map of whole weights (full_parameters) is a model, which an artefact has no place for: use the "
-                "map in the same process, or the methods si_full and ewc_full, which keep both in a run's folder"
-            )
-        from alora_trainer.importance.files import save_map
+        from alora_trainer.importance.writing import save_map
 
         save_map(self, Path(folder), storage=storage, max_shard_bytes=max_shard_bytes)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, storage: str | None = None
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        storage: str | None = None,
+        layers: Layers | None = None,
+        token: str | bool | None = None,
     ) -> ImportanceMap:
-        """Read a map from a folder or a Hub repository ("organisation/name"), checking all of it.
+        """Read a map from a folder or a Hub repository, checking all of it.
+
+        Only the files that are needed are fetched. They go to the Hub's cache, and offline they come from there.
 
         Args:
-            source: folder or Hub id.
-            revision: of the Hub repository.
-            storage: convert to this format while reading; None keeps the stored one.
+            source: folder, Hub id ("organisation/name"), or Hub id and revision ("organisation/name@revision").
+            revision: branch, tag or commit of the Hub repository.
+            storage: the format to have it in: fetched if the repository has it, else converted from its first one while
+                reading. None keeps the first one.
+            layers: read some weights alone: numbers of transformer blocks, and names or patterns ("*.q_proj").
+            token: as in `huggingface_hub`.
 
         Raises:
             ALoRAError: nothing is there, it is no importance map, or it is damaged.
         """
-        from alora_trainer.importance.files import load_map, resolve_source
+        from alora_trainer.hub.download import fetch
+        from alora_trainer.importance.reading import load_map
 
-        return load_map(resolve_source(str(source), revision), storage=storage)
+        folder, origin = fetch(str(source), revision=revision, storage=storage, layers=layers, token=token)
+        return load_map(folder, storage=storage, layers=layers, origin=origin)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        storage: str | Sequence[str] | None = None,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        **settings: Any,
+    ) -> str:
+        """Publish the map: a repository that holds all of it or, if it is interrupted, nothing new.
+
+        Args:
+            repo_id: "organisation/name"; made if need be.
+            storage, max_shard_bytes: as in `save_pretrained`.
+            settings: `private`, `revision`, `token`, `commit_message`, `base_model`, `license`, `results`; see
+                `hub.upload.push_map`.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            ALoRAError: the Hub does not take it; the message says why.
+        """
+        from alora_trainer.hub.upload import push_map
+
+        return push_map(self, repo_id, storage=storage, max_shard_bytes=max_shard_bytes, **settings)

@@ -190,6 +190,19 @@ class Recorder:
             ALoRAError: no step was recorded.
             Diverged: the integral is not finite.
         """
+        omega = self._omega(keep=False)
+        self.close()
+        return omega
+
+    def so_far(self) -> dict[str, torch.Tensor]:
+        """Omega of the steps until now, as `finish` gives it; the recording goes on untouched, and needs a copy's memory.
+
+        Raises:
+            ALoRAError, Diverged: as `finish`.
+        """
+        return self._omega(keep=True)
+
+    def _omega(self, *, keep: bool) -> dict[str, torch.Tensor]:
         if self.steps == 0:
             raise ALoRAError(
                 "no optimizer step was recorded: train for at least one step before reading the importance"
@@ -200,14 +213,14 @@ class Recorder:
         omega = {}
         for place, weight in enumerate(self.weights):
             if weight.name in after:
-                own = self._consolidate(weight, integral.pop(weight.name), after[weight.name])
+                w = integral[weight.name].clone() if keep else integral.pop(weight.name)
+                own = self._consolidate(weight, w, after[weight.name])
                 finite = bool(torch.isfinite(torch.linalg.vector_norm(own)))
             else:
                 own, finite = torch.empty(weight.shape, dtype=weight.dtype), True
             if self._processes.first(None if finite else place, weight.device) is not None:
                 raise Diverged("the importance", weight.name)
             omega[weight.name] = self._processes.from_owner(own, self._owners[weight.name])
-        self.close()
         return omega
 
     def _consolidate(self, weight: TrainedWeight, w: torch.Tensor, after: Matrices) -> torch.Tensor:

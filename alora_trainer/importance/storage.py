@@ -206,7 +206,7 @@ def storage_format(name: str) -> type[StoredOmega]:
         ALoRAError: there is none of that name.
     """
     if name not in FORMATS:
-        raise ALoRAError(f"storage={name!r} is unknown: use one of {', '.join(FORMATS)}")
+        raise ALoRAError(f"storage={str(name)[:40]!r} is unknown: use one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 

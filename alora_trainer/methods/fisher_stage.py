@@ -7,25 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.adapted import adapted_weights
 from alora_trainer.data.domain import collator
 from alora_trainer.general_text import text_to_train
 from alora_trainer.importance.fisher import estimate_fisher
+from alora_trainer.importance.matching import trained_weights
 from alora_trainer.memory import Meter
-from alora_trainer.provenance import describe_fisher
+from alora_trainer.methods.method import Method
+from alora_trainer.provenance import describe_fisher, recording_facts
 from alora_trainer.recipe import Recipe
 from alora_trainer.stages import load_base, place, release_memory, with_fresh_adapter
 
 logger = logging.getLogger(__name__)
 
 
-def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def compute_fisher(recipe: Recipe, method: Method, tokenizer: Any, folder: Path) -> dict[str, Any]:
     """Estimate the Fisher information and write it as ``folder/map``; goes on where it was stopped.
 
     Args:
         recipe: the model, the LoRA that says which weights, and the section `fisher`.
-        kind: "sample" or "batch".
-        name: of the estimator, as the map says it.
+        method: which kind it holds by, and whether of the weights that LoRA adapts or of all parameters of the model.
         tokenizer: the base model's.
         folder: for the map, and the sums so far.
 
@@ -34,11 +34,14 @@ def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder:
     """
     from torch.utils.data import DataLoader
 
-    settings = recipe.fisher
+    settings, kind, name, full = recipe.fisher, method.fisher_kind, method.importance, method.is_full
+    assert kind is not None and name is not None
     data = text_to_train(recipe, tokenizer, folder)
-    logger.info(f"Fisher information ({kind}) over general text")
-    model = with_fresh_adapter(load_base(recipe), _covering(recipe))
-    place(model, recipe.training_arguments("record", folder).device)
+    logger.info(f"Fisher information ({kind}) over general text{', all parameters' if full else ''}")
+    base = load_base(recipe)
+    model: Any = base if full else with_fresh_adapter(base, _covering(recipe))
+    device = recipe.training_arguments("record", folder).device
+    place(model, device)
     checkpoint = folder / "fisher.safetensors"
     with Meter() as meter:
         estimate = estimate_fisher(
@@ -48,18 +51,17 @@ def compute_fisher(recipe: Recipe, kind: str, name: str, tokenizer: Any, folder:
             location=settings.location,
             samples=settings.samples,
             checkpoint=checkpoint,
+            full=full,
         )
-    importance = describe_fisher(model, adapted_weights(model), estimate, name=name, seed=recipe.seed)
+    weights = trained_weights(model, full)
+    importance = describe_fisher(model, weights, estimate, name=name, seed=recipe.seed)
+    cost = {"seconds": round(estimate.seconds, 3), "peak_bytes": meter.cost.peak_bytes}
+    importance = importance.with_info(**recording_facts(recipe, cost, device))
     importance.save_pretrained(folder / "map", storage=settings.storage)
     checkpoint.unlink(missing_ok=True)
-    del model, importance
+    del model, base, weights, importance
     release_memory()
-    return {
-        "seconds": round(estimate.seconds, 3),
-        "peak_bytes": meter.cost.peak_bytes,
-        "samples": estimate.samples,
-        "steps": estimate.batches,
-    }
+    return cost | {"samples": estimate.samples, "steps": estimate.batches}
 
 
 def _covering(recipe: Recipe) -> Recipe:

@@ -9,8 +9,15 @@ from alora_trainer.settings import check_keys
 # A new adapter over the base as it is, held to the base: theta* = W0.
 _FROM_THE_BASE = {"start": "fresh", "fresh_base": "bare", "anchor": "base", "layer_weights": "none"}
 
-# As published: no layer weights, and the model's own parameters.
-_FULL = {"full_parameters": True, "layer_weights": "none"}
+# As published: no layer weights, and the model's own parameters; what a recipe says of its LoRA's start is not for these.
+_FULL = {
+    "full_parameters": True,
+    "layer_weights": "none",
+    "start": "continue",
+    "anchor": "reference",
+    "missing": "error",
+    "backend": None,
+}
 
 METHODS = {
     method.name: method

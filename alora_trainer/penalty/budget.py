@@ -13,9 +13,9 @@ from alora_trainer.errors import ALoRAError
 CONFIDENCE = 1.28
 # Lambda stays within this factor of where it started, either way.
 RANGE = 1e6
-# The step in log(lambda) is this share of the log of what the rise is too large or too small by: where data and penalty are in
-# balance, the drift is inversely proportional to lambda, and the rise grows with the drift or its square.
-_UP, _DOWN = 1.0, 0.5
+# The step in log(lambda) is so many times the log of what the rise is too large or too small by. On a small model the rise went
+# with lambda to the power of about -0.4 (a constant force against a spring would give -1 or -2): these gains do not overshoot.
+_UP, _DOWN = 1.5, 1.0
 # Most that one probe multiplies lambda by, and divides it by.
 _LARGEST_UP, _LARGEST_DOWN = 4.0, 2.0
 # Share of a change since the last probe that is expected to go on until the next one, growing and shrinking.

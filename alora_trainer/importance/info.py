@@ -1,0 +1,50 @@
+"""What a map says of itself: where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ImportanceInfo:
+    """Where a map comes from: what a stranger must know to judge it. All of it is plain JSON.
+
+    Attributes:
+        base_model: Hub id (or folder) of the base model, and `base_revision` its commit.
+        estimator, xi: how importance was estimated, and the damping of eq. 15.
+        steps, tokens, optimizer, learning_rate, seed: the training that it was recorded in.
+        data: what it was recorded on; `sources` in it is a list of texts or of mappings with `hub`, `name`, `split` and
+            `revision`.
+        license: the licence that whoever publishes the map states for it; None says nothing.
+        cost: `seconds` and `peak_bytes` of the recording, and the `device`, where they are known.
+        versions: of the software.
+        earlier_tasks: the same facts of the maps that were added up before this one.
+    """
+
+    base_model: str | None = None
+    base_revision: str | None = None
+    estimator: str | None = None
+    xi: float | None = None
+    steps: int = 0
+    tokens: int = 0
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    earlier_tasks: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The Hub repository that a map was fetched from, and the commit."""
+
+    repo_id: str
+    commit: str
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.commit}"
