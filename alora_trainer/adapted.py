@@ -23,6 +23,8 @@ from alora_trainer.importance.estimators import Factors, FactorStep, movement_fa
 from alora_trainer.weights import Matrices, TrainedWeight, View, sampled, whole
 
 _PEFT_PREFIX = "base_model.model."
+# PEFT's modules of LoRA layers that our tests train. Others (GPTQ, AWQ, torchao, ...) have layers of their own.
+_TESTED_KINDS = ("peft.tuners.lora.layer", "peft.tuners.lora.bnb")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +221,12 @@ def _refuse_unsupported(weight: AdaptedWeight) -> None:
         raise ALoRAError(
             f"{weight.name} is a {type(layer).__name__} LoRA layer, which is not supported: adapt linear, embedding or "
             "convolution layers by target_modules, or experts by target_parameters"
+        )
+    kind = type(layer).__module__
+    if kind.startswith("peft.tuners.lora.") and kind not in _TESTED_KINDS:
+        raise ALoRAError(
+            f"{weight.name} is a {type(layer).__name__}, a kind of quantised or parallel layer that is not supported: load the "
+            "base with bitsandbytes (4 or 8 bits), or unquantised"
         )
     if isinstance(layer, lora_layers._ConvNd) and layer.get_base_layer().groups != 1:
         raise ALoRAError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.processes import is_main, main_first
 from alora_trainer.methods import METHODS, Method
 from alora_trainer.parts import Part, read_json, write_text
 from alora_trainer.recipe import Recipe
-from alora_trainer.run_parts import RunParts, watches_probe
+from alora_trainer.run_training import DomainTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alora_trainer.methods.adapters import Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +28,12 @@ logger = logging.getLogger(__name__)
 def check_single_process() -> None:
     """Raises ALoRAError if this is one of several processes that torchrun or the like launched."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ALoRAError("a recipe runs in one process: for several, use ALoRATrainer in a script of your own")
+        raise ALoRAError(
+            "a whole recipe runs in one process: for several, use `alora record`, `alora tune` and `alora eval` in turn"
+        )
 
 
-class Run(RunParts):
+class Run(DomainTraining):
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
     Args:
@@ -40,7 +41,7 @@ class Run(RunParts):
         output_dir: where everything is written.
         overwrite: make anew what other settings made in this folder, instead of refusing.
         importance: start from and protect this map (a folder or Hub id), instead of recording one.
-        several_processes: this one may be one of several that were launched together (for evaluation alone).
+        several_processes: this one may be one of several that were launched together (for one stage alone).
         variant: names what differs from another recipe in the same folder, such as ``lam=0.1``; methods then have their folders
             at ``METHOD@VARIANT``, and share the data, the recording and whatever else does not depend on it.
 
@@ -82,15 +83,16 @@ class Run(RunParts):
             general: path by subset; train, test: paths of the domain's items; report: what was left out, and why. All paths
             are relative to the output folder.
         """
+        with main_first():
+            part = self._data_part()
+            part.begin(overwrite=self.overwrite)
+            return part.finished() or self._write_data(part)
+
+    def _write_data(self, part: Part) -> dict[str, Any]:
         from alora_trainer.data.chat import is_chat
         from alora_trainer.data.domain import prepare_domain
         from alora_trainer.data.general import write_held_out
 
-        part = self._data_part()
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
-        if finished is not None:
-            return finished
         recipe = self.recipe
         general = write_held_out(
             recipe.general.test, part.folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
@@ -126,13 +128,20 @@ class Run(RunParts):
         from alora_trainer.methods.record_stage import record_importance
 
         part = self._record_part(full=full)
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
+        finished = self._begun(part)
         if finished is not None:
             return finished
         cost = record_importance(self.recipe, self.tokenizer, part.folder, full=full)
-        part.finish(cost)
+        with main_first():
+            if is_main():
+                part.finish(cost)
         return cost
+
+    def _begun(self, part: Part) -> dict[str, Any] | None:
+        """Begin a part; its outcome, if it was finished before."""
+        with main_first():
+            part.begin(overwrite=self.overwrite)
+            return part.finished()
 
     def fisher(self, method: Method) -> dict[str, Any]:
         """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
@@ -160,8 +169,7 @@ class Run(RunParts):
         """
         part = self._training_part(method)
         costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
+        finished = self._begun(part)
         if finished is not None:
             return finished
         if method.needs_recording and (method.is_full or self.importance is None):
@@ -170,87 +178,11 @@ class Run(RunParts):
             costs["record"] = self.fisher(method)
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
-            costs["train"] = self._train_on_domain(method, part.folder)
-        part.finish(costs)
+            costs["train"] = self.train_on_domain(method, part.folder)
+        with main_first():
+            if is_main():
+                part.finish(costs)
         return costs
-
-    def _train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
-        from alora_trainer.data.domain import collator, tokenize_domain
-        from alora_trainer.data.tasks import get_task
-        from alora_trainer.history import Start
-        from alora_trainer.methods.trainers import make_trainer
-        from alora_trainer.provenance import domain_facts
-        from alora_trainer.publishing import save_protected_adapter
-        from alora_trainer.run_observation import learning_curve, probe_history
-        from alora_trainer.stages import release_memory, train
-        from alora_trainer.starts import protecting_map
-
-        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
-        files = self.prepare_data()
-        data = tokenize_domain(
-            get_task(recipe.domain.task),
-            self.folder / files["train"],
-            self.tokenizer,
-            max_length=recipe.domain.max_length,
-            loss_on=recipe.domain.loss_on,
-            too_long=recipe.domain.too_long,
-        )
-        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
-        collate = collator(self.tokenizer)
-        adapter = self.start(method, folder, general, collate)
-        probing = method.penalty and watches_probe(recipe)
-        trainer = make_trainer(
-            method,
-            options,
-            importance=protecting_map(recipe, method, self.importance_folder(method)) if method.importance else None,
-            alora=replace(recipe.alora, record=None) if method.penalty else None,
-            probe_dataset=self._probe_text(folder) if probing else None,
-            general=general,
-            model=adapter.model,
-            args=recipe.training_arguments("tune", folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collate,
-        )
-        if recipe.evaluation.curve_steps is not None:
-            general_test = {name: self.folder / path for name, path in files["general"].items()}
-            test = self.folder / files["test"]
-            trainer.add_callback(
-                learning_curve(
-                    recipe, trainer, self.tokenizer, general=general_test, test=test, folder=folder / "curve"
-                )
-            )
-        start = Start(adapter.model)
-        outcome = train(trainer) | {"drift": start.drift()}
-        adapter.save(folder / "adapter")
-        if method.penalty:
-            # What was saved is for the bare base, wherever the training started (`starts.save_protected`).
-            save_protected_adapter(trainer, folder / "adapter", data=domain_facts(recipe), over_merged=False)
-        if probing:
-            outcome["probe"] = probe_history(trainer.state.log_history)
-        del trainer, adapter, start
-        release_memory()
-        return outcome
-
-    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
-        """The model that the method's training starts with, and how its adapter is saved."""
-        from alora_trainer.methods.adapters import Adapter, attach_adapter
-        from alora_trainer.stages import load_base, with_saved_adapter
-        from alora_trainer.starts import full_start, protected_start, save_protected
-
-        recipe = self.recipe.for_method(method)
-        if method.is_full:
-            return Adapter.plain(full_start(recipe, self.importance_folder(method)))
-        if method.penalty:
-            recorded = self.importance_folder(method)
-            model = protected_start(recipe, recorded)
-            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
-        base = load_base(recipe)
-        if method.needs_recording:
-            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
-        options, config = self.recipe.options(method), recipe.lora_config()
-        return attach_adapter(
-            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
-        )
 
     def overlap(self) -> dict[str, Any] | None:
         """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
@@ -271,19 +203,6 @@ class Run(RunParts):
         part.finish(outcome)
         return outcome
 
-    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
-        from alora_trainer.general_text import text_to_train
-
-        if self.recipe.general.streaming:
-            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
-        return text_to_train(self.recipe, self.tokenizer, folder)
-
-    def _probe_text(self, folder: Path) -> Any:
-        from alora_trainer.general_text import text_to_watch
-
-        recorded = self.folder / "record" if self.importance is None else folder
-        return text_to_watch(self.recipe, self.tokenizer, recorded)
-
     def evaluate(
         self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
     ) -> dict[str, Any]:
@@ -299,7 +218,6 @@ class Run(RunParts):
             general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
         """
         from alora_trainer.data.tasks import get_task
-        from alora_trainer.evaluation.processes import is_main, main_first
         from alora_trainer.evaluation.runner import evaluate_model
         from alora_trainer.stages import load_to_score, release_memory
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.processes import launched, main_first
 from alora_trainer.methods import METHODS, Method
 from alora_trainer.parts import digest
 from alora_trainer.pipeline import Run
@@ -71,12 +72,34 @@ def run_recipe(
 def record_recipe(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> Path:
     """Stage A of a recipe alone; the folder of the importance map.
 
+    In several processes that were launched together (torchrun), all of them train and one writes.
+
     Raises:
         ALoRAError: as `run_recipe`.
     """
-    run = Run(recipe, output_dir, overwrite=overwrite)
+    run = _joined_run(recipe, "record", output_dir, overwrite=overwrite)
     run.record()
     return run.folder / "record" / "map"
+
+
+def _joined_run(recipe: Recipe, section: str, output_dir: str | Path, **settings: Any) -> Run:
+    """A run by all the processes that were launched, joined as the trainer of `section` will want them.
+
+    Raises:
+        ALoRAError: as `Run`; fewer processes came together than were launched.
+    """
+    if launched() > 1:
+        from accelerate import PartialState
+
+        _ = recipe.training_arguments(section, Path(output_dir)).device  # makes the process group
+        found = PartialState().num_processes
+        if found != launched():
+            raise ALoRAError(
+                f"{launched()} processes were launched and {found} came together: on a machine without GPUs, set "
+                f"{section}.use_cpu=true; on one with GPUs, launch one process a GPU with one torchrun command"
+            )
+    with main_first():
+        return Run(recipe, output_dir, several_processes=True, **settings)
 
 
 def tune_recipe(
@@ -84,14 +107,19 @@ def tune_recipe(
 ) -> Path:
     """Stage B of one method (with stage A, if it is needed, not done, and no map is given); the adapter's folder.
 
+    In several processes that were launched together (torchrun), all of them train and one writes.
+
     Raises:
-        ALoRAError: as `run_recipe`; the method trains nothing; a map is given to a method that takes none.
+        ALoRAError: as `run_recipe`; the method trains nothing; a map is given to a method that takes none; several processes
+            were launched for a method that trains in one.
     """
     if not method.trains:
         raise ALoRAError(f"method {method.name} trains nothing: choose another --method")
     if importance is not None and (method.is_full or not method.needs_recording):
         raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
-    run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
+    if launched() > 1 and (method.technique is not None or method.fisher_kind is not None or method.is_full):
+        raise ALoRAError(f"method {method.name} trains in one process: start it without torchrun")
+    run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
     run.tune(method)
     return run.folder / method.name / "adapter"
 

@@ -117,14 +117,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("results/benchmarks"))
     options = parser.parse_args()
     chosen = [case for case in CASES if options.cases is None or case in options.cases.split(";")]
-    report = {"schema": 1, "machine": machine(options.device), "cases": {}}
-    for case in chosen:
-        report["cases"][case] = measure(case, options.device)
-        for stage, values in report["cases"][case].items():
-            print(f"{case}, {stage}: planned over measured {values['planned_over_measured']:.3f}", flush=True)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / f"plan-{options.device}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    report: dict[str, Any] = {"schema": 1, "machine": machine(options.device), "cases": {}}
+    for case in chosen:
+        report["cases"][case] = measure(case, options.device)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        for stage, values in report["cases"][case].items():
+            print(f"{case}, {stage}: planned over measured {values['planned_over_measured']:.3f}", flush=True)
     print(f"written: {path}")
 
 

@@ -12,7 +12,7 @@ def add(commands: Subcommands) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
-    recipe = load(arguments, overrides)
+    recipe = load(arguments, overrides, several_processes=True)
     from alora_trainer.run import record_recipe
 
     folder = record_recipe(recipe, output_dir=output_dir(arguments, recipe), overwrite=arguments.overwrite)

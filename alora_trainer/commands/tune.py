@@ -17,7 +17,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.methods import get_method
 
     method = get_method(arguments.method)
-    recipe = load(arguments, overrides)
+    recipe = load(arguments, overrides, several_processes=True)
     from alora_trainer.run import tune_recipe
 
     folder = tune_recipe(

@@ -60,6 +60,10 @@ def attach_adapter(
         ALoRAError: the adapter does not fit the model.
     """
     set_seed(seed)
+    if method.adapter in ("corda", "osf") and getattr(base, "is_quantized", False):
+        raise ALoRAError(
+            f"{method.name} takes the base weights apart, which are quantised here: leave model.quantization out"
+        )
     try:
         if method.adapter == "corda":
             assert collate is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 from alora_trainer import stages
 from alora_trainer.data.domain import collator
+from alora_trainer.evaluation.processes import is_main, main_first
 from alora_trainer.general_text import text_to_train
 from alora_trainer.provenance import recording_facts
 from alora_trainer.recipe import Recipe
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, *, full: bool = False) -> dict[str, Any]:
     """Train on general text and write the recorded importance as ``folder/map``; goes on where it was stopped.
 
+    Of several processes that were launched together, all train and one writes.
+
     Args:
         recipe: the model, the text, and the sections `record` and `alora`.
         tokenizer: the base model's.
@@ -30,7 +33,8 @@ def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, *, full: boo
         seconds, peak_bytes, loss and steps of the training.
     """
     logger.info(f"stage A: recording on general text{', all parameters' if full else ''}")
-    data = text_to_train(recipe, tokenizer, folder)
+    with main_first():
+        data = text_to_train(recipe, tokenizer, folder)
     base = stages.load_base(recipe)
     trainer = ALoRATrainer(
         base if full else stages.with_fresh_adapter(base, recipe),
@@ -43,7 +47,9 @@ def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, *, full: boo
     if trainer.importance is None:
         raise RuntimeError("the recording ended without an importance map")
     importance = trainer.importance.with_info(**recording_facts(recipe, cost, trainer.args.device))
-    importance.save_pretrained(folder / "map", storage=recipe.alora.save_storage)
+    with main_first():
+        if is_main():
+            importance.save_pretrained(folder / "map", storage=recipe.alora.save_storage)
     del trainer, base, importance
     stages.release_memory()
     return cost

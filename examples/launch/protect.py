@@ -1,0 +1,52 @@
+"""Stage B of a training in as many processes as were launched: hold what an importance map says while tuning on a domain.
+
+    torchrun --nproc_per_node 8 examples/launch/protect.py BASE MAP DOMAIN.jsonl OUTPUT
+
+BASE is a model (folder or Hub id), MAP an importance map (folder or Hub id), DOMAIN.jsonl has a ``text`` a line. Any further
+``--name value`` is a field of `transformers.TrainingArguments`. Without a GPU, add ``--use_cpu true``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from datasets import load_dataset
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    HfArgumentParser,
+    TrainingArguments,
+)
+
+from alora_trainer import ALoRAConfig, ALoRATrainer, ImportanceMap
+
+
+def main() -> None:
+    base, importance, domain, output = sys.argv[1:5]
+    parser = HfArgumentParser((TrainingArguments,))
+    (args,) = parser.parse_args_into_dataclasses(["--output_dir", output, *sys.argv[5:]])
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = load_dataset("json", data_files=domain, split="train")
+    with args.main_process_first():
+        rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, max_length=512), remove_columns=["text"])
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype="auto"), importance, is_trainable=True
+    )
+    trainer = ALoRATrainer(
+        model,
+        args,
+        train_dataset=rows,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        importance=ImportanceMap.from_pretrained(importance),
+        alora=ALoRAConfig(lam=0.3),
+    )
+    trainer.train()
+    trainer.save_model(output)  # writes on the first process alone
+
+
+if __name__ == "__main__":
+    main()
