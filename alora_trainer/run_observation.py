@@ -54,6 +54,12 @@ def learning_curve(
     return LearningCurve(trainer, every=evaluation.curve_steps, general=blocks, domain=rows, folder=folder)
 
 
+def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
+    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
+    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
+
+
 def recorded_overlap(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, test: Path, record: Path) -> dict[str, Any]:
     """Runs of words that the recording text shares with the test items (`data.overlap`).
 

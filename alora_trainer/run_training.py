@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from alora_trainer.methods.adapters import Adapter
 
 
-def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a training's log says of its general probe, one entry for each time that it was evaluated."""
-    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
-    return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
-
-
 class DomainTraining(RunParts):
     """Stage B of one recipe, method by method; a `Run` is one."""
 
@@ -41,7 +35,7 @@ class DomainTraining(RunParts):
         from alora_trainer.methods.trainers import make_trainer
         from alora_trainer.provenance import domain_facts
         from alora_trainer.publishing import save_protected_adapter
-        from alora_trainer.run_observation import learning_curve
+        from alora_trainer.run_observation import learning_curve, probe_history
         from alora_trainer.stages import release_memory, train
         from alora_trainer.starts import protecting_map
 

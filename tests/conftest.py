@@ -12,6 +12,9 @@ import pytest
 
 from tests.hub_server.server import HubServer
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the processors
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ANN, BOB = "hf_tokenOfAnn", "hf_tokenOfBob"
 # The Hub that this process and all that it starts see is a server of our own: libraries read its address when they are
 # imported, so it runs from the beginning. What is asked of it is answered at once, and nothing leaves this machine.

@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, *, full: bool = False) -> dict[str, Any]:
     """Train on general text and write the recorded importance as ``folder/map``; goes on where it was stopped.
 
-    Of several processes that were launched together, all train and one writes.
-
     Args:
         recipe: the model, the text, and the sections `record` and `alora`.
         tokenizer: the base model's.
@@ -47,9 +45,8 @@ def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, *, full: boo
     if trainer.importance is None:
         raise RuntimeError("the recording ended without an importance map")
     importance = trainer.importance.with_info(**recording_facts(recipe, cost, trainer.args.device))
-    with main_first():
-        if is_main():
-            importance.save_pretrained(folder / "map", storage=recipe.alora.save_storage)
+    if is_main():
+        importance.save_pretrained(folder / "map", storage=recipe.alora.save_storage)
     del trainer, base, importance
     stages.release_memory()
     return cost
