@@ -20,6 +20,7 @@ from torch import nn
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.estimators import Factors, FactorStep, movement_factors
+from alora_trainer.importance.reference import Stack
 from alora_trainer.weights import Matrices, TrainedWeight, View, sampled, whole
 
 _PEFT_PREFIX = "base_model.model."
@@ -35,13 +36,13 @@ class AdaptedWeight(TrainedWeight):
         name: the module's name as the base model knows it (no PEFT prefix, no adapter name).
         layer: PEFT's layer, holding the frozen base layer and the factors.
         adapter: the adapter's name inside that layer.
-        expert: which matrix of a stack of experts this is; None for a layer with a matrix of its own.
+        stack: which matrix of a stack of experts this is; None for a layer with a matrix of its own.
     """
 
     name: str
     layer: LoraLayer
     adapter: str
-    expert: int | None = None
+    stack: Stack | None = None
 
     @property
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -74,23 +75,15 @@ class AdaptedWeight(TrainedWeight):
 
     def of_a(self, tensor: torch.Tensor) -> torch.Tensor:
         """This weight's part (rank, in_features) of a tensor of `parameter_a`'s shape, sharing its memory."""
-        if self.expert is None:
-            return tensor.flatten(1)
-        return tensor.unflatten(0, (self._experts, -1))[self.expert]  # one expert's rows after the other's
+        return tensor.flatten(1) if self.stack is None else self.stack.of_a(tensor)
 
     def of_b(self, tensor: torch.Tensor) -> torch.Tensor:
         """This weight's part (out_features, rank) of a tensor of `parameter_b`'s shape, sharing its memory."""
-        if self.expert is None:
-            return tensor.flatten(1)
-        return tensor.unflatten(1, (-1, self._experts))[:, :, self.expert]  # the experts' columns in turn
-
-    @property
-    def _experts(self) -> int:
-        return int(self.layer.num_experts)
+        return tensor.flatten(1) if self.stack is None else self.stack.of_b(tensor)
 
     @property
     def shares_parameters(self) -> bool:
-        return self.expert is not None
+        return self.stack is not None
 
     @property
     def views(self) -> tuple[View, View]:
@@ -126,7 +119,7 @@ class AdaptedWeight(TrainedWeight):
         """
         if isinstance(self.layer, lora_layers.ParamWrapper):
             weight = self.layer.get_param().detach()
-            weight = weight[self.expert] if weight.ndim == 3 else weight
+            weight = weight[self.stack.expert] if self.stack is not None and weight.ndim == 3 else weight
         else:
             weight = getattr(self.layer.get_base_layer(), "weight", None)
         if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
@@ -183,7 +176,7 @@ def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
         for adapter in module.active_adapters:
             if adapter not in module.scaling:
                 continue
-            for weight in _weights_of(base_name(module_name), module, adapter):
+            for weight in _weights_of(module_name, module, adapter):
                 _refuse_unsupported(weight)
                 if weight.trains:
                     yield weight
@@ -194,13 +187,17 @@ def base_name(name: str) -> str:
     return name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX).replace(".base_layer", "")
 
 
-def _weights_of(name: str, layer: LoraLayer, adapter: str) -> Iterator[AdaptedWeight]:
+def _weights_of(module_name: str, layer: LoraLayer, adapter: str) -> Iterator[AdaptedWeight]:
+    name = base_name(module_name)
     if not isinstance(layer, lora_layers.ParamWrapper):
         yield AdaptedWeight(name, layer, adapter)
         return
     name = f"{name}.{layer.parameter_name}"
+    # Wrappers of several parameters of one module lie within each other, so the file's names have ".base_layer" in them.
+    module = module_name.replace("_orig_mod.", "").removeprefix(_PEFT_PREFIX)
     for expert in range(layer.num_experts):
-        yield AdaptedWeight(f"{name}.{expert}" if layer.get_param().ndim == 3 else name, layer, adapter, expert)
+        stack = Stack(module, expert, int(layer.num_experts))
+        yield AdaptedWeight(f"{name}.{expert}" if layer.get_param().ndim == 3 else name, layer, adapter, stack)
 
 
 def _refuse_unsupported(weight: AdaptedWeight) -> None:

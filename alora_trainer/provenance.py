@@ -87,7 +87,7 @@ def adapter_of(weights: Sequence[TrainedWeight]) -> str | None:
 def _reference(weight: TrainedWeight) -> Reference | FullReference:
     matrices = [matrix.cpu().clone() for matrix in weight.matrices]
     if isinstance(weight, AdaptedWeight):
-        return Reference(matrices[0], matrices[1], weight.scaling)
+        return Reference(matrices[0], matrices[1], weight.scaling, weight.stack)
     return FullReference(matrices[0])
 
 

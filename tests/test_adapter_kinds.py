@@ -20,8 +20,8 @@ from tests.test_penalty import made_map, relative
 def peft_delta(weight) -> torch.Tensor:
     """PEFT's delta of one weight as (out_features, in_features) in float64."""
     delta = weight.layer.get_delta_weight(weight.adapter).detach().double()
-    if weight.expert is not None:
-        delta = delta[weight.expert] if delta.ndim == 3 else delta
+    if weight.stack is not None:
+        delta = delta[weight.stack.expert] if delta.ndim == 3 else delta
         return delta.T if weight.stored_transposed else delta
     return delta.T if weight.stored_transposed else delta.flatten(1)
 
@@ -132,8 +132,8 @@ def test_experts_gradients_of_the_coupled_penalty(token_data, training_arguments
     total = torch.zeros((), dtype=torch.float64)
     for weight in weights:
         delta = weight.layer.get_delta_weight("default").double()
-        if weight.expert is not None:
-            delta = delta[weight.expert]
+        if weight.stack is not None:
+            delta = delta[weight.stack.expert]
         delta = delta.T if weight.stored_transposed else delta
         total = total + 0.3 * (importance[weight.name].double() * (delta - start[weight.name]) ** 2).sum()
     total.backward()

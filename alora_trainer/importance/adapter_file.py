@@ -18,7 +18,7 @@ import torch
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.config_file import MapConfig, TensorEntry, WeightEntry
 from alora_trainer.importance.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_inside, read_json, shown, write_json
-from alora_trainer.importance.reference import Reference
+from alora_trainer.importance.reference import Reference, Stack
 from alora_trainer.importance.safetensors_stream import read_header
 from alora_trainer.importance.tensor_file import read_tensor
 
@@ -167,13 +167,14 @@ def reference(name: str, state: Mapping[str, torch.Tensor], weight: WeightEntry)
     """
     shape, scaling = weight.shape, weight.scaling
     assert scaling is not None
+    module = name if weight.stack is None else weight.stack.module
     for a_key, b_key in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
-        keys = tuple(f"{_PREFIX}{name}.{key}" for key in (a_key, b_key))
+        keys = tuple(f"{_PREFIX}{module}.{key}" for key in (a_key, b_key))
         if all(key in state for key in keys):
             a, b = state[keys[0]], state[keys[1]]
             if a.dim() < 2 or b.dim() < 2:
                 break
-            a, b = a.flatten(1), b.flatten(1)
+            a, b = _of_expert(name, a.flatten(1), b.flatten(1), weight.stack)
             if (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
                 raise ALoRAError(
                     f"the factors of {name} in {ADAPTER_FILE} do not make a {shape} matrix: fetch it again"
@@ -182,16 +183,33 @@ def reference(name: str, state: Mapping[str, torch.Tensor], weight: WeightEntry)
                 raise ALoRAError(
                     f"the factors of {name} in {ADAPTER_FILE} hold NaN or infinite values: record it again"
                 )
-            return Reference(a, b, scaling)
+            return Reference(a, b, scaling, weight.stack)
     raise ALoRAError(f"{ADAPTER_FILE} has no factors of {name}: fetch or record the map again")
+
+
+def _of_expert(name: str, a: torch.Tensor, b: torch.Tensor, stack: Stack | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One expert's factors out of its stack's."""
+    if stack is None:
+        return a, b
+    if a.shape[0] % stack.experts or b.shape[1] % stack.experts:
+        raise ALoRAError(f"the factors of {name} in {ADAPTER_FILE} are not of {stack.experts} experts: fetch it again")
+    return stack.of_a(a), stack.of_b(b)
 
 
 def restricted(
     state: Mapping[str, torch.Tensor], config: Any, names: Iterable[str]
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    """theta* of some weights alone: their tensors, and a configuration that adapts these weights and no others."""
+    """theta* of some weights alone: their tensors, and a configuration that adapts these weights and no others.
+
+    Raises:
+        ALoRAError: the adapter has stacks of experts, whose configuration names parameters and not weights.
+    """
     import copy
 
+    if config.target_parameters:
+        raise ALoRAError(
+            "a map with stacks of experts (target_parameters) is taken whole: leave the choice of layers out"
+        )
     names = list(names)
     kept = {
         key: tensor for key, tensor in state.items() if any(key.startswith(f"{_PREFIX}{name}.lora_") for name in names)

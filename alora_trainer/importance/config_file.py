@@ -27,6 +27,7 @@ from alora_trainer.importance.files import (
     write_json,
 )
 from alora_trainer.importance.info import ImportanceInfo
+from alora_trainer.importance.reference import Stack
 from alora_trainer.importance.storage import StoredOmega, storage_format
 
 SCHEMA = 2
@@ -66,12 +67,13 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One weight: (out_features, in_features), the scaling of theta*'s adapter (None where the weight itself was tuned), and
-    a few elements of the base weight."""
+    """One weight: (out_features, in_features), the scaling of theta*'s adapter (None where the weight itself was tuned), a
+    few elements of the base weight, and for one of a stack of experts where its factors lie."""
 
     shape: tuple[int, int]
     scaling: float | None
     base_sample: list[float] | None
+    stack: Stack | None = None
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,15 @@ def _weight(entry: Mapping[str, Any]) -> WeightEntry:
     if sample is not None:
         sample = [float(number) for number in sample]
         _demand(len(sample) <= 64 and all(map(math.isfinite, sample)), "a sample of the base weights is absurd")
-    return WeightEntry((rows, columns), scaling, sample)
+    return WeightEntry((rows, columns), scaling, sample, _stack(entry["stack"]))
+
+
+def _stack(entry: Mapping[str, Any] | None) -> Stack | None:
+    if entry is None:
+        return None
+    expert, experts = (_whole(entry[key], "an expert", _LARGEST_SIDE) for key in ("expert", "experts"))
+    _demand(expert < experts, "an expert is none of its stack")
+    return Stack(_text(entry["module"]), expert, experts)
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorEntry:

@@ -8,12 +8,36 @@ import torch
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Where one expert's factors lie in those of its stack, which PEFT keeps in one pair (`target_parameters`).
+
+    Attributes:
+        module: PEFT's module, by its name in the adapter's file without PEFT's own prefix.
+        expert: which one of the stack.
+        experts: how many there are: A has their rows one expert after the other, B their columns in turn.
+    """
+
+    module: str
+    expert: int
+    experts: int
+
+    def of_a(self, a: torch.Tensor) -> torch.Tensor:
+        """This expert's A (r, n) in the stack's (experts * r, n)."""
+        return a.unflatten(0, (self.experts, -1))[self.expert]
+
+    def of_b(self, b: torch.Tensor) -> torch.Tensor:
+        """This expert's B (m, r) in the stack's (m, r * experts)."""
+        return b.unflatten(1, (-1, self.experts))[:, :, self.expert]
+
+
+@dataclass(frozen=True)
 class Reference:
-    """theta* of one adapted weight, ``W0 + scaling * b @ a``: a (r, n), b (m, r)."""
+    """theta* of one adapted weight, ``W0 + scaling * b @ a``: a (r, n), b (m, r); one of a stack, if it is an expert."""
 
     a: torch.Tensor
     b: torch.Tensor
     scaling: float
+    stack: Stack | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -76,6 +76,7 @@ def write_map(importance: ImportanceMap, folder: Path, formats: Sequence[str], m
                 importance.stored(name).shape,
                 None if importance.is_full else importance.reference[name].scaling,
                 importance.base_samples.get(name),
+                None if importance.is_full else importance.reference[name].stack,
             )
             for name in importance
         },
