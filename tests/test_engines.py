@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
-from alora_trainer.adapted import adapted_weights
 from tests.test_penalty import dense_penalty, made_map
 from tests.test_recorder import InOrder
 from tests.test_recording import Scaled
@@ -254,93 +253,6 @@ def test_tied_embeddings_are_held_on_the_side_that_is_adapted(token_data, traini
     assert_once(model, moved, importance)
 
 
-# ---- optimizers ----
-
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw_torch": {},
-    "adamw_torch_fused": {},
-    "sgd": {"optim_args": "momentum=0.9"},
-    "adafactor": {},
-    "adamw_bnb_8bit": {},
-    "lion_32bit": {},
-    "schedule_free_adamw": {},
-    "rmsprop": {},
-}
-_NEEDS = {"adamw_bnb_8bit": "bitsandbytes", "lion_32bit": "bitsandbytes", "schedule_free_adamw": "schedulefree"}
-
-
-@pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_every_optimizer_is_recorded_by_its_real_movement(lora_model, token_data, training_arguments, optim):
-    """`path` against the same sum over matrices that a hook on the optimizer itself has seen; then the penalty holds."""
-    if optim in _NEEDS:
-        pytest.importorskip(_NEEDS[optim])
-    data = token_data()
-    seen: dict[str, torch.Tensor] = {}
-
-    class Watched(InOrder):
-        """Writes w down by itself, in float64, around the optimizer's own step."""
-
-        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            optimizer = super().create_optimizer(*args, **kwargs)
-            step = optimizer.step
-
-            def watched(*inner: Any, **more: Any) -> Any:
-                before = {
-                    w.name: (w.a.double().clone(), w.b.double().clone(), *gradients[w.name]) for w in self._weights
-                }
-                result = step(*inner, **more)
-                for w in self._weights:
-                    a, b, ga, gb = before[w.name]
-                    rate = optimizer.param_groups[0]["lr"]
-                    g = w.scaling * (gb @ a + b @ ga - rate * gb @ ga)
-                    moved = w.scaling * (w.b.double() @ w.a.double() - b @ a)
-                    seen[w.name] = seen.get(w.name, torch.zeros_like(g)) - g * moved
-                return result
-
-            optimizer.step = watched
-            return optimizer
-
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().training_step(*args, **kwargs)
-            for w in self._weights:
-                gradients[w.name] = tuple(p.grad.double().clone() for p in w.parameters)
-            return loss
-
-    gradients: dict[str, Any] = {}
-    model = lora_model(moved=True)
-    start = {w.name: w.scaling * w.b.double() @ w.a.double() for w in adapted_weights(model)}
-    settings = {"optim": optim, "learning_rate": 0.01, "max_steps": 3, "max_grad_norm": 0.1} | OPTIMIZERS[optim]
-    trainer = Watched(model, training_arguments(**settings), train_dataset=data, alora=ALoRAConfig(record="path"))
-    trainer.train()
-    for weight in trainer._weights:
-        delta = weight.scaling * weight.b.double() @ weight.a.double() - start[weight.name]
-        expected = seen[weight.name].clamp(min=0) / (delta**2 + 1e-3)
-        assert expected.max() > 0
-        error = (trainer.importance[weight.name].double() - expected).norm() / expected.norm()
-        assert float(error) < 1e-3, (weight.name, float(error))
-    drifts = []
-    for lam in (0.0, 1e3):
-        again = copy.deepcopy(trainer.model)
-        args = training_arguments(**settings | {"max_steps": 6})
-        held = InOrder(again, args, train_dataset=data, importance=trainer.importance, alora=ALoRAConfig(lam=lam))
-        held.train()
-        drifts.append([log["drift"] for log in held.state.log_history if "drift" in log][-1])
-    assert drifts[1] < drifts[0]
-
-
-def test_an_optimizer_of_ones_own_is_recorded(lora_model, token_data, training_arguments):
-    lion = pytest.importorskip("lion_pytorch")
-    model = lora_model(moved=True)
-    optimizer = lion.Lion([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    trainer = InOrder(
-        model, training_arguments(), train_dataset=token_data(), optimizers=(optimizer, scheduler),
-        alora=ALoRAConfig(record="path"),
-    )  # fmt: skip
-    trainer.train()
-    assert all(float(omega.max()) > 0 for omega in trainer.importance.values())
-
-
 # ---- a trainer of one's own, in two lines ----
 
 
@@ -456,50 +368,3 @@ def test_kinds_of_quantisation_that_are_not_tested_are_refused(
     layer.__class__ = type(kind, (type(layer),), {"__module__": f"peft.tuners.lora.{module}"})
     with pytest.raises(ALoRAError, match=f"q_proj is a {kind}.*load the base with bitsandbytes"):
         ALoRATrainer(model, training_arguments(), train_dataset=token_data(), alora=ALoRAConfig(record="path"))
-
-
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_a_map_goes_from_a_quantised_base_to_the_plain_one_and_back(token_data, training_arguments, tmp_path, kind):
-    """bitsandbytes on the CPU: the same names and shapes, and the same penalty at the same factors, either way."""
-    pytest.importorskip("bitsandbytes")
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=40,
-        max_position_embeddings=32, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    bits: dict[str, Any] = {"load_in_8bit": True}
-    if kind == "nf4":
-        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
-
-    def build(quantised: bool) -> Any:
-        settings: dict[str, Any] = {"dtype": torch.float32}
-        if quantised:
-            settings |= {"quantization_config": BitsAndBytesConfig(**bits), "device_map": "cpu"}
-        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **settings)
-        torch.manual_seed(1)
-        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
-        move_factors(model, 0.2)
-        return model
-
-    args = training_arguments(max_steps=2, learning_rate=0.01, train_sampling_strategy="sequential")
-    maps = {}
-    for quantised in (False, True):
-        trainer = ALoRATrainer(build(quantised), args, train_dataset=token_data(), alora=ALoRAConfig(record="path"))
-        trainer.train()
-        maps[quantised] = trainer.importance
-    assert {n: o.shape for n, o in maps[False].items()} == {n: o.shape for n, o in maps[True].items()}
-    for name, omega in maps[False].items():  # the base's rounding shows, and no more than that
-        likeness = torch.nn.functional.cosine_similarity(omega.flatten(), maps[True][name].flatten(), dim=0)
-        assert float(likeness) > 0.8, name
-    for quantised in (False, True):
-        model = build(not quantised)
-        move_factors(model, 0.05)
-        held = ALoRAConfig(lam=0.3, normalize=False)
-        expected = float(dense_penalty(model, maps[quantised], lam=0.3).detach())
-        tuner = ALoRATrainer(model, args, train_dataset=token_data(), importance=maps[quantised], alora=held)
-        tuner.train()
-        assert tuner.state.log_history[0]["penalty"] == pytest.approx(expected, rel=1e-5)
