@@ -287,7 +287,7 @@ def build_recipe(
         domains=domains if "domains" in given else (),
         record=_checked(TrainingArguments, sections["record"], "record", _SET_BY_RUN),
         tune=_checked(TrainingArguments, sections["tune"], "tune", _SET_BY_RUN),
-        alora=_section(ALoRAConfig, {"alora": {"record": "path"} | sections["alora"]}, "alora"),
+        alora=_section(ALoRAConfig, {"alora": {"record": "projected"} | sections["alora"]}, "alora"),
         fisher=_section(FisherConfig, sections, "fisher"),
         method_options=read_method_options(
             sections["method_options"],
@@ -304,7 +304,7 @@ def build_recipe(
     if not 0 <= recipe.seed < 2**32:
         raise ALoRAError(f"seed={recipe.seed} must lie between 0 and 2**32 - 1")
     if recipe.alora.record is None and recipe.needs_recording:
-        raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'path' or 'paper'")
+        raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'projected'")
     if recipe.fresh_lora and recipe.alora.start != "fresh":
         raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
     if recipe.alora.budget is not None:

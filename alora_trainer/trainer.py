@@ -85,7 +85,7 @@ class ALoRAMixin(_TrainerHooks):
             self.add_callback(_StepObserver(self))
         elif alora is not None and alora.lam != 0:
             raise ALoRAError(
-                f"lam={alora.lam} needs an importance map: pass importance=..., or record one with record='path'"
+                f"lam={alora.lam} needs an importance map: pass importance=..., or record one with record='projected'"
             )
         if importance is not None and self.alora.budget is not None and probe_dataset is None:
             raise ALoRAError(f"budget={self.alora.budget} needs a probe_dataset: a little general text to keep it on")

@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from alora_trainer import engines
 from alora_trainer.weights import whole
 from tests.process_cases import logged, protected_trainer, recorded_trainer
 
@@ -21,6 +22,7 @@ FSDP: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
+    engines.FSDP2_HAS_RUN = True
     recorder = recorded_trainer("path", FOLDER / "record", batch=2, **FSDP)
     assert recorder.args.world_size == 2 and recorder.is_fsdp_enabled
     recorder.train()

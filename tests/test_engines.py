@@ -280,7 +280,7 @@ def test_a_trainer_of_ones_own_is_protected_in_two_lines(lora_model, token_data,
 # ---- what is refused ----
 
 
-def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data, training_arguments):
+def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data, training_arguments, monkeypatch):
     model = lora_model(moved=True)
     importance = made_map(model)
 
@@ -315,7 +315,7 @@ def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data
         (deepspeed(2), decoupled, {}, "application='decoupled'.*use application='coupled'"),
         (deepspeed(1), auto, {}, "lam='auto' needs the data's gradients.*give lam a number"),
         (fsdp(1), holds, {}, "FSDP 1.*'version': 2"),
-        (fsdp(2), ALoRAConfig(record="exact"), {}, "record='exact'.*use record='path'"),
+        (fsdp(2), ALoRAConfig(record="exact"), {}, "record='exact'.*use record='projected'"),
         (fsdp(2), decoupled, {}, "application='decoupled' is not supported under FSDP"),
         (fsdp(2), auto, {}, "lam='auto' is not supported under FSDP"),
         ({"is_distributed_loading_by_transformers": True}, holds, {}, "tp_plan.*load it whole"),
@@ -328,6 +328,9 @@ def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data
         ),
         ({}, holds, {"optim": "lomo"}, "lomo.*inside the backward pass"),
     ]
+    with pytest.raises(ALoRAError, match="FSDP2 through the Trainer has not been tried on GPUs yet"):
+        attempt(fsdp(2), config=records)
+    monkeypatch.setattr("alora_trainer.engines.FSDP2_HAS_RUN", True)
     for change, config, settings, message in cases:
         with pytest.raises(ALoRAError, match=message):
             attempt(change, config=config, **settings)

@@ -33,7 +33,7 @@ class TrueGradients:
             if not isinstance(weight.layer, (lora_layers.Linear, lora_layers.Embedding)):
                 raise ALoRAError(
                     f"record='exact' knows linear and embedding layers only, and {weight.name} is a "
-                    f"{type(weight.layer).__name__}: use record='path'"
+                    f"{type(weight.layer).__name__}: use record='projected'"
                 )
         self._handles = [weight.layer.register_forward_hook(self._watch(weight)) for weight in weights]
 
