@@ -85,16 +85,17 @@ def step_overhead(
 ) -> dict[str, Any]:  # fmt: skip
     """Plain and recorded steps in turns; the ratio of their medians, and of a whole fold's share of a step."""
     training = Training(shape, batch, length, rank, targets, device)
-    recorder = Recorder(training.weights, "path", 1e-3, location=location, fold_every=fold_every)
+    recorder = Recorder(training.weights, "projected", 1e-3, location=location, fold_every=fold_every)
     naive = NaiveRecorder(training.weights)
     for kind in (None, recorder, naive):
         training.step(kind)
     times: dict[str, list[float]] = {"plain": [], "recorded": [], "naive": []}
     optimizing: dict[str, list[float]] = {"plain": [], "recorded": [], "naive": []}
     for _ in range(rounds):
+        # The forward and backward passes are the same for all three, so that one of them serves a round.
+        forward = seconds(device, training.gradients)
         for name, kind in (("plain", None), ("recorded", recorder), ("naive", naive)):
             # With late folding a round is fold_every steps, so that every round folds once.
-            forward = seconds(device, training.gradients)
             repeats = fold_every if name == "recorded" else 1
             spent = seconds(device, lambda kind=kind, n=repeats: [training.optimize(kind) for _ in range(n)]) / repeats
             times[name].append(forward + spent)
@@ -121,7 +122,7 @@ def peak_memory(shape: dict[str, int], *, rank: int, targets: list[str], device:
     training.gradients()
     peaks = {}
     for name, recorder in (
-        ("recorded", Recorder(training.weights, "path", 1e-3)),
+        ("recorded", Recorder(training.weights, "projected", 1e-3)),
         ("naive", NaiveRecorder(training.weights)),
     ):
         training.optimize(recorder)
@@ -158,7 +159,7 @@ def fold_cost(*, width: int, layers: int, rank: int, fold_every: int, device: st
     model = get_peft_model(layer, LoraConfig(r=rank, target_modules=[str(i) for i in range(layers)]))  # type: ignore[arg-type]
     weights = adapted_weights(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    recorder = Recorder(weights, "path", 1e-3, fold_every=fold_every)
+    recorder = Recorder(weights, "projected", 1e-3, fold_every=fold_every)
     pairs = {w.name: (torch.randn_like(w.a), torch.randn_like(w.b)) for w in weights}
     rates = learning_rates(optimizer)
 
