@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from alora_trainer.data.general import pack_general_text
+from alora_trainer.data.sources import load_texts
 from alora_trainer.errors import ALoRAError
 from alora_trainer.recipe import load_recipe
 from alora_trainer.run import run_recipe
@@ -92,6 +93,24 @@ def test_the_probe_is_text_that_was_not_recorded_on(recipe_path):
     assert len(read) == 200 and len(probe) == 120
     starts = [i for i in range(len(tokens)) if tokens[i : i + len(probe)] == probe]
     assert starts and min(starts) >= 200 and tokens[:200] == read
+
+
+def test_the_probe_takes_a_piece_of_many_documents(recipe_path):
+    """Every block is a run of tokens of one document, and no two are of the same."""
+    recipe = load_recipe(recipe_path)
+    tokenizer = load_tokenizer(recipe)
+    texts = load_texts(recipe.general.train["words_train"], base=recipe.base)
+    documents = [tokenizer(text)["input_ids"] for text in texts]
+    assert min(map(len, documents)) > 8
+    common = {"block_length": 8, "seed": 3, "base": recipe.base}
+    pieces = pack_general_text(recipe.general.train, tokenizer, max_tokens=8 * len(documents), excerpt=8, **common)
+    homes = []
+    for piece in pieces["input_ids"]:
+        found = [n for n, ids in enumerate(documents) if any(ids[i : i + 8] == piece for i in range(len(ids) - 7))]
+        assert len(found) == 1
+        homes += found
+    assert sorted(homes) == list(range(len(documents)))
+    assert any(piece != documents[home][:8] for piece, home in zip(pieces["input_ids"], homes, strict=True))
 
 
 def test_self_text_is_its_own_probe(recipe_path, tmp_path):

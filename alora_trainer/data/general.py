@@ -101,6 +101,7 @@ def pack_general_text(
     block_length: int,
     max_tokens: int | None = None,
     after: int | None = None,
+    excerpt: int | None = None,
     seed: int = 0,
     base: Path | str = Path("."),
 ) -> Dataset:
@@ -117,6 +118,8 @@ def pack_general_text(
         max_tokens: stop at this many tokens. Each source gives an equal share, and all it has if that is less; others
             then give more. The last document of a share is cut.
         after: leave out the documents that the same call with this ``max_tokens`` would have taken.
+        excerpt: take this many tokens of each longer document, from a random place, so that few tokens come from many
+            documents.
         seed: of the shuffling; the same seed gives the same blocks.
         base: the folder that relative paths start from.
 
@@ -139,6 +142,9 @@ def pack_general_text(
         _fill(subsets, after)
         for subset in subsets:
             subset.documents, subset.rest = [], None
+    if excerpt is not None:
+        for name, subset in zip(sources, subsets, strict=True):
+            subset.stream = _excerpts(subset.stream, excerpt, random.Random(f"{seed}:{name}:excerpt"))
     _fill(subsets, max_tokens)
     tokens = _interleave(subsets) if any(subset.documents for subset in subsets) else np.empty(0, np.int32)
     count = len(tokens) // block_length
@@ -183,6 +189,15 @@ def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
         # verbose=False: a document longer than the model's context is no reason for a warning here.
         for ids in tokenizer(texts[start : start + _BATCH], verbose=False)["input_ids"]:
             yield np.asarray(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
+
+
+def _excerpts(
+    documents: Iterator[NDArray[np.int32]], length: int, chance: random.Random
+) -> Iterator[NDArray[np.int32]]:
+    """A piece of `length` tokens from a random place of each longer document."""
+    for document in documents:
+        start = chance.randrange(max(len(document) - length, 0) + 1)
+        yield document[start : start + length]
 
 
 class _Subset:

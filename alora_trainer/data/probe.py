@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from alora_trainer.data.sources import Source
 
 
+# Tokens taken of one document at most. Blocks of one document are alike, so that a probe of few documents says less of general
+# text than its standard error, which takes blocks for independent, makes one believe.
+EXCERPT = 256
+
+
 def check_probe(general: GeneralConfig) -> None:
     """Raise ALoRAError if it is clear, before anything is read, that there will be no text for a probe."""
     if general.probe is None and general.train != SELF and (general.streaming or general.train_tokens is None):
@@ -48,7 +53,12 @@ def probe_text(
     Raises:
         ALoRAError: a source cannot be read; nothing is left of the training sources.
     """
-    common: dict[str, Any] = {"block_length": general.block_length, "max_tokens": general.probe_tokens, "base": base}
+    common: dict[str, Any] = {
+        "block_length": general.block_length,
+        "max_tokens": general.probe_tokens,
+        "excerpt": min(general.block_length, EXCERPT),
+        "base": base,
+    }
     if general.probe is not None:
         return pack_general_text(general.probe, tokenizer, seed=seed, **common)
     if sampled is not None:
