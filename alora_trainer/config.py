@@ -236,9 +236,9 @@ _CHOICES = {
     "missing": MISSING,
     "backend": BACKENDS,
 }
-# 'exact' is what 'path' is already, where the weights are parameters themselves.
+# Where the weights are parameters themselves, their true gradient is there: 'projected' and 'path' are the same, and exact.
 _WITH_FULL_PARAMETERS = {
-    "record": (None, "path", "paper"),
+    "record": (None, "projected", "path", "paper"),
     "start": ("continue",),
     "anchor": ("reference",),
     "missing": ("error", "free"),

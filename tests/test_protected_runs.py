@@ -100,17 +100,17 @@ def test_the_probe_takes_a_piece_of_many_documents(recipe_path):
     recipe = load_recipe(recipe_path)
     tokenizer = load_tokenizer(recipe)
     texts = load_texts(recipe.general.train["words_train"], base=recipe.base)
-    documents = [tokenizer(text)["input_ids"] for text in texts]
+    documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     assert min(map(len, documents)) > 8
     common = {"block_length": 8, "seed": 3, "base": recipe.base}
     pieces = pack_general_text(recipe.general.train, tokenizer, max_tokens=8 * len(documents), excerpt=8, **common)
     homes = []
     for piece in pieces["input_ids"]:
-        found = [n for n, ids in enumerate(documents) if any(ids[i : i + 8] == piece for i in range(len(ids) - 7))]
+        found = [n for n, ids in enumerate(documents) if any(ids[i : i + 8] == list(piece) for i in range(len(ids) - 7))]
         assert len(found) == 1
         homes += found
     assert sorted(homes) == list(range(len(documents)))
-    assert any(piece != documents[home][:8] for piece, home in zip(pieces["input_ids"], homes, strict=True))
+    assert any(list(piece) != documents[home][:8] for piece, home in zip(pieces["input_ids"], homes, strict=True))
 
 
 def test_self_text_is_its_own_probe(recipe_path, tmp_path):

@@ -188,7 +188,7 @@ def test_the_resolved_recipe_does_the_same_from_anywhere(recipe_file: Path, tmp_
     assert load_recipe(elsewhere).resolved() == resolved
     assert resolved["domain"]["train"] == str(tmp_path / "sums_train.jsonl")
     assert resolved["general"]["test"] == {"words": str(tmp_path / "words_test.jsonl")}
-    assert resolved["alora"]["record"] == "path"
+    assert resolved["alora"]["record"] == "projected"
 
 
 def test_a_missing_model_folder_is_named(recipe_file: Path) -> None:
