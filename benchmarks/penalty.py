@@ -331,7 +331,7 @@ def cpu_report(quick: bool) -> dict[str, Any]:
         "block_sizes": block_sizes(shape, 8, rounds),
         "steps": {
             "hidden 1024, 4 layers, q,v": training_step(
-                CPU_SHAPE, batch=batch, length=length, targets=ATTENTION, device="cpu", rounds=3 if quick else 7
+                CPU_SHAPE, batch=batch, length=length, targets=ATTENTION, device="cpu", rounds=3 if quick else 5
             )
         },
     }

@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small shapes and few rounds, to see that it runs")
     parser.add_argument("--output_dir", type=Path, default=Path("results/benchmarks"))
     options = parser.parse_args()
-    device, rounds = options.device, 3 if options.quick else 9
+    device, rounds = options.device, 3 if options.quick else 7
     settings: dict[str, Any] = {"rank": 8, "device": device, "rounds": rounds}
     if device == "cuda":
         cases = {
