@@ -12,7 +12,9 @@ from transformers import Trainer
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.adapted import adapted_weights
+from alora_trainer.importance import ImportanceInfo
 from alora_trainer.penalty import QuadraticPenalty
+from alora_trainer.provenance import map_at_present
 from tests.conftest import move_factors
 from tests.test_penalty import made_map, relative
 
@@ -115,6 +117,24 @@ def test_experts_are_recorded_and_held(token_data, training_arguments, applicati
         last = [log for log in trainer.state.log_history if "drift" in log][-1]
         drifts[lam] = sum(value for key, value in last.items() if "experts" in key)
     assert drifts[1e4] < 0.5 * drifts[0.0]
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+def test_a_map_of_experts_is_saved_and_read_back(kind, tmp_path):
+    """Two parameters of one module, whose wrappers lie within each other, and each with a stack of three experts."""
+    model = moe_model(kind)
+    recorded = {weight.name: torch.rand(weight.shape) for weight in adapted_weights(model)}
+    importance = map_at_present(model, adapted_weights(model), recorded, ImportanceInfo())
+    importance.save_pretrained(tmp_path / "map")
+    again = ImportanceMap.from_pretrained(tmp_path / "map")
+    assert set(again) == set(importance) and any(again.reference[name].stack is not None for name in again)
+    for name in importance:
+        assert torch.equal(again[name], importance[name])
+        for part in ("a", "b"):
+            assert torch.equal(getattr(again.reference[name], part), getattr(importance.reference[name], part))
+    assert len(again.check_model(model)) == len(again)
+    with pytest.raises(ALoRAError, match="is taken whole"):
+        ImportanceMap.from_pretrained(tmp_path / "map", layers=["*.q_proj"])
 
 
 def test_experts_gradients_of_the_coupled_penalty(token_data, training_arguments):
