@@ -66,7 +66,11 @@ def main() -> None:
     study = Study(options.recipe, {"domain.test_items": str(options.test_items)}, options.runs / options.recipe.stem)
     cases = cases_of(options.seeds, options.budgets, options.applications)
     entries = run_study(study, cases, options.workers)
-    command = f"python benchmarks/budget.py --recipe {options.recipe} --seeds {options.seeds}"
+    budgets, applications = " ".join(map(str, options.budgets)), " ".join(options.applications)
+    command = (
+        f"python benchmarks/budget.py --recipe {options.recipe} --seeds {options.seeds} --budgets {budgets} "
+        f"--applications {applications}"
+    )
     report = {"summary": summarize(entries), "runs": entries}
     write_report(options.output_dir / f"budget-{options.recipe.stem}.json", study, command, report)
 

@@ -106,7 +106,9 @@ def test_the_probe_takes_a_piece_of_many_documents(recipe_path):
     pieces = pack_general_text(recipe.general.train, tokenizer, max_tokens=8 * len(documents), excerpt=8, **common)
     homes = []
     for piece in pieces["input_ids"]:
-        found = [n for n, ids in enumerate(documents) if any(ids[i : i + 8] == list(piece) for i in range(len(ids) - 7))]
+        found = [
+            n for n, ids in enumerate(documents) if any(ids[i : i + 8] == list(piece) for i in range(len(ids) - 7))
+        ]
         assert len(found) == 1
         homes += found
     assert sorted(homes) == list(range(len(documents)))
