@@ -34,7 +34,7 @@ def run_sweep(
     Args:
         grids: one for each recipe.
         output_dir: the sweep's folder; ``seed-N/results.json`` in it has everything that was found with a seed.
-        workers: processes to work with; each gets its share of the processor's threads.
+        workers: processes to work with; each gets its share of the processor's threads, or OMP_NUM_THREADS of them.
         overwrite: make anew what other settings made there.
 
     Returns:
@@ -91,9 +91,7 @@ def _work(
     if not waiting:
         return failures
     workers = min(workers, len(waiting))
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), prepare_worker, (max(1, (os.cpu_count() or 1) // workers),)
-    )
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker, (workers,))
     try:
         while waiting or running:
             for cell in [cell for cell in waiting if all(name in outcomes or name in failures for name in cell.after)]:

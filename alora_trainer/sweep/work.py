@@ -10,8 +10,11 @@ from typing import Any
 from alora_trainer.sweep.grid import Cell
 
 
-def prepare_worker(threads: int) -> None:
-    """Called once in every worker: as many threads as are its share, and only warnings on the screen that all share."""
+def prepare_worker(workers: int) -> None:
+    """Called once in every worker: as many threads as are its share, and only warnings on the screen that all share.
+
+    Who sets OMP_NUM_THREADS has said already how many threads one process is to have.
+    """
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
     import torch
 
@@ -19,7 +22,8 @@ def prepare_worker(threads: int) -> None:
 
     _configure_output()
     logging.getLogger("alora_trainer").setLevel(logging.WARNING)
-    torch.set_num_threads(threads)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def work_on(cell: Cell, folder: str, overwrite: bool) -> dict[str, Any]:
