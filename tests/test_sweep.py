@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,3 +226,34 @@ def test_a_sweep_for_real(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixtu
     folders = {path.name for path in (tmp_path / "seed-0").iterdir() if path.is_dir()}
     assert folders == {"data", "record", "overlap", "alora@lam=0", "alora@lam=100"}
     assert f"results: {tmp_path / 'seed-0' / 'results.json'}" in capfd.readouterr().out
+
+
+def test_a_sweep_that_is_killed_leaves_no_worker_behind(tiny: Path, tmp_path: Path) -> None:
+    """A worker left alone would write into the folder beside the next sweep's."""
+    options = ["--methods", "lora", "--tune.max_steps", "100000", "--output_dir", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "alora_trainer.cli", "sweep", str(tiny), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sweep:
+        children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+        if not children.exists():
+            sweep.kill()
+            pytest.skip("needs Linux's list of a process's children")
+        _until(lambda: (tmp_path / "out" / "seed-0" / "lora" / "settings.json").exists())
+        workers = [int(number) for number in children.read_text().split()]
+        sweep.kill()
+    assert workers
+    _until(lambda: not any(_runs(worker) for worker in workers))
+
+
+def _until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about in time"
+        time.sleep(0.1)
+
+
+def _runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ def prepare_worker(workers: int) -> None:
 
     Who sets OMP_NUM_THREADS has said already how many threads one process is to have.
     """
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
     import torch
 
@@ -24,6 +28,14 @@ def prepare_worker(workers: int) -> None:
     logging.getLogger("alora_trainer").setLevel(logging.WARNING)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def _end_with_the_sweep() -> None:
+    """Without the process that started it, a worker would go on writing where the next sweep of the folder writes, too."""
+    sweep = multiprocessing.parent_process()
+    if sweep is not None:
+        sweep.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def work_on(cell: Cell, folder: str, overwrite: bool) -> dict[str, Any]:
