@@ -36,7 +36,7 @@ def units(monkeypatch: pytest.MonkeyPatch) -> list[comparison.Unit]:
 def test_from_strengths_to_the_table(units: list[comparison.Unit], tmp_path: Path) -> None:
     lambdas = [0.01, 0.1, 1.0]
     with ThreadPoolExecutor(2) as pool:
-        selection = comparison.select(pool, tmp_path, ["sciq", "piqa"], lambdas, {})
+        selection = comparison.select(pool, tmp_path, {"sciq": lambdas, "piqa": lambdas}, {})
         assert len(units) == 6 and {unit.seed for unit in units} == {comparison.SELECTION_SEED}
         assert sum(unit.shares is None for unit in units) == 2
         # At most one standard error (0.02) of accuracy may be lost: alora may take 0.1, the others 0.01.
