@@ -57,7 +57,7 @@ def test_where_nothing_keeps_the_accuracy_the_best_is_taken() -> None:
     assert comparison.choose(curve, {"accuracy": 0.5, "accuracy_stderr": 0.01}) == 0.1
 
 
-@pytest.mark.parametrize("task", ["sciq", "piqa"])
+@pytest.mark.parametrize("task", comparison.LAMBDAS)
 def test_selection_never_sees_the_test_items(task: str, shared: Path) -> None:
     path = comparison.recipe_path(task)
     variables = {"ALORA_SHARED": str(shared)}
