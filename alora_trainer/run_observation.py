@@ -50,7 +50,7 @@ def learning_curve(
     )
     rows = None
     if task.choices is not None:
-        rows = choice_rows(task, test, tokenizer, max_length=recipe.domain.max_length, items=items)
+        rows = choice_rows(task, test, tokenizer, max_length=recipe.evaluation.max_length, items=items)
     return LearningCurve(trainer, every=evaluation.curve_steps, general=blocks, domain=rows, folder=folder)
 
 
