@@ -131,7 +131,8 @@ class Run(DomainTraining):
         finished = self._begun(part)
         if finished is not None:
             return finished
-        cost = record_importance(self.recipe, self.tokenizer, part.folder, full=full)
+        recipe = self.recipe.for_full_recording() if full else self.recipe
+        cost = record_importance(recipe, self.tokenizer, part.folder, full=full)
         with main_first():
             if is_main():
                 part.finish(cost)

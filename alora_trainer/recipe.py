@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alora_trainer.config import ALoRAConfig
 from alora_trainer.errors import ALoRAError
-from alora_trainer.methods import Method, get_method
+from alora_trainer.methods import METHODS, Method, get_method
 from alora_trainer.methods.options import MethodOptions, options_of, read_method_options
 from alora_trainer.model_config import ModelConfig
 from alora_trainer.settings import (
@@ -128,6 +128,11 @@ class Recipe:
             tune={**self.tune, **options.tune},
             alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
         )
+
+    def for_full_recording(self) -> Recipe:
+        """The recipe as stage A of the whole model goes by it (`si_full`): with what is set for that alone."""
+        (name,) = (name for name, method in METHODS.items() if method.records_alone)
+        return dataclasses.replace(self, record={**self.record, **options_of(self.method_options, name).record})
 
     def lora_config(self, *, fresh: bool = False) -> LoraConfig:
         """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
@@ -295,6 +300,7 @@ def build_recipe(
                 "lora": lambda values, name: _checked(LoraConfig, values, name),
                 "tune": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
                 "alora": lambda values, name: _checked(ALoRAConfig, values, name),
+                "record": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
             },
         ),
         evaluation=_section(EvaluationConfig, sections, "evaluation"),
@@ -319,6 +325,7 @@ def build_recipe(
         special = recipe.for_method(get_method(name))
         special.lora_config()
         special.training_arguments("tune", base, anywhere=True)
+    recipe.for_full_recording().training_arguments("record", base, anywhere=True)
     return recipe
 
 

@@ -50,7 +50,9 @@ def learning_curve(
     )
     rows = None
     if task.choices is not None:
-        rows = choice_rows(task, test, tokenizer, max_length=recipe.evaluation.max_length, items=items)
+        # Not the domain's max_length: training may leave out what is too long for it, an evaluation may not.
+        context = evaluation.max_length or getattr(trainer.model.config, "max_position_embeddings", None)
+        rows = choice_rows(task, test, tokenizer, max_length=context or recipe.domain.max_length, items=items)
     return LearningCurve(trainer, every=evaluation.curve_steps, general=blocks, domain=rows, folder=folder)
 
 

@@ -73,10 +73,11 @@ class RunParts:
 
     def _record_part(self, *, full: bool = False) -> Part:
         """Stage A, with LoRA or (`full`) of the whole model."""
+        recipe = self.recipe.for_full_recording() if full else self.recipe
         settings = self._common() | {
-            "lora": self.recipe.lora,
+            "lora": recipe.lora,
             "general": self._training_text(),
-            "record": self.recipe.record,
+            "record": recipe.record,
             "alora": {key: value for key, value in self._resolved["alora"].items() if key not in PROTECTING},
         }
         if full:

@@ -33,6 +33,7 @@ from alora_trainer.methods.options import (
 )
 from alora_trainer.methods.replay import ReplayTrainer
 from alora_trainer.penalty import QuadraticPenalty
+from alora_trainer.pipeline import Run
 from alora_trainer.recipe import load_recipe
 from alora_trainer.run import run_recipe
 from alora_trainer.trainer import ALoRATrainer
@@ -104,12 +105,33 @@ def test_options_over_the_recipe(tmp_path: Path) -> None:
         ),
         ({"method_options.alora.alora.lamb": "2"}, "unknown key method_options.alora.alora.lamb: did you mean"),
         ({"method_options.alora.lora.r": "x"}, "method_options.alora.lora.r='x' must be a whole number"),
+        ({"method_options.alora.record.max_steps": "2"}, "alora has no recording of its own"),
+        (
+            {"method_options.si_full.record.max_stps": "2"},
+            "unknown key method_options.si_full.record.max_stps: did you",
+        ),
         ({"fisher.samples": "0"}, "fisher.samples=0 must be at least 1"),
         ({"fisher.storage": "float8"}, "storage='float8' is unknown"),
         ({"model.quantization": "nf3"}, "model.quantization='nf3' is unknown: use one of nf4, int8"),
     ):
         with pytest.raises(ALoRAError, match=message.replace("?", r"\?")):
             load_recipe(path, override)
+
+
+def test_the_recording_of_the_whole_model_has_options_of_its_own(tmp_path: Path) -> None:
+    path = write_all(tmp_path)
+    recipe = load_recipe(path, {"method_options.si_full.record.max_steps": "1"})
+    both = [
+        recipe.training_arguments("record", tmp_path),
+        recipe.for_full_recording().training_arguments("record", tmp_path),
+    ]
+    assert both[0].max_steps > 1 and both[1].max_steps == 1 and both[0].learning_rate == both[1].learning_rate
+    settings = {}
+    for name, one in (("as the recipe", load_recipe(path, {})), ("of its own", recipe)):
+        run = Run(one, tmp_path / "run")
+        settings[name] = [run.settings_of(get_method(method)) for method in ("si_full", "alora")]
+    assert settings["as the recipe"][0] != settings["of its own"][0]
+    assert settings["as the recipe"][1] == settings["of its own"][1]
 
 
 # ---- controls ----

@@ -61,6 +61,11 @@ class Method:
         return self.starts_from == "recorded"
 
     @property
+    def records_alone(self) -> bool:
+        """Whether its stage A is one of its own, of the whole model, and not the one that the others share."""
+        return self.is_full and self.needs_recording
+
+    @property
     def fisher_kind(self) -> str | None:
         """Which Fisher information must be computed first ("sample" or "batch"), if any."""
         return FISHER_KINDS.get(self.importance or "")

@@ -3,6 +3,7 @@
 method_options:
   alora:  {alora: {lam: 0.3}}              # fields of ALoRAConfig, lora and tune, over the recipe's own
   osf:    {tune: {learning_rate: 1e-4}}
+  si_full: {record: {learning_rate: 1e-4}} # of its own stage A; all others share the recipe's
   replay: {fraction: 0.05}                 # and the method's own settings
 """
 
@@ -18,7 +19,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.methods.table import METHODS
 from alora_trainer.settings import as_mapping, check_keys, coerce_all
 
-SECTIONS = ("lora", "tune", "alora")
+SECTIONS = ("lora", "tune", "alora", "record")
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,14 @@ class MethodOptions:
     Attributes:
         own: the method's own settings, one of the classes above; None for a method that has none.
         lora, tune, alora: over the recipe's sections of these names.
+        record: over the recipe's, for a method that records on its own (of the whole model).
     """
 
     own: Any = None
     lora: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
     alora: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
     def resolved(self) -> dict[str, Any]:
         """As plain data, with all of the method's own settings in it."""
@@ -195,6 +198,8 @@ def _one(
     kind = _OWN.get(name)
     known = [item.name for item in dataclasses.fields(kind)] if kind is not None else []
     check_keys(values, [*known, *SECTIONS], where)
+    if "record" in values and not METHODS[name].records_alone:
+        raise ALoRAError(f"{where}.record: {name} has no recording of its own; set the recipe's section record")
     sections = {
         section: check[section](as_mapping(values[section], f"{where}.{section}"), f"{where}.{section}")
         for section in SECTIONS

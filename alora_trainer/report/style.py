@@ -25,10 +25,16 @@ _QUIET = "#d9d9d9"
 
 @dataclass(frozen=True)
 class Look:
-    """A method's colour and marker."""
+    """A method's colour and marker; where there are more methods than colours, those that come round again are drawn hollow."""
 
     colour: str
     marker: str
+    hollow: bool = False
+
+    @property
+    def face(self) -> str:
+        """The colour inside the marker."""
+        return "white" if self.hollow else self.colour
 
 
 def look(method: str, methods: Sequence[str]) -> Look:
@@ -38,7 +44,21 @@ def look(method: str, methods: Sequence[str]) -> Look:
     if method == BASE:
         return Look(_BASE, "*")
     place = [name for name in methods if name not in (OURS, BASE)].index(method)
-    return Look(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)])
+    round_, colour = divmod(place, len(_COLOURS))
+    return Look(_COLOURS[colour], _MARKERS[(colour + 2 * round_) % len(_MARKERS)], hollow=round_ % 2 == 1)
+
+
+def strokes(style: Look, place: int, count: int) -> dict[str, Any]:
+    """How a line of the `place`-th of `count` variants of one method is drawn, as arguments of matplotlib's `plot`."""
+    colour = shade(style.colour, place, count)
+    return {
+        "color": colour,
+        "linestyle": dashes(place + (3 if style.hollow else 0)),
+        "linewidth": 1.5,
+        "marker": style.marker,
+        "markersize": 5,
+        "markerfacecolor": "white" if style.hollow else colour,
+    }
 
 
 def shade(colour: str, place: int, count: int) -> tuple[float, float, float]:

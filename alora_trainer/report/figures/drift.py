@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alora_trainer.importance.heatmap import arrange
 from alora_trainer.report.gather import Comparison
-from alora_trainer.report.style import dashes, dress, legend, look, new_figure, shade
+from alora_trainer.report.style import dress, legend, look, new_figure, strokes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,22 +41,13 @@ def draw(data: dict[str, Any]) -> Figure:
     for curve in data["curves"]:
         method = curve["method"]
         number = drawn[method] = drawn.get(method, -1) + 1
-        style = look(method, data["methods"])
         _, layers, cells = arrange(curve["weights"])
         sums = [
             math.sqrt(sum(math.exp(2 * row[column]) for row in cells if math.isfinite(row[column])))
             for column in range(len(layers))
         ]
-        axes.plot(
-            layers,
-            sums,
-            color=shade(style.colour, number, counts[method]),
-            linestyle=dashes(number),
-            marker=style.marker,
-            markersize=5,
-            linewidth=1.5,
-            label=curve["label"],
-        )
+        stroke = strokes(look(method, data["methods"]), number, counts[method])
+        axes.plot(layers, sums, label=curve["label"], **stroke)
     axes.set_xticks(layers if len(layers) <= 16 else layers[:: max(1, len(layers) // 16)])
     axes.set_ylim(bottom=0)
     dress(axes, x="layer", y=r"$\|W - W_{start}\|_F$")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from alora_trainer.report.figures.losses import mean_columns
 from alora_trainer.report.gather import Comparison
-from alora_trainer.report.style import dashes, dress, legend, look, new_figure, shade
+from alora_trainer.report.style import dress, legend, look, new_figure, strokes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,17 +41,9 @@ def draw(data: dict[str, Any]) -> Figure:
         for curve in data["curves"]:
             method = curve["method"]
             number = drawn[method] = drawn.get(method, -1) + 1
-            colour = shade(look(method, data["methods"]).colour, number, counts[method])
             if curve.get(measure):
-                axes.plot(
-                    curve["step"],
-                    curve[measure],
-                    color=colour,
-                    linestyle=dashes(number),
-                    marker=".",
-                    linewidth=1.5,
-                    label=curve["label"],
-                )
+                stroke = strokes(look(method, data["methods"]), number, counts[method])
+                axes.plot(curve["step"], curve[measure], label=curve["label"], **stroke)
         dress(axes, x="optimizer step", y=MEASURES[measure])
     legend(figure, axes)
     return figure

@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.report.gather import Comparison, Variant
-from alora_trainer.report.style import dashes, dress, legend, look, new_figure, shade
+from alora_trainer.report.style import dress, legend, look, new_figure, strokes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 NAME = "losses"
 TITLE = "Losses while tuning"
 CAPTION = (
-    "Task loss (cross-entropy of the answers), penalty (lambda and layer weights in it; logarithmic axis) and their sum, "
-    "which is minimised. Each point is the mean of the optimizer steps since the one before, averaged over seeds."
+    "Task loss (cross-entropy of the answers), what is added to it (the penalty with lambda and layer weights in it, or the "
+    "weighted loss on general text of replay, i_lora and kl_anchor; logarithmic axis) and their sum, which is minimised. Each "
+    "point is the mean of the optimizer steps since the one before, averaged over seeds."
 )
-PARTS = {"task": "task loss (nats a token)", "penalty": "penalty", "total": "total"}
+PARTS = {"task": "task loss (nats a token)", "penalty": "penalty, or loss on general text", "total": "total"}
+_GENERAL_WEIGHT = 1.0  # of the loss on general text, if the recipe does not say another (methods/general_text.py)
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
     curves = []
     for variant in comparison.variants:
-        found = mean_columns(variant, "training", ("loss", "ce_loss", "penalty"))
+        found = mean_columns(variant, "training", ("loss", "ce_loss", "penalty", "general_loss"))
         if found is not None:
-            task = found.get("ce_loss", found.get("loss"))
-            curve = {"step": found["step"], "task": task, "penalty": found.get("penalty"), "total": found.get("loss")}
+            total, penalty = found.get("loss"), found.get("penalty")
+            task = found.get("ce_loss", total)
+            if total is not None and penalty is None and "general_loss" in found:
+                options = comparison.runs[0]["recipe"].get("method_options", {}).get(variant.method, {})
+                weight = float(options.get("weight", _GENERAL_WEIGHT))
+                penalty = [weight * value for value in found["general_loss"]]
+                task = [whole - added for whole, added in zip(total, penalty, strict=True)]
+            curve = {"step": found["step"], "task": task, "penalty": penalty, "total": total}
             curves.append({"method": variant.method, "label": variant.label, **curve})
     return {"methods": comparison.methods, "curves": curves} if curves else None
 
@@ -55,10 +63,9 @@ def draw(data: dict[str, Any]) -> Figure:
             method = curve["method"]
             number = drawn[method] = drawn.get(method, -1) + 1
             values = curve[part] or [math.nan] * len(curve["step"])
-            colour = shade(look(method, data["methods"]).colour, number, counts[method])
-            axes.plot(
-                curve["step"], values, color=colour, linestyle=dashes(number), linewidth=1.5, label=curve["label"]
-            )
+            stroke = strokes(look(method, data["methods"]), number, counts[method])
+            every = max(1, len(values) // 8)
+            axes.plot(curve["step"], values, markevery=every, label=curve["label"], **stroke)
         if part == "penalty" and any(value > 0 for curve in data["curves"] for value in curve["penalty"] or ()):
             axes.set_yscale("log")
         dress(axes, x="optimizer step", y=title)

@@ -45,6 +45,7 @@ def draw(data: dict[str, Any]) -> Figure:
             yerr=[point["accuracy"]["sd"] or 0 for point in points],
             color=style.colour,
             marker=style.marker,
+            markerfacecolor=style.face,
             markersize=10 if style.marker == "*" else 7,
             linewidth=1.6,
             elinewidth=1,

@@ -50,6 +50,7 @@ def draw(data: dict[str, Any]) -> Figure:
                 yerr=[point[measure]["sd"] or 0 for point in found],
                 color=style.colour,
                 marker=style.marker,
+                markerfacecolor=style.face,
                 linewidth=1.6,
                 elinewidth=1,
                 capsize=2.5,
