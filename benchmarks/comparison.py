@@ -36,6 +36,7 @@ REFERENCE = "lora_ab"
 LAMBDAS = {"sciq-passages": (0.001, 0.003, 0.01, 0.03), "piqa": (0.003, 0.1)}
 SELECTION_SEED = 100
 HELD_OUT_ITEMS = 600
+TEST_ITEMS = 500
 SHARED_PARTS = ("data", "record", "fisher")
 
 
@@ -168,7 +169,10 @@ def final(
         strengths = {f"method_options.{m}.alora.lam": str(lam) for m, lam in chosen["chosen"].items()}
         label = "_".join(f"{lam:g}" for lam in chosen["chosen"].values())
         units += [
-            Unit(task, work / task / "final" / f"{label}-seed{seed}", METHODS, seed, {**common, **strengths})
+            Unit(
+                task, work / task / "final" / f"{label}-seed{seed}", METHODS, seed,
+                {"domain.test_items": str(TEST_ITEMS), **common, **strengths},
+            )  # fmt: skip
             for seed in seeds
         ]
     results = in_parallel(pool, units)
