@@ -170,9 +170,12 @@ def final(
         label = "_".join(f"{lam:g}" for lam in chosen["chosen"].values())
         units += [
             Unit(
-                task, work / task / "final" / f"{label}-seed{seed}", METHODS, seed,
+                task,
+                work / task / "final" / f"{label}-seed{seed}",
+                METHODS,
+                seed,
                 {"domain.test_items": str(TEST_ITEMS), **common, **strengths},
-            )  # fmt: skip
+            )
             for seed in seeds
         ]
     results = in_parallel(pool, units)
