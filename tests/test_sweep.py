@@ -165,6 +165,12 @@ def test_results_progress_and_what_is_done_already(
         sweep(workers=0)
 
 
+def test_a_seed_is_finished_before_the_next_is_begun(sweep: Callable[..., list[Path]], pretended: list[str]) -> None:
+    """Stopped half-way, a sweep then has all methods of some seeds, and not some methods of all seeds."""
+    sweep()
+    assert pretended == [f"seed-{seed}{cell}" for seed in (0, 1) for cell in ("", ",lam=0.1", ",lam=1")]
+
+
 def test_a_stopped_sweep_goes_on_and_a_failure_stops_only_what_needs_it(
     sweep: Callable[..., list[Path]], pretended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

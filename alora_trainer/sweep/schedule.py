@@ -94,13 +94,16 @@ def _work(
     pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker, (workers,))
     try:
         while waiting or running:
-            for cell in [cell for cell in waiting if all(name in outcomes or name in failures for name in cell.after)]:
+            ready = [cell for cell in waiting if all(name in outcomes or name in failures for name in cell.after)]
+            for cell in ready if len(running) < workers else ():
                 waiting.remove(cell)
                 blocked = [name for name in cell.after if name in failures]
                 if blocked:
                     failures[cell.name] = ALoRAError(f"not begun, because {blocked[0]} failed")
                     continue
                 running[pool.submit(work_on, cell, str(folder), overwrite)] = (cell, time.monotonic())
+                if len(running) == workers:
+                    break  # what is submitted cannot be overtaken, and a seed that is begun is to be finished first
             if not running:
                 continue
             done, _ = wait(running, return_when=FIRST_COMPLETED)
