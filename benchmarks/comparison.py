@@ -238,6 +238,11 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--quick", action="store_true", help="a few steps and items, to see that it runs")
     options = parser.parse_args()
+    chosen = [  # what the results depend on, and no path of this machine
+        f"--{name} {getattr(options, name)}"
+        for name in ("tasks", "lambdas", "seeds")
+        if getattr(options, name) != parser.get_default(name)
+    ]
     seeds, common = [int(x) for x in options.seeds.split(",")], {}
     given = [float(x) for x in options.lambdas.split(",")] if options.lambdas else None
     lambdas = {task: given or list(LAMBDAS[task]) for task in options.tasks.split(",")}
@@ -252,8 +257,7 @@ def main() -> None:
         table = final(pool, options.work_dir, selection, seeds, common)
     report = {
         "schema": 1,
-        "command": "python benchmarks/comparison.py "
-        + " ".join(a for a in sys.argv[1:] if "work_dir" not in a and "/" not in a),
+        "command": " ".join(["python benchmarks/comparison.py", *chosen]),
         "rule": " ".join(__doc__.split("\n\n")[2].split()),
         "lambdas": lambdas,
         "selection_seed": SELECTION_SEED,
