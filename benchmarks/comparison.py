@@ -245,7 +245,10 @@ def main() -> None:
     ]
     seeds, common = [int(x) for x in options.seeds.split(",")], {}
     given = [float(x) for x in options.lambdas.split(",")] if options.lambdas else None
-    lambdas = {task: given or list(LAMBDAS[task]) for task in options.tasks.split(",")}
+    tasks = options.tasks.split(",")
+    if given is None and (unknown := [task for task in tasks if task not in LAMBDAS]):
+        parser.error(f"no strengths are set for {unknown[0]}: give --lambdas")
+    lambdas = {task: given or list(LAMBDAS[task]) for task in tasks}
     if options.quick:
         lambdas, seeds = {task: own[:2] for task, own in lambdas.items()}, seeds[:1]
         common = {"tune.max_steps": "3", "record.max_steps": "3", "evaluation.limit": "8", "fisher.samples": "8"}

@@ -17,10 +17,12 @@ import pytest
 from alora_trainer.cli import main
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.items import unpack_correct
+from alora_trainer.methods import METHODS as ALL_METHODS
 from alora_trainer.report.build import NUMBERS, report_numbers, write_report
 from alora_trainer.report.figures import FIGURES
 from alora_trainer.report.gather import Comparison, compare, read_runs
 from alora_trainer.report.significance import paired_bootstrap, significance, welch
+from alora_trainer.report.style import look, strokes
 from alora_trainer.report.table import ablation, summary, table
 from tests.made_up_results import ITEMS, METHODS, made_up_run, weight_names, write_sweep
 
@@ -185,6 +187,28 @@ class TestNumbers:
         assert drift["lora"][weight_names()[1]] == pytest.approx(1.2)
         (bare,) = compare([{"schema": 1, "recipe": {}, "methods": {"lora": {"tasks": {"t": {"acc": 0.5}}}}}])
         assert [module.numbers(bare) for module in FIGURES] == [None] * len(FIGURES)
+
+
+def test_no_two_methods_look_alike() -> None:
+    looks = [look(name, list(ALL_METHODS)) for name in ALL_METHODS]
+    assert len(set(looks)) == len(looks) == len(ALL_METHODS) >= 20
+    lines = [strokes(one, 0, 1) for one in looks]
+    drawn = {(line["color"], line["marker"], line["markerfacecolor"] == "white") for line in lines}
+    assert len(drawn) == len(looks)
+
+
+@pytest.mark.parametrize(("options", "weight"), [({}, 1.0), ({"replay": {"weight": 0.25}}, 0.25)])
+def test_the_loss_on_general_text_is_not_the_tasks(options: dict[str, Any], weight: float) -> None:
+    run = made_up_run(0, methods={"replay": (40.0, 0.5, {})})
+    history = run["methods"]["replay"]["train"]["history"]["training"]
+    history.pop("ce_loss", None), history.pop("penalty", None)
+    history["general_loss"] = [3.0 for _ in history["loss"]]
+    run["recipe"]["method_options"] = options
+    (comparison,) = compare([run])
+    numbers = next(module for module in FIGURES if module.NAME == "losses").numbers(comparison)
+    (curve,) = numbers["curves"]
+    assert curve["total"] == history["loss"] and curve["penalty"] == [3.0 * weight] * len(history["loss"])
+    assert curve["task"] == pytest.approx([value - 3.0 * weight for value in history["loss"]])
 
 
 class _Page(HTMLParser):

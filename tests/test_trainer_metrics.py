@@ -180,3 +180,20 @@ def test_a_recipe_with_a_curve(tmp_path: Path) -> None:
     assert all(4 * value == int(4 * value) for value in history["curve"]["domain_accuracy"])
     drift = json.loads((folder / "training.json").read_text())["train"]["drift"]
     assert len(drift) == 4 and all(value > 0 for value in drift.values())
+
+
+def test_the_curve_reads_answers_that_training_leaves_out(tmp_path: Path) -> None:
+    """`domain.max_length` is of what is trained on; the curve measures what the final evaluation does."""
+    from alora_trainer.recipe import load_recipe
+    from alora_trainer.run import tune_recipe
+    from tests.tiny_recipe import write_all
+
+    path = write_all(tmp_path)
+    test = tmp_path / "sums_test.jsonl"
+    items = [json.loads(line) for line in test.read_text().splitlines()]
+    items[0]["choices"][0] = " ".join(["one"] * 40)
+    test.write_text("".join(json.dumps(item) + "\n" for item in items))
+    recipe = load_recipe(path, {"evaluation.curve_steps": "4"})
+    folder = tune_recipe(recipe, recipe.methods[1], output_dir=tmp_path / "run").parent
+    history = json.loads((folder / "training.json").read_text())["train"]["history"]
+    assert history["curve"]["step"] == [0, 4]

@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.methods.options import GeneralTextOptions
 from alora_trainer.report.gather import Comparison, Variant
 from alora_trainer.report.style import dress, legend, look, new_figure, strokes
 
@@ -20,7 +21,6 @@ CAPTION = (
     "point is the mean of the optimizer steps since the one before, averaged over seeds."
 )
 PARTS = {"task": "task loss (nats a token)", "penalty": "penalty, or loss on general text", "total": "total"}
-_GENERAL_WEIGHT = 1.0  # of the loss on general text, if the recipe does not say another (methods/general_text.py)
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
@@ -32,7 +32,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
             task = found.get("ce_loss", total)
             if total is not None and penalty is None and "general_loss" in found:
                 options = comparison.runs[0]["recipe"].get("method_options", {}).get(variant.method, {})
-                weight = float(options.get("weight", _GENERAL_WEIGHT))
+                weight = float(options.get("weight", GeneralTextOptions().weight))
                 penalty = [weight * value for value in found["general_loss"]]
                 task = [whole - added for whole, added in zip(total, penalty, strict=True)]
             curve = {"step": found["step"], "task": task, "penalty": penalty, "total": total}
