@@ -6,31 +6,30 @@ The public names are loaded when first used, so that ``import alora_trainer`` co
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.basics.versions import OWN_VERSION as __version__
 
 if TYPE_CHECKING:
-    from alora_trainer.config import ALoRAConfig
-    from alora_trainer.dpo_trainer import ALoRADPOTrainer
+    from alora_trainer.artefact.importance_map import ImportanceMap, load_reference
     from alora_trainer.errors import ALoRAError
-    from alora_trainer.importance import ImportanceMap
-    from alora_trainer.sft_trainer import ALoRASFTTrainer
-    from alora_trainer.trainer import ALoRAMixin, ALoRATrainer
-
-try:
-    __version__ = version("alora-trainer")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0.0.0"
+    from alora_trainer.trainer.config import ALoRAConfig
+    from alora_trainer.trainer.dpo import ALoRADPOTrainer
+    from alora_trainer.trainer.mixin import ALoRAMixin, ALoRATrainer
+    from alora_trainer.trainer.sft import ALoRASFTTrainer
 
 _HOMES = {
-    "ALoRAConfig": "config",
-    "ALoRADPOTrainer": "dpo_trainer",
+    "ALoRAConfig": "trainer.config",
+    "ALoRADPOTrainer": "trainer.dpo",
     "ALoRAError": "errors",
-    "ALoRAMixin": "trainer",
-    "ALoRASFTTrainer": "sft_trainer",
-    "ALoRATrainer": "trainer",
-    "ImportanceMap": "importance",
+    "ALoRAMixin": "trainer.mixin",
+    "ALoRASFTTrainer": "trainer.sft",
+    "ALoRATrainer": "trainer.mixin",
+    "ImportanceMap": "artefact.importance_map",
+    "load_reference": "artefact.importance_map",
 }
+# Public names that are modules.
+_MODULES = {"demo": "experiment.demo"}
 __all__ = [
     "ALoRAConfig",
     "ALoRADPOTrainer",
@@ -40,14 +39,17 @@ __all__ = [
     "ALoRATrainer",
     "ImportanceMap",
     "__version__",
+    "load_reference",
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_MODULES])

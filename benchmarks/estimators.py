@@ -20,11 +20,12 @@ from peft import get_peft_model
 from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from alora_trainer.adapted import adapted_weights
 from alora_trainer.data.general import pack_general_text
-from alora_trainer.importance.recorder import Recorder
-from alora_trainer.recipe import Recipe, load_recipe
-from alora_trainer.weights import learning_rates
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.importance.recording.recorder import Recorder
+from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.trained_weight import learning_rates
 
 ESTIMATORS = ("exact", "projected", "path", "paper")
 

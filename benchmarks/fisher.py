@@ -20,8 +20,8 @@ import torch
 from measuring import machine, peak_bytes, ratios, spread, take_turns
 from models import ATTENTION, GPT_J, LLAMA_3B, lora_model
 
-from alora_trainer.adapted import adapted_weights
-from alora_trainer.importance.fisher import estimate_fisher
+from alora_trainer.importance.recording.fisher import estimate_fisher
+from alora_trainer.weights.adapted import adapted_weights
 
 CPU_SHAPE = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1408}
 

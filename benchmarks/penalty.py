@@ -20,24 +20,26 @@ import torch
 from measuring import machine, peak_bytes, ratios, spread, take_turns
 from models import ATTENTION, CPU_SHAPE, GPT_J, LINEAR, LLAMA_3B, QV_WEIGHTS, lora_model
 
-from alora_trainer.adapted import adapted_weights
-from alora_trainer.importance import fold
-from alora_trainer.importance.estimators import Factors, movement_factors
-from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.importance.reference import Reference
-from alora_trainer.importance.storage import FactoredOmega, StoredOmega, store
+from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.importance.kinds.factored import FactoredOmega
+from alora_trainer.importance.kinds.formats import store
+from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.recording import fold
 from alora_trainer.penalty import QuadraticPenalty
-from alora_trainer.penalty.backends import Backend, choose
-from alora_trainer.penalty.blocked import PenaltyResult
-from alora_trainer.penalty.dense import dense_penalty
-from alora_trainer.penalty.function import penalty_loss
+from alora_trainer.penalty.backends.blocked import PenaltyResult
+from alora_trainer.penalty.backends.choice import Backend, choose
+from alora_trainer.penalty.backends.dense import dense_penalty
+from alora_trainer.penalty.loss_term import penalty_loss
+from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.reference import Reference
+from alora_trainer.weights.steps import Factors, movement_factors
 
 STORAGES = ("float32", "bfloat16", "log8", "factored")
 SCALING = 4.0
 LAM = 0.1
 
 
-def made_omega(shape: tuple[int, int], storage: str, device: str) -> StoredOmega:
+def made_omega(shape: tuple[int, int], storage: str, device: str) -> Importance:
     """Skewed importance in a format; a factored one is made of its factors, not fitted."""
     if storage == "factored":
         parts = {"rows": torch.rand(shape[0], 4, device=device), "columns": torch.rand(shape[1], 4, device=device)}
@@ -290,7 +292,7 @@ def sweep(shape: tuple[int, int], rank: int, rounds: int) -> list[dict[str, Any]
     """Tile sizes, warps, stages and precisions of the kernel, fastest first in each format, with its error."""
     import triton
 
-    from alora_trainer.penalty.triton_kernel import plan_launch, triton_penalty
+    from alora_trainer.penalty.backends.triton_kernel import plan_launch, triton_penalty
 
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     chosen = plan_launch(*shape, rank, 2 * rank, multiprocessors)

@@ -21,12 +21,13 @@ from measuring import machine, peak_bytes
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from alora_trainer.config import ALoRAConfig
-from alora_trainer.plan.devices import DEVICES, Device
-from alora_trainer.plan.estimate import plan_recipe
-from alora_trainer.plan.models import model_config
-from alora_trainer.recipe import Recipe, load_recipe
-from alora_trainer.trainer import ALoRATrainer
+from alora_trainer.experiment.recipe.plan.devices import DEVICES, Device
+from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
+from alora_trainer.experiment.recipe.plan.models import model_config
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.trainer.config import ALoRAConfig
+from alora_trainer.trainer.mixin import ALoRATrainer
 
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
 WIDE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 12}

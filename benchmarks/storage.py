@@ -20,10 +20,10 @@ from peft import PeftModel
 from studies import Case, Study, rise, run_study, spread, write_report
 from transformers import AutoModelForCausalLM
 
-from alora_trainer.adapted import adapted_weights
-from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.penalty import QuadraticPenalty
-from alora_trainer.recipe import load_recipe
+from alora_trainer.weights.adapted import adapted_weights
 
 FORMATS = ("float32", "bfloat16", "log8", "factored")
 

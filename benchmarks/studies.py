@@ -1,7 +1,7 @@
 """Studies on real data: many stage Bs that share a stage A per seed, each one a run of the package's own recipes.
 
-What is finished is not done again (`alora_trainer.run` sees to that), so that a study that was stopped goes on, and a
-study with more cases does only what is new. Its folder is thrown away when the results are committed.
+What is finished is not done again (`alora_trainer.experiment.run` sees to that), so that a study that was stopped goes on,
+and a study with more cases does only what is new. Its folder is thrown away when the results are committed.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _key(case: Case) -> Any:
 def _stage_a(study: Study, seed: int) -> dict[str, float]:
     import torch
 
-    from alora_trainer.parts import digest
-    from alora_trainer.pipeline import Run
-    from alora_trainer.recipe import load_recipe
+    from alora_trainer.experiment.recipe.reading import load_recipe
+    from alora_trainer.experiment.run.run import Run
+    from alora_trainer.experiment.run.stage import digest
 
     torch.set_num_threads(1)
     run = Run(load_recipe(study.recipe, study.overrides(seed, {})), study.folder_of(seed, "stage-a"))
@@ -88,9 +88,9 @@ def _stage_a(study: Study, seed: int) -> dict[str, float]:
 def _stage_b(study: Study, case: Case) -> dict[str, Any]:
     import torch
 
-    from alora_trainer.methods import get_method
-    from alora_trainer.pipeline import Run
-    from alora_trainer.recipe import load_recipe
+    from alora_trainer.experiment.methods import get_method
+    from alora_trainer.experiment.recipe.reading import load_recipe
+    from alora_trainer.experiment.run.run import Run
 
     torch.set_num_threads(1)
     recipe = load_recipe(study.recipe, study.overrides(case.seed, case.settings))
@@ -131,8 +131,8 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
 
 def write_report(path: Path, study: Study, command: str, report: Mapping[str, Any]) -> None:
     """Write the study's JSON, whole or not at all, without any path of this machine."""
-    from alora_trainer.parts import write_json
-    from alora_trainer.results import environment
+    from alora_trainer.basics.files import write_json
+    from alora_trainer.experiment.report.results import environment
 
     head = {"schema": 1, "command": command, "recipe": study.recipe.name, "settings": dict(study.settings)}
     write_json(path, head | {"environment": environment() | {"threads": 1}} | report)

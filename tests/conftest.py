@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub_server.server import HubServer
+from tests.artefact.hub_server.server import HubServer
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the processors
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -10,8 +10,8 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from alora_trainer import engines
-from alora_trainer.weights import whole
+from alora_trainer.trainer import engines
+from alora_trainer.weights.trained_weight import whole
 from tests.process_cases import logged, protected_trainer, recorded_trainer
 
 FOLDER = Path(sys.argv[1])

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from alora_trainer import ALoRAConfig, ALoRATrainer, ImportanceMap
-from alora_trainer.adapted import adapted_weights
-from alora_trainer.importance.reference import Reference
+from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.reference import Reference
 from tests.tiny_training import move_factors, quiet_arguments, tiny_llama, token_rows, with_lora
 
 RECORDED: dict[str, dict[str, Any]] = {

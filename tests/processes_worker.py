@@ -106,11 +106,11 @@ def fully_shard() -> None:
     """FSDP2's sharded parameters: the penalty's gradients land in each process's pieces, and recording reads them whole."""
     from torch.distributed.fsdp import fully_shard as shard
 
-    from alora_trainer.adapted import adapted_weights
-    from alora_trainer.importance.recorder import Recorder
+    from alora_trainer.importance.recording.recorder import Recorder
     from alora_trainer.penalty import QuadraticPenalty
-    from alora_trainer.penalty.function import penalty_loss
-    from alora_trainer.weights import learning_rates
+    from alora_trainer.penalty.loss_term import penalty_loss
+    from alora_trainer.weights.adapted import adapted_weights
+    from alora_trainer.weights.trained_weight import learning_rates
     from tests.tiny_training import move_factors
 
     model = build()

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from alora_trainer import ALoRAConfig, ALoRATrainer
-from alora_trainer.resume import checkpoints
+from alora_trainer.trainer.resume import checkpoints
 from tests.process_cases import build, logged, reference_map, trained
 from tests.tiny_training import move_factors, quiet_arguments, token_rows
 

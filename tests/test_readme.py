@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alora_trainer.cli import make_parser
-from alora_trainer.methods import METHODS
+from alora_trainer.cli.command_line import make_parser
+from alora_trainer.experiment.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def block(marker: str) -> str:
 
 
 def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
-    from alora_trainer import demo
+    from alora_trainer.experiment import demo
 
     if not (demo.MODEL / "model.safetensors").is_file():
         pytest.skip("the demo's base model is not in this tree")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from alora_trainer import ImportanceMap
-from alora_trainer.importance.config_file import _digest
-from alora_trainer.importance.files import CONFIG_FILE
-from alora_trainer.importance.info import ImportanceInfo
-from alora_trainer.importance.reference import Reference
+from alora_trainer.artefact.config_file import _digest
+from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.importance.origin import ImportanceInfo
+from alora_trainer.weights.reference import Reference
 
 BLOCKS, RANK, ALPHA = 2, 3, 6
 SHAPES = {"q_proj": (16, 16), "v_proj": (8, 16)}

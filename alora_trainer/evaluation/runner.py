@@ -15,21 +15,15 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.basics.processes import is_main
 from alora_trainer.data.sources import write_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.calibration import expected_calibration_error
 from alora_trainer.evaluation.config import EvaluationConfig
-from alora_trainer.evaluation.divergence import kl_to_base
 from alora_trainer.evaluation.items import digest_items, pack_correct
-from alora_trainer.evaluation.lm_tasks import (
-    general_name,
-    lm_eval_tasks,
-    task_manager,
-    task_name,
-    write_task_files,
-)
-from alora_trainer.evaluation.processes import is_main
+from alora_trainer.evaluation.kl_to_base import kl_to_base
+from alora_trainer.evaluation.lm_tasks import general_name, lm_eval_tasks, task_manager, task_name, write_task_files
 
 if TYPE_CHECKING:
     import torch

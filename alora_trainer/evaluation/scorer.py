@@ -14,10 +14,10 @@ from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import DynamicCache
 
+from alora_trainer.basics.processes import own_share, together
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.batch_size import largest_batch_size
 from alora_trainer.evaluation.config import AUTO
-from alora_trainer.evaluation.processes import own_share, together
 
 Request: TypeAlias = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of the context and the continuation
 Answer: TypeAlias = tuple[float, bool]  # log-likelihood of the continuation, and whether it is the greedy one

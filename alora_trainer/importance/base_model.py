@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alora_trainer.adapted import AdaptedWeight
 from alora_trainer.errors import ALoRAError
-from alora_trainer.weights import TrainedWeight
+from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.trained_weight import TrainedWeight
 
 if TYPE_CHECKING:
-    from alora_trainer.importance.map import ImportanceMap
+    from alora_trainer.importance.importance_values import ImportanceValues
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +71,14 @@ def _cache_folder(name: str | None, part: str, kind: str = "model") -> Path | No
     return folder if folder.is_dir() else None
 
 
-def named_base(importance: ImportanceMap) -> str:
+def named_base(importance: ImportanceValues) -> str:
     """The base model that a map names, for the middle of a sentence."""
     return f" ({importance.info.base_model})" if importance.info.base_model else ""
 
 
 def check_base(
     model: torch.nn.Module,
-    importance: ImportanceMap,
+    importance: ImportanceValues,
     weights: Mapping[str, TrainedWeight],
     *,
     merged: bool = False,
@@ -118,7 +118,7 @@ def check_base(
 
 
 def _compared(
-    importance: ImportanceMap, weights: Mapping[str, TrainedWeight]
+    importance: ImportanceValues, weights: Mapping[str, TrainedWeight]
 ) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
     """Of every weight whose base can be compared: its name, a few elements here, the recorded ones, and these with the map's
     own adapter added."""

@@ -11,20 +11,25 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.importance.storage import FactoredOmega, StoredOmega, store
+from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.kinds.factored import FactoredOmega
+from alora_trainer.importance.kinds.formats import store
+from alora_trainer.importance.kinds.kind import Importance
+
+Values = TypeVar("Values", bound=ImportanceValues)
 
 
-def uniform(importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
+def uniform(importance: Values, seed: int = 0) -> Values:
     """All importance 1; `seed` is of no effect."""
     return _with_omega(importance, {name: _constant(importance, name, 1.0) for name in importance}, "uniform")
 
 
-def even(importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
+def even(importance: Values, seed: int = 0) -> Values:
     """Each layer's importance spread evenly over its elements, keeping ``||Omega_l||_2``; `seed` is of no effect."""
     norms = importance.layer_norms
     omega = {
@@ -34,9 +39,9 @@ def even(importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
     return _with_omega(importance, omega, "even")
 
 
-def shuffled(importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
+def shuffled(importance: Values, seed: int = 0) -> Values:
     """Each layer's values in a random order, which `seed` and the layer's name decide; norms and sums stay as they were."""
-    omega: dict[str, StoredOmega] = {}
+    omega: dict[str, Importance] = {}
     for name in importance:
         stored = importance.stored(name)
         # A factored Omega has no places to exchange, and its values in another order have no factors.
@@ -45,14 +50,14 @@ def shuffled(importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
     return _with_omega(importance, omega, "shuffled")
 
 
-CONTROLS: Mapping[str, Callable[[ImportanceMap, int], ImportanceMap]] = {
+CONTROLS: Mapping[str, Callable[[Any, int], Any]] = {
     "uniform": uniform,
     "even": even,
     "shuffled": shuffled,
 }
 
 
-def control_map(name: str, importance: ImportanceMap, seed: int = 0) -> ImportanceMap:
+def control_map(name: str, importance: Values, seed: int = 0) -> Values:
     """The control called `name`, made from a recorded map.
 
     Raises:
@@ -63,7 +68,7 @@ def control_map(name: str, importance: ImportanceMap, seed: int = 0) -> Importan
     return CONTROLS[name](importance, seed)
 
 
-def _constant(importance: ImportanceMap, name: str, value: float) -> StoredOmega:
+def _constant(importance: ImportanceValues, name: str, value: float) -> Importance:
     """A constant matrix as one outer product, which the penalty never needs to write out."""
     rows, columns = importance.stored(name).shape
     return FactoredOmega((rows, columns), {"rows": torch.full((rows, 1), value), "columns": torch.ones(columns, 1)})
@@ -74,13 +79,6 @@ def _permuted(omega: torch.Tensor, key: str) -> torch.Tensor:
     return omega.flatten()[torch.randperm(omega.numel(), generator=generator)].view(omega.shape)
 
 
-def _with_omega(importance: ImportanceMap, omega: Mapping[str, StoredOmega], what: str) -> ImportanceMap:
+def _with_omega(importance: Values, omega: Mapping[str, Importance], what: str) -> Values:
     info = replace(importance.info, estimator=f"{what} (control, from {importance.info.estimator})")
-    return ImportanceMap(
-        omega,
-        importance.reference,
-        adapter_state=importance.adapter_state,
-        adapter_config=importance.adapter_config,
-        base_samples=importance.base_samples,
-        info=info,
-    )
+    return importance.with_omega(omega, info=info)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import torch
 
-from alora_trainer.adapted import adapted_weights, base_name
 from alora_trainer.errors import ALoRAError
-from alora_trainer.full import full_weights
 from alora_trainer.importance.base_model import check_base, named_base
-from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.weights import TrainedWeight
+from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.weights.adapted import adapted_weights, base_name
+from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.trained_weight import TrainedWeight
 
 
 def match_model(
-    importance: ImportanceMap,
+    importance: ImportanceValues,
     model: torch.nn.Module,
     *,
     start: str = "continue",
@@ -51,7 +51,7 @@ def trained_weights(model: torch.nn.Module, full_parameters: bool) -> Sequence[T
     return full_weights(model) if full_parameters else adapted_weights(model)
 
 
-def _check_kind(importance: ImportanceMap, full_parameters: bool) -> None:
+def _check_kind(importance: ImportanceValues, full_parameters: bool) -> None:
     full = importance.is_full
     if full != full_parameters and importance.reference:
         kind = "whole weights (full_parameters=True)" if full else "a LoRA adapter (full_parameters=False)"
@@ -61,7 +61,7 @@ def _check_kind(importance: ImportanceMap, full_parameters: bool) -> None:
 
 
 def _check_names(
-    importance: ImportanceMap, model: torch.nn.Module, missing: Sequence[str], start: str, policy: str
+    importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], start: str, policy: str
 ) -> None:
     if missing and policy == "error":
         raise ALoRAError(

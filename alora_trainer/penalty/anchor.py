@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import torch
 
-from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.importance.reference import FullReference, Reference
-from alora_trainer.weights import TrainedWeight
+from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.weights.reference import FullReference, Reference
+from alora_trainer.weights.trained_weight import TrainedWeight
 
 
 def anchor_of(
     weight: TrainedWeight,
-    importance: ImportanceMap,
+    importance: ImportanceValues,
     *,
     start: str = "continue",
     fresh_base: str = "merged",

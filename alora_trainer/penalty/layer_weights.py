@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.map import ImportanceMap
+from alora_trainer.importance.importance_values import ImportanceValues
 
 
 def layer_coefficients(
-    importance: ImportanceMap, names: Sequence[str], *, layer_weights: str | Mapping[str, float], normalize: bool
+    importance: ImportanceValues, names: Sequence[str], *, layer_weights: str | Mapping[str, float], normalize: bool
 ) -> dict[str, float]:
     """What stands before each layer's literal ``sum Omega D**2``: w_l, and the normalisation of Omega and of w_l.
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from alora_trainer.divergence import Diverged
-from alora_trainer.importance.map import ImportanceMap
-from alora_trainer.importance.reference import FullReference, Reference
+from alora_trainer.basics.processes import Processes
+from alora_trainer.errors import Diverged
+from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.penalty.anchor import anchor_of
-from alora_trainer.penalty.held import Held, hold
+from alora_trainer.penalty.held_weight import HeldWeight, hold
 from alora_trainer.penalty.layer_weights import layer_coefficients
-from alora_trainer.penalty.residence import ResidentOmegas, StreamedOmegas
-from alora_trainer.processes import Processes
-from alora_trainer.weights import Matrices, TrainedWeight
+from alora_trainer.penalty.streaming import ResidentOmegas, StreamedOmegas
+from alora_trainer.weights.reference import FullReference, Reference
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class QuadraticPenalty:
     def __init__(
         self,
         weights: Sequence[TrainedWeight],
-        importance: ImportanceMap,
+        importance: ImportanceValues,
         *,
         lam: float,
         layer_weights: str | Mapping[str, float] = "l2",
@@ -68,7 +69,7 @@ class QuadraticPenalty:
         self.lam = lam
         self._weights = list(weights)
         self._processes = Processes()
-        self._owners = self._processes.owners(self._weights)
+        self._owners = self._processes.owners({w.name: math.prod(w.shape) for w in self._weights})
         self._held = {
             weight.name: hold(
                 weight, importance.stored(weight.name), anchors[weight.name], coefficients[weight.name], backend
@@ -94,11 +95,11 @@ class QuadraticPenalty:
         return self._weights
 
     @property
-    def held(self) -> Mapping[str, Held]:
+    def held(self) -> Mapping[str, HeldWeight]:
         """What this process holds, by weight name: all, unless there are several processes."""
         return self._held
 
-    def _own(self) -> Iterator[tuple[Held, Matrices]]:
+    def _own(self) -> Iterator[tuple[HeldWeight, Matrices]]:
         """What this process holds, with the present matrices of each weight in the dtype of the computation."""
         for weight in self._weights:
             held = self._held.get(weight.name)

@@ -1,0 +1,194 @@
+"""theta* in a map's folder: an ordinary PEFT adapter, read as the work of a stranger.
+
+PEFT's configuration can name modules to import and patterns to match; only what describes a plain LoRA adapter is let through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alora_trainer.artefact.config_file import MapConfig, TensorEntry, WeightEntry
+from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_inside, read_json, shown, write_json
+from alora_trainer.artefact.tensor_file import read_header, read_tensor
+from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
+
+# What says nothing about the adapter's weights: bookkeeping, and settings of what happens before or during training.
+_BOOKKEEPING = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "runtime_config"}
+)
+# A repeated group that itself repeats: matching it against a name may take for ever.
+_ENDLESS = re.compile(r"\)\s*[*+{]")
+
+
+def write_adapter(folder: Path, state: Mapping[str, torch.Tensor], config: Any) -> dict[str, TensorEntry]:
+    """Write theta* as PEFT would; what the map's config says of its tensors."""
+    from alora_trainer.basics.safetensors_writer import write_safetensors
+
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    digests = write_safetensors(folder / ADAPTER_FILE, kinds, state.__getitem__)
+    write_json(folder / ADAPTER_CONFIG_FILE, plain_settings(config))
+    return {
+        name: TensorEntry(ADAPTER_FILE, name, str(dtype).removeprefix("torch."), shape, digests[name])
+        for name, (dtype, shape) in kinds.items()
+    }
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """A PEFT configuration as plain JSON, without the name of a module to import."""
+    settings = json.loads(json.dumps(config.to_dict(), default=_as_plain))
+    settings["auto_mapping"] = None
+    return dict(settings)
+
+
+def _as_plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """A digest of what an adapter's configuration says of its weights, whoever wrote the file."""
+    said = {key: _order_free(key, value) for key, value in settings.items() if key not in _BOOKKEEPING}
+    # A newer PEFT writes further keys, whose defaults say nothing.
+    said = {key: value for key, value in said.items() if value not in (None, False, {}, [])}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _order_free(key: str, value: Any) -> Any:
+    return (
+        sorted(map(str, value)) if key in ("target_modules", "exclude_modules") and isinstance(value, list) else value
+    )
+
+
+def read_adapter_config(folder: Path, digest: str) -> Any:
+    """PEFT's configuration of theta*, checked.
+
+    Raises:
+        ALoRAError: it is missing or damaged, is not the one that the map was written with, or asks for more than a plain
+            LoRA adapter.
+    """
+    path = check_inside(folder, ADAPTER_CONFIG_FILE)
+    settings = read_json(path)
+    if settings_digest(settings) != digest:
+        raise ALoRAError(f"{path} is not the adapter's configuration that the map was written with: fetch it again")
+    return checked_adapter_config(settings, str(path))
+
+
+def checked_adapter_config(settings: Mapping[str, Any], what: str) -> Any:
+    """A `peft.LoraConfig` from untrusted settings.
+
+    Raises:
+        ALoRAError: they are no plain LoRA adapter's.
+    """
+    from peft import LoraConfig
+
+    known = {item.name for item in fields(LoraConfig)}
+    unknown = [key for key, value in settings.items() if key not in known and value not in (None, False, {}, [])]
+    unknown = [key for key in unknown if key != "peft_version"]
+    if unknown:
+        raise ALoRAError(
+            f"{what} has settings that this PEFT does not know ({shown(', '.join(unknown[:3]))}): update peft"
+        )
+    if settings.get("peft_type") != "LORA":
+        raise ALoRAError(
+            f"{what} is of the type {shown(settings.get('peft_type'))}: an importance map has a LORA adapter"
+        )
+    for key, kind in {
+        "auto_mapping": dict,
+        "base_model_name_or_path": str,
+        "revision": str,
+        "inference_mode": bool,
+    }.items():
+        if not isinstance(settings.get(key), (kind, type(None))):
+            raise ALoRAError(
+                f"{what} has {key} of the type {type(settings[key]).__name__}: it is damaged, fetch it again"
+            )
+    library = (settings.get("auto_mapping") or {}).get("parent_library", "transformers")
+    if str(library).split(".")[0] != "transformers":
+        raise ALoRAError(
+            f"{what} wants the module {shown(library)} imported (auto_mapping), which is refused: remove it"
+        )
+    if settings.get("megatron_config") is not None:
+        raise ALoRAError(f"{what} wants Megatron layers (megatron_config), which are not supported: remove it")
+    for pattern in _patterns(settings):
+        if len(pattern) > 2000 or _ENDLESS.search(pattern):
+            raise ALoRAError(f"{what} has the pattern {pattern[:60]!r}, which may take for ever to match: refused")
+    kept = {
+        key: value for key, value in settings.items() if key in known and key not in ("auto_mapping", "runtime_config")
+    }
+    try:
+        return LoraConfig(**kept)
+    except (TypeError, ValueError, AttributeError, KeyError, ImportError) as error:
+        raise ALoRAError(f"{what} is no configuration of a LoRA adapter: {str(error)[:200]}") from error
+
+
+def _patterns(settings: Mapping[str, Any]) -> Iterable[str]:
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = settings.get(key)
+        if isinstance(value, str):
+            yield value
+    for key in ("rank_pattern", "alpha_pattern"):
+        yield from map(str, settings.get(key) or {})
+
+
+def read_checked_adapter(folder: Path, config: MapConfig) -> tuple[dict[str, torch.Tensor], Any]:
+    """theta*'s state dict and configuration; raises ALoRAError as `read_adapter` and `read_adapter_config`."""
+    assert config.adapter_settings is not None  # as `read_config` has it for every map with an adapter
+    return read_adapter(folder, config), read_adapter_config(folder, config.adapter_settings)
+
+
+def read_adapter(folder: Path, config: MapConfig) -> dict[str, torch.Tensor]:
+    """theta*'s state dict, every tensor of it checked.
+
+    Raises:
+        ALoRAError: the file is missing or damaged, or has other tensors than the map's config says.
+    """
+    path = check_inside(folder, ADAPTER_FILE)
+    header = read_header(path)
+    if set(header) != set(config.adapter):
+        raise ALoRAError(f"{path} has other tensors than the importance map's config names: fetch it again")
+    return {key: read_tensor(path, header, entry) for key, entry in config.adapter.items()}
+
+
+def reference(name: str, state: Mapping[str, torch.Tensor], weight: WeightEntry) -> Reference:
+    """theta* of one weight out of the adapter's state dict.
+
+    Raises:
+        ALoRAError: its factors are missing or do not make a matrix of `shape`.
+    """
+    shape, scaling = weight.shape, weight.scaling
+    assert scaling is not None
+    module = name if weight.stack is None else weight.stack.module
+    for a_key, b_key in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
+        keys = tuple(f"{PEFT_PREFIX}{module}.{key}" for key in (a_key, b_key))
+        if all(key in state for key in keys):
+            a, b = state[keys[0]], state[keys[1]]
+            if a.dim() < 2 or b.dim() < 2:
+                break
+            a, b = _of_expert(name, a.flatten(1), b.flatten(1), weight.stack)
+            if (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
+                raise ALoRAError(
+                    f"the factors of {name} in {ADAPTER_FILE} do not make a {shape} matrix: fetch it again"
+                )
+            if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
+                raise ALoRAError(
+                    f"the factors of {name} in {ADAPTER_FILE} hold NaN or infinite values: record it again"
+                )
+            return Reference(a, b, scaling, weight.stack)
+    raise ALoRAError(f"{ADAPTER_FILE} has no factors of {name}: fetch or record the map again")
+
+
+def _of_expert(name: str, a: torch.Tensor, b: torch.Tensor, stack: Stack | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One expert's factors out of its stack's."""
+    if stack is None:
+        return a, b
+    if a.shape[0] % stack.experts or b.shape[1] % stack.experts:
+        raise ALoRAError(f"the factors of {name} in {ADAPTER_FILE} are not of {stack.experts} experts: fetch it again")
+    return stack.of_a(a), stack.of_b(b)

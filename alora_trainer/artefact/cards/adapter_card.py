@@ -1,0 +1,93 @@
+"""The model card of an adapter that was tuned while an importance map held what was important."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.artefact.cards.evaluation import evaluation_entries, forgotten_text
+from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, is_hub_id, loadable_name, public_name
+from alora_trainer.artefact.cards.map_card import render
+from alora_trainer.artefact.cards.tuning import Tuning
+
+TEMPLATE = Path(__file__).parent / "adapter_card.md"
+TAGS = ("elementwise-regularization", "lora", "forgetting")
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """The facts of an adapter's card, as the template names them."""
+
+    source: str
+    base: str
+    base_source: str
+    base_revision: str | None
+    map_id: str | None
+    map_commit: str | None
+    map_estimator: str
+    map_data: str
+    lam: float | str
+    over_merged: bool
+    protection: str
+    data: str
+    training: str
+    forgotten: str | None
+    licences: str
+    versions: str
+    metadata: Mapping[str, Any] = field(repr=False)
+    evaluation: tuple[Any, ...] = ()
+
+
+def adapter_card(
+    tuning: Tuning,
+    *,
+    repo_id: str | None = None,
+    licences: Licences | None = None,
+    results: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> AdapterCard:
+    """The facts of an adapter's card; arguments as in `map_card.map_card`."""
+    licences = licences or Licences()
+    on_hub = is_hub_id(tuning.base_model)
+    facts = {
+        "library_name": "peft",
+        "license": licences.for_metadata,
+        "base_model": tuning.base_model if on_hub else None,
+        "base_model_relation": "adapter" if on_hub else None,
+        "datasets": dataset_ids(tuning.data) or None,
+        "tags": list(TAGS),
+    }
+    settings = {key: value for key, value in tuning.protection.items() if key != "lam"}
+    return AdapterCard(
+        source=repo_id or "FOLDER_OR_HUB_ID",
+        base=public_name(tuning.base_model),
+        base_source=loadable_name(tuning.base_model),
+        base_revision=tuning.base_revision,
+        map_id=tuning.map.get("repo_id"),
+        map_commit=tuning.map.get("commit"),
+        map_estimator=str(tuning.map.get("estimator")),
+        map_data=data_text(tuning.map.get("data") or {}),
+        lam=_strength(tuning.protection.get("lam")),
+        over_merged=tuning.over_merged,
+        protection=", ".join(f"{key} {value}" for key, value in settings.items()),
+        data=data_text(tuning.data),
+        training=", ".join(f"{key} {value}" for key, value in tuning.training.items()),
+        forgotten=forgotten_text(results) if results else None,
+        licences=licences.text,
+        versions=", ".join(f"{name} {version}" for name, version in tuning.versions.items()) or "not recorded",
+        metadata={key: value for key, value in {**facts, **(metadata or {})}.items() if value is not None},
+        evaluation=tuple(evaluation_entries(results)) if results else (),
+    )
+
+
+def _strength(lam: Any) -> float | str:
+    """Lambda as the training was told: a number, or "auto"."""
+    return float(lam) if isinstance(lam, (int, float)) else str(lam)
+
+
+def write_adapter_card(tuning: Tuning, path: Path, **settings: Any) -> None:
+    """Write an adapter's card; `settings` as in `adapter_card`."""
+    card = adapter_card(tuning, **settings)
+    path.write_text(render(card, TEMPLATE, card.source.rpartition("/")[2]), encoding="utf-8")

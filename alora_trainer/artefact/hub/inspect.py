@@ -1,0 +1,103 @@
+"""What a map is, from its config and the headers of its files alone: nothing large is read or fetched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from alora_trainer.artefact.cards.facts import data_text, size_text
+from alora_trainer.artefact.config_file import MapConfig, TensorEntry, read_config
+from alora_trainer.artefact.files import ADAPTER_FILE, REFERENCE_FILE, check_inside
+from alora_trainer.artefact.hub.download import cached_origin, fetch_config, split_id
+from alora_trainer.artefact.hub.errors import hub_errors
+from alora_trainer.artefact.tensor_file import TensorHeader, check_header, read_header
+from alora_trainer.importance.selection import block_number
+
+Header = Callable[[str], dict[str, TensorHeader]]
+
+
+def describe(source: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
+    """A few lines about a map in a folder or on the Hub, after comparing its files' headers with its config.
+
+    Raises:
+        ALoRAError: there is none, or a file's header does not fit the config.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        config = read_config(folder)
+        origin = cached_origin(folder)
+        title, header = str(origin or source), _local_header(folder)
+    else:
+        repo_id, revision = split_id(source, revision)
+        folder, config = fetch_config(repo_id, revision=revision, token=token)
+        title, header = f"{repo_id}@{folder.name}", _remote_header(repo_id, folder, token)
+    check_headers(config, header)
+    return "\n".join([title, *_lines(config)])
+
+
+def check_headers(config: MapConfig, header: Header) -> None:
+    """Compare every tensor that the config describes with the header of its file.
+
+    Raises:
+        ALoRAError: one is not as described.
+    """
+    entries: list[TensorEntry] = [*config.adapter.values(), *config.reference.values()]
+    entries += [part for parts in config.formats.values() for weight in parts.values() for part in weight.values()]
+    headers = {file: header(file) for file in dict.fromkeys(entry.file for entry in entries)}
+    for entry in entries:
+        check_header(Path(entry.file), headers[entry.file], entry)
+
+
+def _local_header(folder: Path) -> Header:
+    return lambda file: read_header(check_inside(folder, file))
+
+
+def _remote_header(repo_id: str, folder: Path, token: str | bool | None) -> Header:
+    """Headers of a repository's files: from the cache where a file is there, else by a request for these bytes alone."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "U8": "uint8"}
+
+    def header(file: str) -> dict[str, TensorHeader]:
+        if (folder / file).is_file():
+            return read_header(check_inside(folder, file))
+        with hub_errors(repo_id, folder.name, "inspected"):
+            found = api.parse_safetensors_file_metadata(repo_id, file, revision=folder.name)
+        return {
+            name: TensorHeader(names.get(tensor.dtype, tensor.dtype), tuple(tensor.shape))
+            for name, tensor in found.tensors.items()
+        }
+
+    return header
+
+
+def _lines(config: MapConfig) -> list[str]:
+    info = config.info
+    blocks = sorted({number for number in map(block_number, config.weights) if number is not None})
+    elements = sum(math.prod(weight.shape) for weight in config.weights.values())
+    kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in config.weights))
+    within = f", blocks {blocks[0]} to {blocks[-1]}" if blocks else ""
+    revision = f", revision {info.base_revision}" if info.base_revision else ""
+    rows = {
+        "base model": f"{info.base_model or 'not named'}{revision}",
+        "weights": f"{len(config.weights)} ({kinds}{within}), {elements:,} elements",
+        "estimator": f"{info.estimator}, xi {info.xi}" if info.xi is not None else str(info.estimator),
+        "recorded": f"{info.steps:,} steps, {info.tokens:,} tokens, {info.optimizer}, learning rate {info.learning_rate}",
+        "text": data_text(info.data),
+        "earlier tasks": str(len(info.earlier_tasks)) if info.earlier_tasks else "",
+        "formats": ", ".join(
+            f"{name} {size_text(config.format_bytes(name))} in {_files(len(config.omega_files(name)))}"
+            for name in config.formats
+        ),
+        "adapter": "" if config.is_full else f"{len(config.adapter)} tensors, {size_text(config.files[ADAPTER_FILE])}",
+        "theta*": f"the weights themselves, {size_text(config.files[REFERENCE_FILE])}" if config.is_full else "",
+        "licence": info.license or "not stated",
+        "software": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
+    }
+    return [f"{name:<14}{value}" for name, value in rows.items() if value]
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"

@@ -1,0 +1,212 @@
+"""Publishing maps and adapters: everything in one commit, so that a repository has all of it or nothing new."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.artefact.cards.facts import is_hub_id, licensed_texts, public_name
+from alora_trainer.artefact.config_file import MapConfig, write_config
+from alora_trainer.artefact.files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CARD_FILE,
+    CONFIG_FILE,
+    HEATMAP_FILE,
+    check_inside,
+    is_replaceable,
+    read_json,
+    write_json,
+)
+from alora_trainer.artefact.hub.errors import hub_errors
+from alora_trainer.artefact.hub.licences import look_up
+from alora_trainer.errors import ALoRAError
+
+if TYPE_CHECKING:
+    from alora_trainer.importance.importance_values import ImportanceValues
+
+_OF_AN_ADAPTER = (ADAPTER_FILE, ADAPTER_CONFIG_FILE)
+
+logger = logging.getLogger(__name__)
+
+
+def push_map(
+    importance: ImportanceValues,
+    repo_id: str,
+    *,
+    storage: str | Sequence[str] | None = None,
+    max_shard_bytes: int = 1 << 29,
+    **settings: Any,
+) -> str:
+    """Publish a map that is in memory; `settings` as in `push_folder`. Returns the commit's address.
+
+    Raises:
+        ALoRAError: the Hub does not take it.
+    """
+    from alora_trainer.artefact.writing import chosen_formats, write_map
+
+    formats = chosen_formats(importance, storage)
+    with tempfile.TemporaryDirectory(prefix="importance-map-") as folder:
+        write_map(importance, Path(folder), formats, max_shard_bytes)
+        return push_folder(Path(folder), repo_id, **settings)
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> str:
+    """Publish what is in a folder: an importance map, or an adapter that was tuned with one.
+
+    Args:
+        folder: from `ImportanceMap.save_pretrained`, or the adapter's folder of a training.
+        repo_id: "organisation/name" (or a name, for the token's own user); made if need be.
+        private: whether the repository is, if it is made now.
+        revision: the branch to commit to, made if need be.
+        token: as in `huggingface_hub`.
+        commit_message: the commit's first line.
+        base_model: the base model's Hub id, where the folder names it by a path.
+        license: the licence to state; without it, the one that base model and data have if they have the same.
+        results: a method's results for the card, from `cards.evaluation.method_results`.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        ALoRAError: the folder holds neither, it is damaged, or the Hub does not take it.
+    """
+    if base_model is not None and not is_hub_id(base_model):
+        raise ALoRAError(f"base_model={base_model!r} is no Hub id: give organisation/name")
+    prepare = _prepare_map if (folder / CONFIG_FILE).is_file() else _prepare_adapter
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory(prefix="importance-push-") as rewritten:
+        with hub_errors(repo_id, revision, "published"):
+            named = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+        statement = _Statement(named, base_model, license, results, token)
+        what, files = prepare(folder, Path(rewritten), statement)
+        with hub_errors(named, revision, "published"):
+            api.create_repo(named, private=private, exist_ok=True)
+            return _commit(api, named, revision, files, commit_message or f"Add {what}")
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """What whoever publishes says beside what is in the folder; see `push_folder`."""
+
+    repo_id: str
+    base_model: str | None
+    license: str | None
+    results: Mapping[str, Any] | None
+    token: str | bool | None
+
+
+def _commit(api: Any, repo_id: str, revision: str | None, files: Mapping[str, Path], message: str) -> str:
+    """One commit with all files, which also takes away what an older map had and this one has not."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    head = api.repo_info(repo_id, revision=revision).sha
+    there = api.list_repo_files(repo_id, revision=head)
+    stale = [name for name in there if (is_replaceable(name) or name in _OF_AN_ADAPTER) and name not in files]
+    operations: list[Any] = [CommitOperationDelete(name) for name in stale]
+    operations += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=head)
+    return str(commit.commit_url)
+
+
+def _prepare_map(folder: Path, rewritten: Path, statement: _Statement) -> tuple[str, dict[str, Path]]:
+    """The files of a map to publish, those that must say something else now written anew."""
+    from alora_trainer.artefact.cards.map_card import write_map_card
+    from alora_trainer.artefact.reading import verify_map
+
+    config = public_config(verify_map(folder), statement.base_model, statement.license)
+    _warn_unnamed(config.info.base_model)
+    files = {name: check_inside(folder, name) for name in config.files}
+    if not config.is_full:
+        files[ADAPTER_CONFIG_FILE] = _public_adapter_config(folder, rewritten, config.info.base_model)
+        config = replace(config, files=config.files | {ADAPTER_CONFIG_FILE: files[ADAPTER_CONFIG_FILE].stat().st_size})
+    write_config(config, rewritten)
+    licences = look_up(config.info.base_model, licensed_texts(config.info.data), config.info.license, statement.token)
+    write_map_card(
+        config,
+        rewritten / CARD_FILE,
+        picture=HEATMAP_FILE in files,
+        repo_id=statement.repo_id,
+        licences=licences,
+        results=statement.results,
+    )
+    files |= {CARD_FILE: rewritten / CARD_FILE, CONFIG_FILE: rewritten / CONFIG_FILE}
+    return f"an importance map for {public_name(config.info.base_model)}", files
+
+
+def public_config(config: MapConfig, base_model: str | None, license: str | None) -> MapConfig:
+    """A map's config as it may be published: no path of this machine in it."""
+    info = config.info
+    named = base_model or info.base_model
+    named = named if is_hub_id(named) or named is None else public_name(named)
+    data = dict(info.data)
+    if isinstance(data.get("sources"), list):
+        data["sources"] = [_public_source(source) for source in data["sources"]]
+    return replace(config, info=replace(info, base_model=named, license=license or info.license, data=data))
+
+
+def _public_source(source: Any) -> Any:
+    if isinstance(source, Mapping) and "path" in source:
+        return {**source, "path": Path(str(source["path"])).name}
+    return source
+
+
+def _public_adapter_config(folder: Path, rewritten: Path, base_model: str | None) -> Path:
+    settings = read_json(check_inside(folder, ADAPTER_CONFIG_FILE))
+    settings |= {"base_model_name_or_path": base_model, "auto_mapping": None}
+    write_json(rewritten / ADAPTER_CONFIG_FILE, settings)
+    return rewritten / ADAPTER_CONFIG_FILE
+
+
+def _warn_unnamed(base_model: str | None) -> None:
+    if not is_hub_id(base_model):
+        logger.warning(
+            f"the base model is {public_name(base_model)}, which is no Hub id, so nobody will find this by its base model: "
+            "name it with base_model (--base_model on the command line)"
+        )
+
+
+def _prepare_adapter(folder: Path, rewritten: Path, statement: _Statement) -> tuple[str, dict[str, Path]]:
+    """The files of a tuned adapter to publish."""
+    from alora_trainer.artefact.cards.adapter_card import write_adapter_card
+    from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning
+    from alora_trainer.artefact.tensor_file import read_header
+
+    if not (folder / ADAPTER_CONFIG_FILE).is_file() or not (folder / TUNING_FILE).is_file():
+        raise ALoRAError(
+            f"{folder} holds neither an importance map ({CONFIG_FILE}) nor an adapter that was tuned with one ({TUNING_FILE})"
+        )
+    read_header(check_inside(folder, ADAPTER_FILE))
+    tuning = read_tuning(folder).public(statement.base_model)
+    _warn_unnamed(tuning.base_model)
+    (rewritten / TUNING_FILE).write_text(tuning.to_json(), encoding="utf-8")
+    files = {
+        ADAPTER_FILE: folder / ADAPTER_FILE,
+        ADAPTER_CONFIG_FILE: _public_adapter_config(folder, rewritten, tuning.base_model),
+        TUNING_FILE: rewritten / TUNING_FILE,
+        CARD_FILE: rewritten / CARD_FILE,
+    }
+    licences = look_up(tuning.base_model, licensed_texts(tuning.data), statement.license, statement.token)
+    write_adapter_card(
+        tuning, rewritten / CARD_FILE, repo_id=statement.repo_id, licences=licences, results=statement.results
+    )
+    return f"an adapter of {public_name(tuning.base_model)}", files

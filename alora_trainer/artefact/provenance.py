@@ -1,0 +1,125 @@
+"""From a finished recording, or an estimate of Fisher information, to an importance map that says where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+
+from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.basics.versions import software_versions
+from alora_trainer.importance.base_model import base_revision, commit_of
+from alora_trainer.importance.origin import ImportanceInfo
+from alora_trainer.importance.recording.fisher import FisherEstimate
+from alora_trainer.importance.recording.recorder import Recorder
+from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.reference import PEFT_PREFIX, FullReference, Reference
+from alora_trainer.weights.trained_weight import TrainedWeight, whole
+
+
+def describe_recording(trainer: Any, recorder: Recorder, *, so_far: bool = False) -> ImportanceMap:
+    """The importance map of a training: Omega, theta* and provenance, all in host memory.
+
+    All processes must call it together.
+
+    Args:
+        so_far: of the steps until now, and the recording goes on untouched; else it ends here.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = recorder.weights
+    omega = recorder.so_far() if so_far else recorder.finish()
+    return map_at_present(model, weights, omega, _info(trainer, recorder, model, adapter_of(weights)))
+
+
+def describe_fisher(
+    model: Any, weights: Sequence[TrainedWeight], estimate: FisherEstimate, *, name: str, seed: int
+) -> ImportanceMap:
+    """The importance map of an estimate of Fisher information, at the weights that `model` has.
+
+    Args:
+        model: that the estimate was made with.
+        weights: those that it is about.
+        estimate: the Fisher information.
+        name: of the estimator.
+        seed: of the data's order.
+    """
+    info = ImportanceInfo(
+        **base_facts(model, adapter_of(weights)),
+        estimator=name,
+        steps=estimate.batches,
+        tokens=estimate.tokens,
+        seed=seed,
+        versions=software_versions(),
+    )
+    return map_at_present(model, weights, estimate.omega, info)
+
+
+def map_at_present(
+    model: Any, weights: Sequence[TrainedWeight], omega: Mapping[str, torch.Tensor], info: ImportanceInfo
+) -> ImportanceMap:
+    """An importance map whose theta* is what the weights are now."""
+    adapter = adapter_of(weights)
+    return ImportanceMap(
+        omega,
+        {weight.name: _reference(weight) for weight in weights},
+        adapter_state=_adapter_state(model, adapter) if adapter is not None else {},
+        adapter_config=model.peft_config[adapter] if adapter is not None else None,
+        base_samples={weight.name: weight.base_sample() for weight in weights},
+        info=info,
+    )
+
+
+def adapter_of(weights: Sequence[TrainedWeight]) -> str | None:
+    """The name of the adapter that moves the weights; None where they are tuned themselves."""
+    return weights[0].adapter if isinstance(weights[0], AdaptedWeight) else None
+
+
+def _reference(weight: TrainedWeight) -> Reference | FullReference:
+    matrices = [matrix.cpu().clone() for matrix in weight.matrices]
+    if isinstance(weight, AdaptedWeight):
+        return Reference(matrices[0], matrices[1], weight.scaling, weight.stack)
+    return FullReference(matrices[0])
+
+
+def _adapter_state(model: Any, adapter: str) -> dict[str, Any]:
+    """theta* as PEFT saves it."""
+    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    return {
+        key if key.startswith(PEFT_PREFIX) else PEFT_PREFIX + key: whole(tensor.detach()).cpu().clone()
+        for key, tensor in state.items()
+    }
+
+
+def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> ImportanceInfo:
+    args = trainer.args
+    return ImportanceInfo(
+        **base_facts(model, adapter),
+        estimator=recorder.estimator,
+        xi=recorder.xi,
+        steps=recorder.steps,
+        tokens=recorder.tokens,
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        data={"fingerprint": fingerprint}
+        if (fingerprint := getattr(trainer.train_dataset, "_fingerprint", None))
+        else {},
+        versions=software_versions(),
+    )
+
+
+def base_facts(model: Any, adapter: str | None) -> dict[str, Any]:
+    """`base_model` and `base_revision`, as the adapter or the model's own configuration says.
+
+    The revision is a commit or, if only that is known, the branch or tag that PEFT was told.
+    """
+    peft = model.peft_config[adapter] if adapter is not None else None
+    config = getattr(model, "config", None)  # a model of the user's own may have none
+    name = getattr(peft, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None) or None
+    told = getattr(peft, "revision", None)
+    return {
+        "base_model": name,
+        "base_revision": base_revision(model) if told is None else commit_of(name, told) or told,
+    }

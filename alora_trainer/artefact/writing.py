@@ -1,0 +1,182 @@
+"""Writing a map's folder, tensor by tensor, in one storage format or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from alora_trainer.artefact.adapter_file import plain_settings, settings_digest, write_adapter
+from alora_trainer.artefact.config_file import MapConfig, TensorEntry, WeightEntry, write_config
+from alora_trainer.artefact.files import (
+    CARD_FILE,
+    HEATMAP_FILE,
+    LAYERS_FILE,
+    index_file,
+    omega_file,
+    sizes,
+    write_folder,
+    write_json,
+)
+from alora_trainer.artefact.heatmap import draw_heatmap
+from alora_trainer.artefact.reference_file import write_reference
+from alora_trainer.basics.safetensors_writer import write_safetensors
+from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.kinds.formats import storage_format
+from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.selection import block_name
+
+# Large enough for a few files only, small enough for some transformer blocks to be fetched without the others.
+MAX_SHARD_BYTES = 1 << 29
+
+Formats = dict[str, dict[str, dict[str, TensorEntry]]]
+
+
+def save_map(
+    importance: ImportanceValues, folder: Path, *, storage: str | Sequence[str] | None, max_shard_bytes: int
+) -> None:
+    """Write `importance` into `folder`; a map that is already there stays whole until the new one is.
+
+    Raises:
+        ALoRAError: `folder` is a file; `storage` is unknown; the map is empty.
+    """
+    formats = chosen_formats(importance, storage)
+    write_folder(folder, lambda staging: write_map(importance, staging, formats, max_shard_bytes))
+
+
+def chosen_formats(importance: ImportanceValues, storage: str | Sequence[str] | None) -> list[str]:
+    """The storage formats to write, the map's first one first; by default the one that it is kept in.
+
+    Raises:
+        ALoRAError: one is unknown, or none is left.
+    """
+    formats = [storage] if isinstance(storage, str) else list(dict.fromkeys(storage or [importance.storage]))
+    for name in formats:
+        storage_format(name)
+    if len(importance) == 0:
+        raise ALoRAError("the importance map has no weights: there is nothing to save")
+    return formats
+
+
+def write_map(importance: ImportanceValues, folder: Path, formats: Sequence[str], max_shard_bytes: int) -> None:
+    """Write everything into an empty folder."""
+    from alora_trainer.artefact.cards.map_card import layer_table, write_map_card
+
+    entries: Formats = {}
+    for number, storage in enumerate(formats):
+        entries[storage] = _write_omega(importance, folder, storage, storage if number else None, max_shard_bytes)
+    adapter, settings, reference = _write_theta(importance, folder)
+    write_json(folder / LAYERS_FILE, layer_table(importance))
+    draw_heatmap(importance.layer_norms, folder / HEATMAP_FILE)
+    config = MapConfig(
+        storage=formats[0],
+        info=importance.info,
+        layer_norms=importance.layer_norms,
+        weights={
+            name: WeightEntry(
+                importance.stored(name).shape,
+                None if importance.is_full else importance.reference[name].scaling,
+                importance.base_samples.get(name),
+                None if importance.is_full else importance.reference[name].stack,
+            )
+            for name in importance
+        },
+        formats=entries,
+        adapter=adapter,
+        adapter_settings=settings,
+        reference=reference,
+        files=dict(sizes(folder)),
+    )
+    write_map_card(config, folder / CARD_FILE, picture=(folder / HEATMAP_FILE).is_file())
+    write_config(config, folder)
+
+
+def _write_theta(
+    importance: ImportanceValues, folder: Path
+) -> tuple[dict[str, TensorEntry], str | None, dict[str, TensorEntry]]:
+    """Write theta*; what the config says of it: the adapter's tensors, the digest of its settings, the weights themselves."""
+    if importance.is_full:
+        return {}, None, write_reference(folder, {name: importance.reference[name] for name in importance})
+    adapter = write_adapter(folder, importance.adapter_state, importance.adapter_config)
+    return adapter, settings_digest(plain_settings(importance.adapter_config)), {}
+
+
+def _write_omega(
+    importance: ImportanceValues, folder: Path, storage: str, infix: str | None, max_shard_bytes: int
+) -> dict[str, dict[str, TensorEntry]]:
+    """Write Omega, weight by weight, into one file or several; where every weight's parts are."""
+    source = _Parts(importance, storage)
+    shards = plan_shards({name: source.nbytes(name) for name in importance}, max_shard_bytes)
+    entries: dict[str, dict[str, TensorEntry]] = {}
+    for number, names in enumerate(shards, start=1):
+        file = omega_file(infix, number, len(shards))
+        kinds = {_key(name, part): kind for name in names for part, kind in source.kinds(name).items()}
+        digests = write_safetensors(folder / file, kinds, source.read)
+        for name in names:
+            entries[name] = {
+                part: TensorEntry(
+                    file, _key(name, part), str(dtype).removeprefix("torch."), shape, digests[_key(name, part)]
+                )
+                for part, (dtype, shape) in source.kinds(name).items()
+            }
+    if len(shards) > 1:
+        weight_map = {part.key: part.file for parts in entries.values() for part in parts.values()}
+        size = sum((folder / file).stat().st_size for file in set(weight_map.values()))
+        write_json(folder / index_file(infix), {"metadata": {"total_size": size}, "weight_map": weight_map})
+    return {name: entries[name] for name in importance}
+
+
+def _key(name: str, part: str) -> str:
+    """The key of a part in the safetensors file: the weight's own name if its format has one part only."""
+    return f"{name}.{part}" if part else name
+
+
+class _Parts:
+    """The parts of a map's weights in a storage format, converted one weight at a time when they are asked for."""
+
+    def __init__(self, importance: ImportanceValues, storage: str) -> None:
+        self._importance = importance
+        self._format = storage_format(storage)
+        self._homes = {_key(name, part): (name, part) for name in importance for part in self.kinds(name)}
+        self._latest: tuple[str, Importance] | None = None
+
+    def kinds(self, name: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        stored = self._importance.stored(name)
+        return stored.kinds if stored.format == self._format.format else self._format.encoded_kinds(stored.shape)
+
+    def nbytes(self, name: str) -> int:
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.kinds(name).values())
+
+    def read(self, key: str) -> torch.Tensor:
+        name, part = self._homes[key]
+        if self._latest is None or self._latest[0] != name:
+            self._latest = None  # let go of the last one before the next is made
+            stored = self._importance.stored(name)
+            same = stored.format == self._format.format
+            self._latest = (name, stored if same else self._format.encode(stored.dense()))
+        return self._latest[1].parts[part]
+
+
+def plan_shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Weights by file: files of `limit` bytes at most, and no transformer block in two files (unless it is larger).
+
+    Whoever wants some blocks alone then fetches little else.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    blocks: dict[str, list[str]] = {}
+    for name in sizes:
+        blocks.setdefault(block_name(name), []).append(name)
+    for names in blocks.values():
+        whole = sum(sizes[name] for name in names)
+        for group in [names] if whole <= limit else [[name] for name in names]:
+            size = sum(sizes[name] for name in group)
+            if shards[-1] and filled + size > limit:
+                shards.append([])
+                filled = 0
+            shards[-1] += group
+            filled += size
+    return shards

@@ -1,0 +1,83 @@
+"""The `alora` command. Parses arguments; the commands themselves are in `commands`, and import what is heavy when they run."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+
+from alora_trainer.basics.output import configure_output
+from alora_trainer.basics.versions import OWN_VERSION
+from alora_trainer.cli.commands import COMMANDS
+from alora_trainer.errors import ALoRAError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; what it does not know are overrides, for `parse_overrides`."""
+    parser = argparse.ArgumentParser(
+        prog="alora",
+        description="Tune a language model on a domain while holding what mattered for its general ability.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"alora-trainer {OWN_VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:
+    """Overrides by dotted name, from ``--section.key value`` and ``--section.key=value``.
+
+    Args:
+        arguments: what the parser did not know.
+        options: the command's own options, to name the one that was meant.
+
+    Raises:
+        ALoRAError: an argument is no override, or has no value.
+    """
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            raise ALoRAError(f"unexpected argument {argument}: overrides are written --section.key VALUE")
+        near = difflib.get_close_matches(key, options, n=1, cutoff=0.75)
+        if near:
+            raise ALoRAError(f"unknown option --{key}: did you mean --{near[0]}?")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ALoRAError(f"--{key} has no value: write --{key} VALUE")
+            value = rest.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the process's exit status.
+
+    0: done; 2: the user's mistake, told in one line; 3: a gate failed (`alora eval --min-accuracy`); 130: interrupted. Any
+    other error keeps its traceback.
+    """
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    configure_output()
+    try:
+        own = [name for name in vars(arguments) if name not in ("command", "recipe", "execute", "takes_overrides")]
+        overrides = parse_overrides(rest, own)
+        if overrides and not arguments.takes_overrides:
+            raise ALoRAError(f"unknown option --{next(iter(overrides))}: see `alora {arguments.command} --help`")
+        return int(arguments.execute(arguments, overrides))
+    except ALoRAError as error:
+        print(f"alora: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nalora: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of the table went away; without this the interpreter complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

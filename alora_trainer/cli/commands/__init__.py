@@ -1,0 +1,29 @@
+"""The `alora` command's subcommands, one module each.
+
+A module has ``add(commands)``, which adds its parser, and a function that does the work, given to the parser as `execute`.
+Nothing heavy is imported before that function runs.
+"""
+
+from __future__ import annotations
+
+from alora_trainer.cli.commands import (
+    compare,
+    demo,
+    evaluate,
+    inspect,
+    plan,
+    pull,
+    push,
+    record,
+    report,
+    run,
+    search,
+    sweep,
+    tasks,
+    tune,
+)
+
+# In the order of `alora --help`.
+COMMANDS = (
+    demo, plan, run, record, tune, evaluate, sweep, report, compare, tasks, search, inspect, pull, push
+)  # fmt: skip

@@ -1,0 +1,91 @@
+"""What several commands share: their options, the recipe that they read, and the table that they print."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from alora_trainer.experiment.recipe.recipe import Recipe
+
+Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Execute: TypeAlias = Callable[[argparse.Namespace, dict[str, str]], int]
+
+_OVERRIDES = (
+    "Every setting of the recipe can be overridden: --tune.learning_rate 1e-4 --methods base,lora --seed 1 "
+    "(paths in overrides start from the recipe's folder, as in the recipe)."
+)
+
+
+def add_command(commands: Subcommands, name: str, text: str, execute: Execute) -> argparse.ArgumentParser:
+    """A parser for the command `name` that takes no recipe and no overrides."""
+    command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.set_defaults(execute=execute, takes_overrides=False)
+    return command
+
+
+def add_recipe_command(
+    commands: Subcommands, name: str, text: str, execute: Execute, *, recipe: bool = True
+) -> argparse.ArgumentParser:
+    """A parser for the command `name`, which works in an output folder by a recipe with overrides.
+
+    Args:
+        recipe: whether the recipe is an argument (or the command's own).
+    """
+    command = add_command(commands, name, text, execute)
+    command.epilog = _OVERRIDES
+    command.set_defaults(takes_overrides=True)
+    if recipe:
+        command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as those in recipes/")
+    command.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="where everything is written; the same command with the same folder goes on where it was stopped "
+        "(default: the recipe's output_dir, or runs/NAME)",
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="make anew what other settings made in the output folder"
+    )
+    return command
+
+
+def load(
+    arguments: argparse.Namespace,
+    overrides: dict[str, str],
+    variables: dict[str, str] | None = None,
+    *,
+    several_processes: bool = False,
+) -> Recipe:
+    """The recipe that the arguments name, checked; in one process, unless the command is for several."""
+    from alora_trainer.experiment.run.run import check_single_process
+
+    if not several_processes:
+        check_single_process()
+    from alora_trainer.experiment.recipe.reading import load_recipe
+
+    recipe = load_recipe(arguments.recipe, overrides, variables=variables)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # those of loading and saving weights; trainings and evaluations have bars of their own
+    return recipe
+
+
+def output_dir(arguments: argparse.Namespace, recipe: Recipe) -> Path:
+    """Where the command works: what it was told, or what the recipe says, or a folder of the recipe's name."""
+    if arguments.output_dir is not None:
+        return Path(arguments.output_dir)
+    if recipe.output_dir is not None:
+        from alora_trainer.experiment.recipe.settings import resolve_path
+
+        return resolve_path(recipe.output_dir, recipe.base)
+    return Path("runs") / recipe.name
+
+
+def show(results: dict[str, Any], folder: Path) -> None:
+    """Print the table of results.json."""
+    from alora_trainer.experiment.report.text_table import format_table
+
+    print(format_table(results["methods"]))
+    print(f"results: {folder / 'results.json'}")

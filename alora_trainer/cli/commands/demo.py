@@ -1,0 +1,22 @@
+"""`alora demo`: the embedded default."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
+from alora_trainer.cli.commands.run import run
+
+
+def add(commands: Subcommands) -> None:
+    text = "Compare all methods on a small model and data that come with the package."
+    add_recipe_command(commands, "demo", text, execute, recipe=False)
+
+
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from alora_trainer.experiment import demo
+
+    arguments.recipe = demo.RECIPE
+    arguments.output_dir = arguments.output_dir or "demo-run"
+    return run(arguments, overrides, demo.prepare(Path(arguments.output_dir) / "demo-data"))

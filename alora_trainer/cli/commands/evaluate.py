@@ -1,0 +1,83 @@
+"""`alora eval`: score what was trained before, an adapter, a merged model, or the base model; with a gate for pipelines."""
+
+from __future__ import annotations
+
+import argparse
+
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, show
+
+
+def add(commands: Subcommands) -> None:
+    text = "Evaluate a method trained before, an adapter, a merged model, or (with none of these) the base model."
+    evaluate = add_recipe_command(commands, "eval", text, execute)
+    which = evaluate.add_mutually_exclusive_group()
+    which.add_argument("--method", help="one that `alora tune` or `alora run` trained in the output folder")
+    which.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="any PEFT adapter of the recipe's base model")
+    which.add_argument(
+        "--model", metavar="FOLDER_OR_HUB_ID", help="another model, such as the base with an adapter merged into it"
+    )
+    evaluate.add_argument(
+        "--limit", metavar="N", help="score only so many documents of each subset and items of the task"
+    )
+    evaluate.add_argument("--batch_size", metavar="N", help="sequences scored at once; 'auto' finds the most that fit")
+    gate = evaluate.add_argument_group("gate", "exit with status 3 if the model does not hold these")
+    gate.add_argument(
+        "--max-general-rise",
+        "--max_general_rise",
+        metavar="SHARE",
+        help="by how much general perplexity may lie over the base model's, such as 1%%",
+    )
+    gate.add_argument(
+        "--min-accuracy", "--min_accuracy", metavar="SHARE", help="the least accuracy on the task, such as 0.9"
+    )
+    evaluate.epilog = (
+        f"{evaluate.epilog} In several processes: torchrun --nproc_per_node N -m alora_trainer.cli eval ...; the numbers "
+        "are the same as in one."
+    )
+
+
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from alora_trainer.experiment.methods import get_method
+    from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_share, run_gate
+
+    method = get_method(arguments.method) if arguments.method is not None else None
+    limits = {
+        name: parse_share(getattr(arguments, name))
+        for name in ("max_general_rise", "min_accuracy")
+        if getattr(arguments, name) is not None
+    }
+    for name in ("limit", "batch_size"):
+        if getattr(arguments, name) is not None:
+            overrides[f"evaluation.{name}"] = getattr(arguments, name)
+    from alora_trainer.basics.processes import is_main, joined
+
+    with joined():
+        recipe = load(arguments, overrides, several_processes=True)
+        from alora_trainer.experiment.run.whole_recipe import evaluate_recipe
+
+        folder = output_dir(arguments, recipe)
+        results = evaluate_recipe(
+            recipe,
+            output_dir=folder,
+            overwrite=arguments.overwrite,
+            method=method,
+            adapter=arguments.adapter,
+            model=arguments.model,
+            with_base="max_general_rise" in limits,
+        )
+        if is_main():
+            show(results, folder)
+        name = (
+            method.name
+            if method is not None
+            else "adapter"
+            if arguments.adapter
+            else "model"
+            if arguments.model
+            else "base"
+        )
+        checks = run_gate(results["methods"], name, **limits)
+        if is_main():
+            for check in checks:
+                print(check)
+    return 0 if all(check.passed for check in checks) else FAILED_STATUS

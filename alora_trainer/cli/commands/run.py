@@ -1,0 +1,22 @@
+"""`alora run`: a recipe from end to end."""
+
+from __future__ import annotations
+
+import argparse
+
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, show
+
+
+def add(commands: Subcommands) -> None:
+    text = "Run a recipe from end to end: record, tune and evaluate every method, and print the table."
+    add_recipe_command(commands, "run", text, run)
+
+
+def run(arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None) -> int:
+    """Run the recipe; `variables` are for its ``${NAME}``, over the process's environment."""
+    recipe = load(arguments, overrides, variables)
+    from alora_trainer.experiment.run.whole_recipe import run_recipe
+
+    folder = output_dir(arguments, recipe)
+    show(run_recipe(recipe, output_dir=folder, overwrite=arguments.overwrite), folder)
+    return 0

@@ -1,0 +1,85 @@
+"""How far the model's predictions on general text have gone from the base model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+
+from alora_trainer.basics.processes import own_share, together
+from alora_trainer.errors import ALoRAError
+
+Window: TypeAlias = tuple[list[int], list[int]]  # tokens of the context and of the continuation
+
+
+def kl_to_base(
+    model: Any, base: Any | None, windows: Mapping[str, Sequence[Window]], *, batch_size: int
+) -> dict[str, Any]:
+    """Mean Kullback-Leibler divergence KL(base || model) of the next token's distribution, in nats a token.
+
+    At each position that predicts a token of the text it is ``sum_v p_base(v) (ln p_base(v) - ln p_model(v))`` over the whole
+    vocabulary; both models see the same windows that perplexity is measured in. Softmax in float32, sums in float64.
+
+    Args:
+        model: the model in question, in evaluation mode.
+        base: the base model (`model` itself where that is the base); None takes `model`, a `PeftModel`, with its adapter
+            switched off.
+        windows: subset -> windows, as `Scorer.windows` cuts them.
+        batch_size: windows in one forward pass.
+
+    Returns:
+        ``nats_per_token`` and ``tokens`` over all subsets, and the same for each of ``subsets``.
+
+    Raises:
+        ALoRAError: there is no base model.
+    """
+    batches = [
+        (name, start, rows[start : start + batch_size])
+        for name, rows in ((name, sorted(rows, key=lambda w: -len(w[0] + w[1]))) for name, rows in windows.items())
+        for start in range(0, len(rows), batch_size)
+    ]
+    sums = together({(name, start): _batch(model, base, rows) for name, start, rows in own_share(batches)})
+    subsets = {}
+    for name in windows:
+        own = [sums[key] for key in sorted(sums) if key[0] == name]
+        subsets[name] = _mean(own)
+    return _mean([sums[key] for key in sorted(sums)]) | {"subsets": subsets}
+
+
+def _mean(sums: Sequence[tuple[float, int]]) -> dict[str, Any]:
+    tokens = sum(count for _, count in sums)
+    return {"nats_per_token": math.fsum(total for total, _ in sums) / tokens, "tokens": tokens}
+
+
+def _batch(model: Any, base: Any | None, rows: Sequence[Window]) -> tuple[float, int]:
+    """Sum of the divergences of a batch of windows, and the number of positions."""
+    device = next(model.parameters()).device
+    inputs = [(context + continuation)[:-1] for context, continuation in rows]
+    width = max(map(len, inputs))
+    # Padded on the right, which a causal model does not see.
+    tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids in inputs], device=device)
+    counted = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
+    for row, (ids, (_, continuation)) in enumerate(zip(inputs, rows, strict=True)):
+        counted[row, len(ids) - len(continuation) : len(ids)] = True
+    with torch.no_grad():
+        ours = torch.log_softmax(model(tokens).logits[counted], dim=-1, dtype=torch.float32)
+        with _base_of(model, base) as reference:
+            theirs = torch.log_softmax(reference(tokens).logits[counted], dim=-1, dtype=torch.float32)
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1, dtype=torch.float64)
+    return float(divergence.sum()), int(counted.sum())
+
+
+@contextmanager
+def _base_of(model: Any, base: Any | None) -> Iterator[Any]:
+    if base is not None:
+        yield base
+    elif hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield model
+    else:
+        raise ALoRAError(
+            "the divergence from the base model needs the base model, which cannot be had from a merged model: pass it, too"
+        )

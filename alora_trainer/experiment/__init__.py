@@ -1,0 +1,1 @@
+"""Experiments: methods, a recipe, its plan, its run and sweep, the results and their report, the demo."""

@@ -1,0 +1,32 @@
+"""The embedded default: a small base model, general text that every Python brings along, and a domain of our own.
+
+Everything the demo needs is in the package or in the Python that runs it: no download, no data beside the repository.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.demo import corpus, elements
+
+FOLDER = Path(__file__).resolve().parent
+MODEL = FOLDER / "model"
+RECIPE = FOLDER / "recipe.yaml"
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Write the data files that ``recipe.yaml`` names under ``folder`` and return the variables it interpolates.
+
+    The general text is extracted anew from the standard library of the Python that runs (a few seconds). Raises
+    :class:`~alora_trainer.errors.ALoRAError` if that Python has no source files, or the package no model.
+    """
+    if not (MODEL / "model.safetensors").is_file():
+        raise ALoRAError(
+            f"the demo's base model is missing from {MODEL}; reinstall alora-trainer, "
+            "or make it with `python -m alora_trainer.experiment.demo.build --output_dir` and that folder"
+        )
+    folder = Path(folder)
+    corpus.write_general_text(folder)
+    elements.write_questions(folder)
+    return {"ALORA_DEMO_DATA": str(folder.resolve()), "ALORA_DEMO_MODEL": str(MODEL)}

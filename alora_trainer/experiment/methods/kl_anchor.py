@@ -1,0 +1,74 @@
+"""Learning without Forgetting on general text: the model's predictions stay near those of the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.general_text import GeneralTextMixin, GeneralTextOptions
+from alora_trainer.trainer.mixin import ALoRATrainer
+
+_IGNORED_LABEL = -100
+
+
+def distillation_loss(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """``T**2 KL(teacher_T || student_T)`` in nats, the mean over the tokens that are predicted.
+
+    Args:
+        student, teacher: logits (B, T, V) that predict `labels`.
+        labels: (B, T), -100 where nothing is predicted.
+        temperature: T, which both logits are divided by.
+    """
+    predicted = labels != _IGNORED_LABEL
+    log_student = (student[predicted].float() / temperature).log_softmax(-1)
+    log_teacher = (teacher[predicted].float() / temperature).log_softmax(-1)
+    return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean()
+
+
+class KLAnchorTrainer(GeneralTextMixin, ALoRATrainer):
+    """``L = L_domain + weight * T**2 KL(p_base || p_model)`` on general text; the base is this model without its adapter."""
+
+    options: KLAnchorOptions
+
+    def general_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        labels = batch.pop("labels")[:, 1:]
+        with without_adapter(self.accelerator.unwrap_model(model)):
+            teacher = model(**batch).logits[:, :-1]
+        student = model(**batch).logits[:, :-1]
+        return distillation_loss(student, teacher, labels, self.options.temperature)
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The base model: no adapter, no dropout, no gradients; afterwards everything is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with model.disable_adapter(), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@dataclass(frozen=True)
+class KLAnchorOptions(GeneralTextOptions):
+    """Of `kl_anchor`.
+
+    Attributes:
+        temperature: of both distributions; the loss is multiplied by its square.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ALoRAError(f"temperature={self.temperature!r} must be positive")

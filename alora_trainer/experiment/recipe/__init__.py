@@ -1,0 +1,1 @@
+"""A recipe: its sections, how it is read from YAML and checked, and what it will take (`plan`)."""

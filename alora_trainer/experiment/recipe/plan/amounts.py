@@ -1,0 +1,95 @@
+"""How much there is to do: items, steps and tokens of every stage, from the recipe and from what is on this disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alora_trainer.data.sources import stream_records
+from alora_trainer.data.tasks import get_task
+from alora_trainer.experiment.recipe.recipe import Recipe
+
+# Items of the built-in tasks on the Hub: (training, test), and the answers to choose from.
+HUB_ITEMS = {"sciq": (11679, 1000), "piqa": (16113, 1838), "medmcqa": (182822, 4183), "openbookqa": (4957, 500)}
+_CHOICES = {"sciq": 4, "piqa": 2, "medmcqa": 4, "openbookqa": 4}
+# Bytes of English text in a token, about; only for the tokens that evaluation reads.
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Amount:
+    """One stage.
+
+    Attributes:
+        items: training items or blocks, None where only the data could tell.
+        steps: optimizer steps, None where only the data could tell.
+        micro_batches: passes of a step.
+        batch_size: sequences of a pass.
+        length: tokens of a sequence, at most.
+    """
+
+    items: int | None
+    steps: int | None
+    micro_batches: int
+    batch_size: int
+    length: int
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of all steps, padding to `length` included."""
+        return None if self.steps is None else self.steps * self.micro_batches * self.batch_size * self.length
+
+
+def training_amount(recipe: Recipe, section: str, items: int | None, length: int) -> Amount:
+    """What the training of `section` ("record" or "tune") does with so many items of at most `length` tokens."""
+    arguments = recipe.training_arguments(section, ".", anywhere=True)
+    size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    if arguments.max_steps > 0:
+        steps: int | None = arguments.max_steps
+    elif items is None:
+        steps = None
+    else:
+        steps = math.ceil(arguments.num_train_epochs * math.ceil(math.ceil(items / size) / accumulation))
+    return Amount(items, steps, accumulation, size, length)
+
+
+def general_blocks(recipe: Recipe) -> int | None:
+    """Blocks of general text to train on, if the recipe says how many tokens."""
+    tokens = recipe.general.train_tokens
+    return None if tokens is None else tokens // recipe.general.block_length
+
+
+def domain_items(recipe: Recipe) -> tuple[int | None, int | None]:
+    """(training items, test items); local files are counted, the built-in tasks' Hub data sets are known."""
+    domain = recipe.domain
+    hub = HUB_ITEMS.get(get_task(domain.task).name, (None, None))
+    if domain.source is not None:
+        total = _count(domain.source, recipe, None)
+        held = int(dict(domain.holdout or {})["items"])
+        train: int | None = None if total is None else total - held
+        test: int | None = held
+    else:
+        train, test = _count(domain.train, recipe, hub[0]), _count(domain.test, recipe, hub[1])
+    return _least(train, domain.train_items), _least(test, domain.test_items)
+
+
+def evaluation_tokens(recipe: Recipe, test_items: int | None) -> int | None:
+    """Tokens that one evaluation reads, about: the general text's, and every choice of every item at its full length."""
+    limit = recipe.general.test_bytes
+    if limit is None or test_items is None:
+        return None
+    choices = _CHOICES.get(get_task(recipe.domain.task).name, 1)
+    return len(recipe.general.test) * limit // _BYTES_PER_TOKEN + test_items * choices * recipe.domain.max_length
+
+
+def _count(source: Any, recipe: Recipe, hub_items: int | None) -> int | None:
+    hub = isinstance(source, str) and source.startswith("hub:") or isinstance(source, Mapping) and "hub" in source
+    if hub:
+        return hub_items
+    return sum(1 for _ in stream_records(source, base=recipe.base))
+
+
+def _least(count: int | None, limit: int | None) -> int | None:
+    return limit if count is None else count if limit is None else min(count, limit)

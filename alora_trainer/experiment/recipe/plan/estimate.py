@@ -1,0 +1,306 @@
+"""The whole plan of a recipe: memory, work, time, disk and upload of every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from alora_trainer.data.tasks import get_task
+from alora_trainer.experiment.methods import Method
+from alora_trainer.experiment.recipe.plan.amounts import (
+    Amount,
+    domain_items,
+    evaluation_tokens,
+    general_blocks,
+    training_amount,
+)
+from alora_trainer.experiment.recipe.plan.devices import Device
+from alora_trainer.experiment.recipe.plan.memory import Held, MemoryModel, Pass, Variant
+from alora_trainer.experiment.recipe.plan.models import build_model, model_config
+from alora_trainer.experiment.recipe.recipe import Recipe
+
+FORMATS = ("float32", "bfloat16", "log8", "factored")
+# Bytes that one token of packed general text takes in host memory: ids and labels as int32.
+_TOKEN_BYTES = 8
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        name: "record", "fisher", "tune METHOD" or "evaluate".
+        held: what the device holds at its peak.
+        host_bytes: what the host holds at its peak, the Python process with its libraries included.
+        amount: steps and tokens; None for an evaluation.
+        flops: of the whole stage, None where the number of steps is not known.
+        seconds: on the plan's device; None likewise.
+        peak_of: what the device holds if a variant is taken instead.
+    """
+
+    name: str
+    held: Held
+    host_bytes: int
+    amount: Amount | None
+    flops: float | None
+    seconds: float | None
+    peak_of: Callable[[Variant], Held] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will take.
+
+    Attributes:
+        recipe, device: what was planned.
+        variant: what the recipe itself chooses.
+        memory: the bytes behind it.
+        stages: in the order of the run; full tunings (`si_full`, `ewc_full`), which are for small models, are left out.
+        download_bytes: the model's; data sets are not counted.
+        disk_bytes: of the output folder, at the end and with its checkpoints.
+        upload_bytes: of the importance map and of one adapter, by name.
+    """
+
+    recipe: Recipe
+    device: Device
+    variant: Variant
+    memory: MemoryModel
+    stages: list[StagePlan]
+    download_bytes: int
+    disk_bytes: int
+    upload_bytes: dict[str, int]
+
+
+def plan_recipe(
+    recipe: Recipe, device: Device, *, config_file: str | Path | None = None, length: int | None = None
+) -> Plan:
+    """Plan all stages of a recipe on one device.
+
+    Args:
+        recipe: checked by `load_recipe`.
+        device: where it is to run.
+        config_file: a config.json of the model, if it is neither local nor in the table.
+        length: tokens of a domain item, at most; None is the recipe's ``domain.max_length``.
+
+    Raises:
+        ALoRAError: the model's configuration is not at hand, or the LoRA does not fit it.
+    """
+    planned = build_model(recipe, model_config(recipe, config_file))
+    arguments = recipe.training_arguments("tune", ".", anywhere=True)
+    memory = MemoryModel(
+        planned,
+        optimizer=str(getattr(arguments.optim, "value", arguments.optim)),
+        autocast=torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
+        host=device.host,
+    )
+    return _Planner(recipe, device, memory, length).plan()
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, device: Device, memory: MemoryModel, length: int | None) -> None:
+        self.recipe, self.device, self.memory, self.length = recipe, device, memory, length
+        self.variant = Variant(
+            checkpointing=bool(recipe.tune.get("gradient_checkpointing", False)),
+            omega_device=recipe.alora.omega_device,
+            storage=recipe.alora.storage or recipe.alora.save_storage or "float32",
+            quantization=recipe.model.quantization,
+        )
+        # This process has the same libraries in it as the run will have.
+        self.libraries = psutil.Process().memory_info().rss
+
+    def plan(self) -> Plan:
+        recipe = self.recipe
+        stages: list[StagePlan] = []
+        if recipe.needs_recording:
+            stages.append(self._record())
+        kinds = {m.fisher_kind for m in recipe.methods if m.fisher_kind is not None and not m.is_full}
+        if kinds:
+            stages.append(self._fisher(len(kinds)))
+        domains = recipe.each_domain()
+        stages += [
+            self._tune(each, method)
+            for method in recipe.methods
+            if method.trains and not method.is_full
+            for each in domains
+        ]
+        stages.append(self._evaluate(domains))
+        omega = self.memory.omega_bytes(recipe.alora.save_storage or "float32")
+        return Plan(
+            recipe,
+            self.device,
+            self.variant,
+            self.memory,
+            stages,
+            download_bytes=self.memory.planned.download_bytes,
+            disk_bytes=self._disk(omega),
+            upload_bytes={"importance map": omega + self.memory.factor_bytes, "adapter": self.memory.factor_bytes},
+        )
+
+    def _record(self) -> StagePlan:
+        amount = training_amount(self.recipe, "record", general_blocks(self.recipe), self.recipe.general.block_length)
+        variant = Variant(**(vars(self.variant) | {"checkpointing": self._checkpoints("record")}))
+        shape = Pass(amount.batch_size, amount.length)
+        once = self.memory.omega_bytes("float32")
+        # w is read and written once a step (or once in fold_every), its two factors of rank 2 r are multiplied out.
+        moved = 2 * once / self.recipe.alora.fold_every
+        flops = 8 * self._rank * self.memory.adapted_elements
+        text = (self.recipe.general.train_tokens or 0) * _TOKEN_BYTES
+        return self._stage(
+            "record", amount, shape, variant, self.memory.recording, moved, flops, host=once + text, own=flops
+        )
+
+    def _fisher(self, kinds: int) -> StagePlan:
+        settings = self.recipe.fisher
+        blocks = general_blocks(self.recipe)
+        samples = settings.samples if blocks is None else min(blocks, settings.samples)
+        passes = -(-samples // settings.batch_size)
+        amount = Amount(samples, passes, 1, settings.batch_size, self.recipe.general.block_length)
+        shape = Pass(settings.batch_size, amount.length)
+        once = self.memory.omega_bytes("float32")
+        outer = 2 * self.memory.adapted_elements * settings.batch_size * amount.length
+        stage = self._stage(
+            "fisher", amount, shape, self.variant, lambda s, v: self.memory.fisher(s, settings.batch_size),
+            2 * once, outer, host=once, own=outer,
+        )  # fmt: skip
+        if kinds == 1:
+            return stage
+        times = None if stage.seconds is None else stage.seconds * kinds
+        return StagePlan(
+            "fisher, twice", stage.held, stage.host_bytes, amount,
+            None if stage.flops is None else stage.flops * kinds, times, stage.peak_of,
+        )  # fmt: skip
+
+    def _tune(self, each: Recipe, method: Method) -> StagePlan:
+        """Stage B of one method on the domain of `each`."""
+        recipe = each.for_method(method)
+        name = f"tune {method.name}" + (f" on {get_task(each.domain.task).name}" if self.recipe.domains else "")
+        amount = training_amount(recipe, "tune", domain_items(each)[0], self.length or each.domain.max_length)
+        extra = 0
+        if method.technique in ("replay", "kl_anchor", "i_lora"):
+            fraction = self.recipe.options(method).own.fraction
+            extra = max(1, round(fraction * amount.batch_size))
+        length = max(amount.length, recipe.general.block_length) if extra else amount.length
+        shape = Pass(amount.batch_size + extra, length)
+        if not method.penalty:
+            return self._stage(name, amount, shape, self.variant, self.memory.plain, 0, 0)
+        # The penalty reads Omega once a step and multiplies a drift of rank 2 r out, and its products with A and B.
+        flops = 8 * self._rank * self.memory.adapted_elements
+        omega = self.memory.omega_bytes(self.variant.storage)
+        return self._stage(
+            name,
+            amount,
+            shape,
+            self.variant,
+            self.memory.protecting,
+            omega,
+            flops,
+            host=omega,
+            own=flops,
+        )
+
+    def _stage(
+        self,
+        name: str,
+        amount: Amount,
+        shape: Pass,
+        variant: Variant,
+        peak: Callable[[Pass, Variant], Held],
+        moved_bytes: float,
+        extra_flops: float,
+        *,
+        host: int = 0,
+        own: float = 0,
+    ) -> StagePlan:
+        held = peak(shape, variant)
+        host_bytes = self.libraries + host + (held.total if self.device.host else 0)
+        if amount.steps is None:
+            return StagePlan(name, held, host_bytes, amount, None, None, lambda v: peak(shape, v))
+        step = amount.micro_batches * self.memory.trace(shape, variant.checkpointing).flops + extra_flops
+        device = self.device
+        seconds = step / (device.flops * device.efficiency) + moved_bytes / device.bytes_per_second
+        return StagePlan(
+            name, held, host_bytes, amount, step * amount.steps, seconds * amount.steps, lambda v: peak(shape, v)
+        )
+
+    def _evaluate(self, domains: list[Recipe]) -> StagePlan:
+        """All evaluations: one a method, and with several domains one before the first and after each of them."""
+        settings = self.recipe.evaluation
+        size = settings.batch_size if isinstance(settings.batch_size, int) else 16
+        shape = Pass(size, settings.max_length or max(domain.domain.max_length for domain in domains), train=False)
+        held = self.memory.evaluation(shape, self.variant)
+        each = [evaluation_tokens(domain, domain_items(domain)[1]) for domain in domains]
+        known = [tokens for tokens in each if tokens is not None]
+        flops = None
+        if len(known) == len(domains):
+            tokens = sum(known) * (len(domains) + 1 if len(domains) > 1 else 1)
+            per_token = self.memory.trace(shape, False).flops / (shape.batch_size * shape.length)
+            flops = per_token * tokens * len(self.recipe.methods)
+        seconds = None if flops is None else flops / (self.device.flops * self.device.efficiency)
+        host = self.libraries + (held.total if self.device.host else 0)
+        return StagePlan("evaluate", held, host, None, flops, seconds, lambda v: self.memory.evaluation(shape, v))
+
+    @property
+    def _rank(self) -> int:
+        return max(weight.rank for weight in self.memory.planned.weights)
+
+    def _checkpoints(self, section: str) -> bool:
+        return bool(getattr(self.recipe, section).get("gradient_checkpointing", False))
+
+    def _disk(self, omega: int) -> int:
+        """Maps, adapters, and the checkpoints that are kept of every training (the recording's hold w)."""
+        factors = self.memory.factor_bytes
+        total = 0
+        checkpoint = 3 * factors
+        if self.recipe.needs_recording:
+            kept = self.recipe.training_arguments("record", ".", anywhere=True).save_total_limit or 1
+            total += omega + factors + kept * (checkpoint + self.memory.omega_bytes("float32") + factors)
+        kinds = {method.importance for method in self.recipe.methods if method.fisher_kind is not None}
+        total += len(kinds) * (self.memory.omega_bytes(self.recipe.fisher.storage) + factors)
+        kept = self.recipe.training_arguments("tune", ".", anywhere=True).save_total_limit or 1
+        total += sum(factors + kept * checkpoint for method in self.recipe.methods if method.trains)
+        return total
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data; sizes in bytes, times in seconds."""
+    from alora_trainer.experiment.recipe.plan.memory import describe
+
+    memory = plan.memory
+    return {
+        "schema": 1,
+        "recipe": plan.recipe.name,
+        "model": plan.recipe.model.path,
+        "device": {
+            "name": plan.device.name,
+            "flops": plan.device.flops,
+            "efficiency": plan.device.efficiency,
+            "bytes_per_second": plan.device.bytes_per_second,
+            "memory_bytes": plan.device.memory_bytes,
+        },
+        "parameters": memory.parameters,
+        "adapted_weights": len(memory.planned.weights),
+        "adapted_parameters": memory.adapted_elements,
+        "factor_parameters": memory.factor_elements,
+        "factor_bytes": memory.factor_bytes,
+        "w_bytes": memory.omega_bytes("float32"),
+        "omega_bytes": {storage: memory.omega_bytes(storage) for storage in FORMATS},
+        "stages": {
+            stage.name: describe(stage.held)
+            | {
+                "host_bytes": stage.host_bytes,
+                "steps": stage.amount.steps if stage.amount else None,
+                "tokens": stage.amount.tokens if stage.amount else None,
+                "flops": stage.flops,
+                "seconds": stage.seconds,
+            }
+            for stage in plan.stages
+        },
+        "download_bytes": plan.download_bytes,
+        "disk_bytes": plan.disk_bytes,
+        "upload_bytes": plan.upload_bytes,
+    }

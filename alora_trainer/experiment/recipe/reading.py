@@ -1,0 +1,176 @@
+"""."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.basics.keys import check_keys
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods import Method, get_method
+from alora_trainer.experiment.recipe.method_options import read_method_options
+from alora_trainer.experiment.recipe.model_section import ModelConfig
+from alora_trainer.experiment.recipe.recipe import _SET_BY_RUN, KEYS, SECTIONS, Recipe
+from alora_trainer.experiment.recipe.settings import (
+    as_mapping,
+    coerce,
+    coerce_all,
+    environment_variables,
+    interpolate,
+    parse_yaml,
+    set_override,
+)
+from alora_trainer.trainer.config import ALoRAConfig
+
+
+def load_recipe(
+    path: str | Path, overrides: Mapping[str, str] | None = None, *, variables: Mapping[str, str] | None = None
+) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file; relative paths in it start from its folder.
+        overrides: texts by dotted name ("tune.learning_rate": "1e-4"), read as YAML, over what the file says.
+        variables: for ``${NAME}``, over the process's environment.
+
+    Raises:
+        ALoRAError: the file is missing or no YAML, a key is unknown (the message names the nearest one), a value cannot be
+            used, or a variable is not set.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ALoRAError(f"the recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    written = as_mapping(parse_yaml(text, str(path)), str(path))
+    for key, override in (overrides or {}).items():
+        set_override(written, key, override)
+    check_keys(written, KEYS)
+    return build_recipe(written, base=path.parent, default_name=path.stem, variables=variables)
+
+
+def build_recipe(
+    written: Mapping[str, Any],
+    *,
+    base: str | Path = ".",
+    default_name: str = "recipe",
+    variables: Mapping[str, str] | None = None,
+) -> Recipe:
+    """A checked `Recipe` from plain data; see `load_recipe` for arguments and errors."""
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    from alora_trainer.data.domain import DomainConfig
+    from alora_trainer.data.general import GeneralConfig
+    from alora_trainer.data.probe import check_probe
+    from alora_trainer.data.tasks import get_task
+    from alora_trainer.evaluation.runner import EvaluationConfig
+    from alora_trainer.importance.recording.fisher import FisherConfig
+
+    given = interpolate(dict(written), environment_variables(variables))
+    check_keys(given, KEYS)
+    sections = {name: as_mapping(given.get(name), name) for name in SECTIONS}
+    domains = _domains(given, sections, DomainConfig)
+    recipe = Recipe(
+        name=coerce(given.get("name", default_name), str, "name"),
+        seed=coerce(given.get("seed", 0), int, "seed"),
+        output_dir=coerce(given.get("output_dir"), str | None, "output_dir"),
+        methods=_methods(given.get("methods", list(_DEFAULT_METHODS))),
+        model=_section(ModelConfig, sections, "model"),
+        lora=_checked(LoraConfig, sections["lora"], "lora"),
+        fresh_lora=_checked(LoraConfig, sections["fresh_lora"], "fresh_lora"),
+        general=_section(GeneralConfig, sections, "general"),
+        domain=domains[0],
+        domains=domains if "domains" in given else (),
+        record=_checked(TrainingArguments, sections["record"], "record", _SET_BY_RUN),
+        tune=_checked(TrainingArguments, sections["tune"], "tune", _SET_BY_RUN),
+        alora=_section(ALoRAConfig, {"alora": {"record": "projected"} | sections["alora"]}, "alora"),
+        fisher=_section(FisherConfig, sections, "fisher"),
+        method_options=read_method_options(
+            sections["method_options"],
+            {
+                "lora": lambda values, name: _checked(LoraConfig, values, name),
+                "tune": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
+                "alora": lambda values, name: _checked(ALoRAConfig, values, name),
+                "record": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
+            },
+        ),
+        evaluation=_section(EvaluationConfig, sections, "evaluation"),
+        base=Path(base),
+        written=dict(written),
+    )
+    if not 0 <= recipe.seed < 2**32:
+        raise ALoRAError(f"seed={recipe.seed} must lie between 0 and 2**32 - 1")
+    if recipe.alora.record is None and recipe.needs_recording:
+        raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'projected'")
+    if recipe.fresh_lora and recipe.alora.start != "fresh":
+        raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
+    if recipe.alora.budget is not None:
+        check_probe(recipe.general)
+    for domain in domains:
+        get_task(domain.task)
+    recipe.lora_config()
+    recipe.lora_config(fresh=True)
+    for section in ("record", "tune"):
+        recipe.training_arguments(section, base, anywhere=True)
+    for name in recipe.method_options:
+        special = recipe.for_method(get_method(name))
+        special.lora_config()
+        special.training_arguments("tune", base, anywhere=True)
+    recipe.for_full_recording().training_arguments("record", base, anywhere=True)
+    return recipe
+
+
+def _methods(value: Any) -> tuple[Method, ...]:
+    names = coerce(value, list[str], "methods")
+    if not isinstance(names, list) or not names:
+        raise ALoRAError(f"methods={value!r} must be a list of methods, such as {', '.join(_DEFAULT_METHODS)}")
+    methods = tuple(get_method(str(name)) for name in names)
+    if len({method.name for method in methods}) < len(methods):
+        raise ALoRAError(f"methods={', '.join(map(str, names))} names one of them twice: leave it out")
+    return methods
+
+
+def _domains(given: Mapping[str, Any], sections: Mapping[str, dict[str, Any]], kind: type) -> tuple[Any, ...]:
+    """The recipe's `domain` alone, or its `domains`: names of built-in tasks, or sections as `domain` is one."""
+    if "domains" not in given:
+        return (_section(kind, sections, "domain"),)
+    listed = given["domains"]
+    if isinstance(listed, str):
+        listed = [word.strip() for word in listed.split(",")]
+    if not isinstance(listed, list) or len(listed) < 2 or given.get("domain") is not None:
+        raise ALoRAError("domains must be a list of two or more, in the place of domain: domains: [sciq, piqa]")
+    made = []
+    for number, entry in enumerate(listed, start=1):
+        name = f"domains.{number}"
+        values = {"task": entry} if isinstance(entry, str) else as_mapping(entry, name)
+        made.append(_section(kind, {name: values}, name))
+    return tuple(made)
+
+
+def _checked(
+    kind: type, values: dict[str, Any], name: str, reserved: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A section's values, after checking its keys and types against the fields of the dataclass `kind`."""
+    for key, instead in (reserved or {}).items():
+        if key in values:
+            raise ALoRAError(f"{name}.{key} cannot be set: {instead} sets it")
+    known = {item.name for item in dataclasses.fields(kind) if item.init}
+    check_keys(values, known - set(reserved or {}), name)
+    return coerce_all(values, typing.get_type_hints(kind), name)
+
+
+def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> Any:
+    """A section as an instance of the dataclass `kind`."""
+    values = _checked(kind, sections[name], name)
+    for item in dataclasses.fields(kind):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.init and values.get(item.name) is None:
+            raise ALoRAError(f"the recipe has no {name}.{item.name}: add it")
+    return kind(**values)
+
+
+_DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")

@@ -1,0 +1,241 @@
+"""A recipe: everything that one comparison needs, read from YAML, checked before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.methods.method import MethodOptions
+from alora_trainer.experiment.recipe.method_options import options_of
+from alora_trainer.experiment.recipe.model_section import ModelConfig
+from alora_trainer.experiment.recipe.settings import (
+    resolve_path,
+)
+from alora_trainer.trainer.config import ALoRAConfig
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    from alora_trainer.data.domain import DomainConfig
+    from alora_trainer.data.general import GeneralConfig
+    from alora_trainer.evaluation.runner import EvaluationConfig
+    from alora_trainer.importance.recording.fisher import FisherConfig
+
+SECTIONS = (
+    "model",
+    "lora",
+    "fresh_lora",
+    "general",
+    "domain",
+    "record",
+    "tune",
+    "alora",
+    "fisher",
+    "method_options",
+    "evaluation",
+)
+KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
+# Set by the run itself, so that one seed rules everything and every part lands in its own folder.
+_SET_BY_RUN = {
+    "output_dir": "the run's --output_dir",
+    "seed": "the recipe's own seed",
+    "data_seed": "the recipe's own seed",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `load_recipe` makes it.
+
+    Attributes:
+        name: names the default output folder.
+        model: the base model.
+        seed: of models, adapters, data order and evaluation.
+        output_dir: default output folder, relative to the recipe; None is ``runs/NAME`` in the working directory.
+        methods: what is compared, in order.
+        lora: fields of `peft.LoraConfig`.
+        fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: fresh``.
+        general: general text, to record on and to measure general ability with.
+        domain: the task to tune on; with `domains`, the first of them.
+        domains: several tasks to tune on in a row (see `continual`); empty for one.
+        record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
+        alora: recording and protecting.
+        fisher: how Fisher information is estimated, for the methods that need it.
+        method_options: what is set for one method alone, by its name.
+        evaluation: how both kinds of text are scored.
+        base: the recipe's folder, which its relative paths start from.
+        written: the recipe as it was written, overrides included, variables and paths not resolved.
+    """
+
+    name: str
+    model: ModelConfig
+    lora: dict[str, Any]
+    general: GeneralConfig
+    domain: DomainConfig
+    record: dict[str, Any]
+    tune: dict[str, Any]
+    alora: ALoRAConfig
+    evaluation: EvaluationConfig
+    fisher: FisherConfig
+    domains: tuple[DomainConfig, ...] = ()
+    method_options: dict[str, MethodOptions] = field(default_factory=dict)
+    fresh_lora: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    output_dir: str | None = None
+    methods: tuple[Method, ...] = ()
+    base: Path = field(default_factory=Path)
+    written: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether any of the methods starts from the adapter that is recorded on general text."""
+        return any(method.needs_recording and not method.is_full for method in self.methods)
+
+    def each_domain(self) -> list[Recipe]:
+        """This recipe for each of its domains alone, in their order."""
+        return [dataclasses.replace(self, domain=domain, domains=()) for domain in self.domains or (self.domain,)]
+
+    def options(self, method: Method) -> MethodOptions:
+        """What is set for `method`."""
+        return options_of(self.method_options, method.name)
+
+    def for_method(self, method: Method) -> Recipe:
+        """The recipe as `method` trains by it: with what makes the method, and what is set for it alone.
+
+        Raises:
+            ALoRAError: the two do not go together.
+        """
+        options = self.options(method)
+        return dataclasses.replace(
+            self,
+            lora={**self.lora, **method.lora, **options.lora},
+            tune={**self.tune, **options.tune},
+            alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
+        )
+
+    def for_full_recording(self) -> Recipe:
+        """The recipe as stage A of the whole model goes by it (`si_full`): with what is set for that alone."""
+        (name,) = (name for name, method in METHODS.items() if method.records_alone)
+        return dataclasses.replace(self, record={**self.record, **options_of(self.method_options, name).record})
+
+    def lora_config(self, *, fresh: bool = False) -> LoraConfig:
+        """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
+
+        Raises:
+            ALoRAError: PEFT refuses the values.
+        """
+        from peft import LoraConfig
+
+        try:
+            return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora | (self.fresh_lora if fresh else {})))
+        except (TypeError, ValueError) as error:
+            raise ALoRAError(f"lora: {_first_line(error)}") from error
+
+    def training_arguments(self, section: str, output_dir: str | Path, *, anywhere: bool = False) -> TrainingArguments:
+        """The `transformers.TrainingArguments` of section "record" or "tune", writing to `output_dir`.
+
+        Checkpoints are written four times a training and the last two kept, unless the recipe says otherwise.
+
+        Args:
+            section: "record" or "tune".
+            output_dir: for checkpoints.
+            anywhere: only to look at: a recipe for a GPU is not refused on a machine without one.
+
+        Raises:
+            ALoRAError: transformers refuses the values.
+        """
+        import torch
+        from transformers import TrainingArguments
+
+        defaults = {
+            "seed": self.seed,
+            "report_to": "none",
+            "save_strategy": "steps",
+            "save_steps": 0.25,
+            "save_total_limit": 2,
+            "logging_steps": 10,
+            "label_names": ["labels"],
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "disable_tqdm": not sys.stderr.isatty(),
+        }
+        given = defaults | getattr(self, section)
+        if anywhere and not torch.cuda.is_available():
+            given["use_cpu"] = True
+        try:
+            return TrainingArguments(output_dir=str(output_dir), **given)
+        except (TypeError, ValueError, ImportError) as error:
+            raise ALoRAError(f"{section}: {_first_line(error)}") from error
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole recipe as plain data, with defaults of ours, variables replaced and paths absolute.
+
+        Written to a file, it is a recipe that does the same from any folder.
+        """
+        from alora_trainer.data.general import SELF
+
+        general = dataclasses.asdict(self.general)
+        domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
+        read = [(general, ("train", "test", "probe")), *((domain, ("train", "test", "source")) for domain in domains)]
+        for section, keys in read:
+            for key in keys:
+                if section[key] != SELF:
+                    section[key] = _absolute(section[key], self.base)
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "methods": [method.name for method in self.methods],
+            "model": dataclasses.asdict(self.model) | {"path": self.model_source},
+            "lora": self.lora,
+            "fresh_lora": self.fresh_lora,
+            "general": general,
+            **({"domains": domains} if self.domains else {"domain": domains[0]}),
+            "record": self.record,
+            "tune": self.tune,
+            "alora": dataclasses.asdict(self.alora),
+            "fisher": dataclasses.asdict(self.fisher),
+            "method_options": {name: options.resolved() for name, options in self.method_options.items()},
+            "evaluation": dataclasses.asdict(self.evaluation),
+        }
+
+    @property
+    def model_source(self) -> str:
+        """What `from_pretrained` is given: the model's absolute folder, or its Hub id.
+
+        Raises:
+            ALoRAError: `model.path` is a path, and there is no such folder.
+        """
+        path = resolve_path(self.model.path, self.base)
+        if path.is_dir():
+            return str(path.resolve())
+        if self.model.path.count("/") > 1 or self.model.path.startswith((".", "/", "~")) or path.exists():
+            raise ALoRAError(
+                f"there is no model folder {self.model.path} (looked in {self.base.resolve()}): set model.path to a folder "
+                "or to a Hub id"
+            )
+        return self.model.path
+
+
+def _absolute(source: Any, base: Path) -> Any:
+    if isinstance(source, str):
+        return source if source.startswith("hub:") else str(resolve_path(source, base.resolve()))
+    if isinstance(source, list):
+        return [_absolute(item, base) for item in source]
+    if isinstance(source, Mapping) and "hub" in source:
+        return dict(source)
+    if isinstance(source, Mapping) and "path" in source:
+        return {**source, "path": _absolute(source["path"], base)}
+    if isinstance(source, Mapping):
+        return {name: _absolute(item, base) for name, item in source.items()}
+    return source
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""The report from end to end: numbers first, then figures and pages made of these numbers alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.basics.files import write_bytes, write_json, write_text
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.report.gather import Comparison, compare, figure_name, read_runs
+from alora_trainer.experiment.report.results import SCHEMA
+
+logger = logging.getLogger(__name__)
+
+NUMBERS = "report.json"
+_NEEDED = {"scipy": "scipy", "matplotlib": "matplotlib"}
+
+
+def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
+    """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` (each as PNG and SVG) into a folder.
+
+    Args:
+        sources: as `read_runs` takes them; ``report.json`` of an earlier report is one, and gives the same report again.
+        output_dir: where the report goes.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ALoRAError: there are no results, or scipy or matplotlib is not installed.
+    """
+    from alora_trainer.experiment.report.page_html import html_page
+    from alora_trainer.experiment.report.page_markdown import markdown_page
+
+    for module, package in _NEEDED.items():
+        if importlib.util.find_spec(module) is None:
+            raise ALoRAError(f"a report needs {package}: pip install 'alora-trainer[report]'")
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
+    runs = read_runs(sources)
+    numbers = report_numbers(runs)
+    pictures: dict[str, str] = {}
+    for comparison in numbers["comparisons"]:
+        for name, (svg, png) in draw_figures(comparison).items():
+            pictures[name] = svg
+            write_text(folder / "figures" / f"{name}.svg", svg)
+            write_bytes(folder / "figures" / f"{name}.png", png)
+    write_json(folder / NUMBERS, numbers, indent=None)
+    write_text(folder / "report.md", markdown_page(numbers))
+    write_text(folder / "report.html", html_page(numbers, pictures))
+    return folder / "report.html"
+
+
+def report_numbers(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that a report says, as plain data: the runs themselves, and what is computed from them.
+
+    Returns:
+        ``schema``; ``runs``, as they were read; ``comparisons``, one for each task and model: ``task``, ``model``, ``recipe``,
+        ``seeds``, ``table``, ``ablation``, ``significance``, ``overlap``, ``definitions``, ``environment``, ``tokenizer`` and
+        ``figures`` (what each of them draws, by name).
+    """
+    return {"schema": SCHEMA, "runs": list(runs), "comparisons": [_numbers(one) for one in compare(runs)]}
+
+
+def draw_figures(comparison: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
+    """The figures of one comparison of `report_numbers` as (SVG, PNG), by the names of their files without ending."""
+    from alora_trainer.experiment.report.figures import FIGURES
+    from alora_trainer.experiment.report.style import to_png, to_svg
+
+    drawn = {}
+    for module in FIGURES:
+        data = comparison["figures"].get(module.NAME)
+        if data is not None:
+            figure = module.draw(data)
+            drawn[figure_name(comparison, module.NAME)] = (to_svg(figure), to_png(figure))
+    return drawn
+
+
+def _numbers(comparison: Comparison) -> dict[str, Any]:
+    from alora_trainer.experiment.report.figures import FIGURES
+    from alora_trainer.experiment.report.significance import significance
+    from alora_trainer.experiment.report.table import ablation, table
+
+    rows = table(comparison)
+    first = comparison.runs[0]
+    entry = next(iter(comparison.variants[0].entries.values()))
+    return {
+        "id": _identifier(comparison),
+        "task": comparison.task,
+        "model": comparison.model,
+        "recipe": first["recipe"],
+        "seeds": comparison.seeds,
+        "table": rows,
+        "ablation": ablation(rows),
+        "significance": significance(comparison),
+        "overlap": _overlap(comparison),
+        "definitions": first.get("definitions", {}),
+        "environment": first["environment"],
+        "tokenizer": entry.get("tokenizer"),
+        "figures": {module.NAME: data for module in FIGURES if (data := module.numbers(comparison)) is not None},
+    }
+
+
+def _identifier(comparison: Comparison) -> str:
+    text = f"{comparison.task}-{Path(comparison.model).name}"
+    return "".join(character if character.isalnum() or character in "-_." else "_" for character in text)
+
+
+def _overlap(comparison: Comparison) -> list[dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for run in comparison.runs:
+        if run.get("overlap") is not None:
+            found.setdefault(int(run["recipe"].get("seed", 0)), dict(run["overlap"]))
+    return [{"seed": seed, **found[seed]} for seed in sorted(found)]

@@ -1,0 +1,73 @@
+"""Task loss, penalty and their sum over the training on the domain (the paper's figure 4)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.experiment.methods.general_text import GeneralTextOptions
+from alora_trainer.experiment.report.gather import Comparison, Variant
+from alora_trainer.experiment.report.style import dress, legend, look, new_figure, strokes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "losses"
+TITLE = "Losses while tuning"
+CAPTION = (
+    "Task loss (cross-entropy of the answers), what is added to it (the penalty with lambda and layer weights in it, or the "
+    "weighted loss on general text of replay, i_lora and kl_anchor; logarithmic axis) and their sum, which is minimised. Each "
+    "point is the mean of the optimizer steps since the one before, averaged over seeds."
+)
+PARTS = {"task": "task loss (nats a token)", "penalty": "penalty, or loss on general text", "total": "total"}
+
+
+def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    curves = []
+    for variant in comparison.variants:
+        found = mean_columns(variant, "training", ("loss", "ce_loss", "penalty", "general_loss"))
+        if found is not None:
+            total, penalty = found.get("loss"), found.get("penalty")
+            task = found.get("ce_loss", total)
+            if total is not None and penalty is None and "general_loss" in found:
+                options = comparison.runs[0]["recipe"].get("method_options", {}).get(variant.method, {})
+                weight = float(options.get("weight", GeneralTextOptions().weight))
+                penalty = [weight * value for value in found["general_loss"]]
+                task = [whole - added for whole, added in zip(total, penalty, strict=True)]
+            curve = {"step": found["step"], "task": task, "penalty": penalty, "total": total}
+            curves.append({"method": variant.method, "label": variant.label, **curve})
+    return {"methods": comparison.methods, "curves": curves} if curves else None
+
+
+def mean_columns(variant: Variant, kind: str, keys: tuple[str, ...]) -> dict[str, list[Any]] | None:
+    """A variant's log columns, averaged over the seeds that logged at the same steps; those that are missing are left out."""
+    histories = [entry.get("train", {}).get("history", {}).get(kind) for entry in variant.entries.values()]
+    histories = [one for one in histories if one and one["step"] == next(h for h in histories if h)["step"]]
+    if not histories:
+        return None
+    columns: dict[str, list[Any]] = {"step": histories[0]["step"]}
+    for key in keys:
+        if all(key in one and None not in one[key] for one in histories):
+            columns[key] = [statistics.fmean(values) for values in zip(*(one[key] for one in histories), strict=True)]
+    return columns
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    figure = new_figure(11, 3.7)
+    counts = {method: sum(curve["method"] == method for curve in data["curves"]) for method in data["methods"]}
+    for place, (part, title) in enumerate(PARTS.items(), start=1):
+        axes = figure.add_subplot(1, 3, place)
+        drawn: dict[str, int] = {}
+        for curve in data["curves"]:
+            method = curve["method"]
+            number = drawn[method] = drawn.get(method, -1) + 1
+            values = curve[part] or [math.nan] * len(curve["step"])
+            stroke = strokes(look(method, data["methods"]), number, counts[method])
+            every = max(1, len(values) // 8)
+            axes.plot(curve["step"], values, markevery=every, label=curve["label"], **stroke)
+        if part == "penalty" and any(value > 0 for curve in data["curves"] for value in curve["penalty"] or ()):
+            axes.set_yscale("log")
+        dress(axes, x="optimizer step", y=title)
+    legend(figure, axes)
+    return figure

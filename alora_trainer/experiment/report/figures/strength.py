@@ -1,0 +1,72 @@
+"""Accuracy and forgetting over the penalty's strength lambda (the paper's figure 6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.experiment.report.gather import BASE, PLAIN, Comparison
+from alora_trainer.experiment.report.style import dress, legend, look, new_figure
+from alora_trainer.experiment.report.table import summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "strength"
+TITLE = "The penalty's strength"
+CAPTION = (
+    "Accuracy and rise of general perplexity over lambda (logarithmic axis); points are means over seeds, bars one sample "
+    "standard deviation. Dashed lines: the base model, and LoRA without a penalty."
+)
+LEVELS = (BASE, PLAIN, "lora_ab")
+
+
+def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    curves: dict[str, list[dict[str, Any]]] = {}
+    levels = []
+    for variant in comparison.variants:
+        accuracy = summary([100 * value for value in variant.values("tasks", comparison.task, "acc").values()])
+        measured = {"accuracy": accuracy, "rise": summary(list(comparison.rises(variant).values()))}
+        if variant.lam is not None:
+            curves.setdefault(variant.method, []).append({"lam": variant.lam, **measured})
+        elif variant.method in LEVELS and not variant.settings:
+            levels.append({"method": variant.method, **measured})
+    curves = {method: points for method, points in curves.items() if len(points) > 1}
+    if not curves:
+        return None
+    return {"methods": comparison.methods, "task": comparison.task, "curves": curves, "levels": levels}
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    figure = new_figure(10.2, 4.2)
+    panels = [("accuracy", f"{data['task']} accuracy (%)"), ("rise", "rise of general perplexity (%)")]
+    for place, (measure, title) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, 2, place)
+        for method, points in data["curves"].items():
+            style = look(method, data["methods"])
+            found = [point for point in points if point[measure] is not None]
+            axes.errorbar(
+                [point["lam"] for point in found],
+                [point[measure]["mean"] for point in found],
+                yerr=[point[measure]["sd"] or 0 for point in found],
+                color=style.colour,
+                marker=style.marker,
+                markerfacecolor=style.face,
+                linewidth=1.6,
+                elinewidth=1,
+                capsize=2.5,
+                label=method,
+            )
+        for level in data["levels"]:
+            if level[measure] is not None:
+                style = look(level["method"], data["methods"])
+                axes.axhline(
+                    level[measure]["mean"], color=style.colour, linestyle="--", linewidth=1.2, label=level["method"]
+                )
+        lams = [point["lam"] for points in data["curves"].values() for point in points]
+        if min(lams) > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(lam for lam in lams if lam > 0))
+        dress(axes, x=r"strength $\lambda$", y=title)
+    legend(figure, axes)
+    return figure

@@ -1,0 +1,121 @@
+"""The numbers of the main table and of the ablation: mean and spread over seeds, differences, and what is best."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from alora_trainer.experiment.report.gather import BASE, OURS, PLAIN, Comparison, Variant
+
+# The paper's table 2, and controls beyond it: method -> what is taken away.
+ABLATION = {
+    OURS: "whole",
+    "alora_no_layer": "- layer weights",
+    "alora_no_element": "- element weights",
+    "l2": "- layer and element weights, plain L2",
+    "shuffled": "importance put to random places",
+    "lora_ab": "- layer, element (no penalty)",
+}
+
+
+def summary(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean, sample standard deviation (None for a single value) and number; None for no values."""
+    if not values:
+        return None
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": spread, "n": len(values)}
+
+
+def table(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row a variant.
+
+    Every measure is ``{"mean", "sd", "n"}`` over seeds or None: ``perplexity`` (general, by token), ``rise`` (over base, %),
+    ``accuracy`` (%), ``accuracy_norm`` (%), ``kl`` (nats a token), ``ece``, ``seconds`` (stage B), ``seconds_before``
+    (stage A and whatever else comes before), ``peak_bytes``. ``item_error`` is the standard error of the accuracy over items
+    (%), mean over seeds. ``accuracy_over_base``, ``accuracy_over_lora`` (points) and ``perplexity_over_lora`` (%) are
+    differences of means. ``best`` names the measures in which the row is the best of those that train.
+    """
+    rows = [_row(comparison, variant) for variant in comparison.variants]
+    base = _only(rows, BASE)
+    plain = _only(rows, PLAIN)
+    for row in rows:
+        row["accuracy_over_base"] = _difference(row, base, "accuracy")
+        row["accuracy_over_lora"] = _difference(row, plain, "accuracy")
+        row["perplexity_over_lora"] = _ratio(row, plain, "perplexity")
+        row["best"] = []
+    trained = [row for row in rows if row["method"] != BASE]
+    choices: list[tuple[str, Callable[..., Any]]] = [
+        ("perplexity", min), ("rise", min), ("accuracy", max), ("accuracy_norm", max), ("kl", min), ("ece", min)
+    ]  # fmt: skip
+    for measure, choose in choices:
+        found = [row[measure]["mean"] for row in trained if row[measure] is not None]
+        for row in trained if len(found) > 1 else ():
+            if row[measure] is not None and row[measure]["mean"] == choose(found):
+                row["best"].append(measure)
+    return rows
+
+
+def ablation(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the paper's table 2: `alora` and what is left when parts of it are taken away; empty without `alora`."""
+    if not any(row["method"] == OURS for row in rows):
+        return []
+    found = [
+        {"what": what, **{key: row[key] for key in ("label", "method", "perplexity", "rise", "accuracy")}}
+        for method, what in ABLATION.items()
+        for row in rows
+        if row["method"] == method
+    ]
+    return found if len({row["method"] for row in found}) > 1 else []
+
+
+def seconds_before(entry: Mapping[str, Any]) -> float:
+    """What came before the training on the domain, in seconds: the recording, and other parts with a time of their own."""
+    return sum(
+        float(part["seconds"])
+        for key, part in entry.items()
+        if key != "train" and isinstance(part, Mapping) and isinstance(part.get("seconds"), (int, float))
+    )
+
+
+def _row(comparison: Comparison, variant: Variant) -> dict[str, Any]:
+    task = ("tasks", comparison.task)
+
+    def percent(*path: str) -> list[float]:
+        return [100 * value for value in variant.values(*path).values()]
+
+    errors = percent(*task, "acc_stderr")
+    return {
+        "label": variant.label,
+        "method": variant.method,
+        "settings": variant.settings,
+        "seeds": sorted(variant.entries),
+        "perplexity": summary(list(variant.values("general", "token_perplexity").values())),
+        "rise": summary(list(comparison.rises(variant).values())),
+        "accuracy": summary(percent(*task, "acc")),
+        "accuracy_norm": summary(percent(*task, "acc_norm")),
+        "item_error": statistics.fmean(errors) if errors else None,
+        "kl": summary(list(variant.values("general", "kl_to_base", "nats_per_token").values())),
+        "ece": summary(list(variant.values(*task, "ece").values())),
+        "seconds": summary(list(variant.values("train", "seconds").values())),
+        "seconds_before": summary([seconds_before(entry) for entry in variant.entries.values()]),
+        "peak_bytes": summary(list(variant.values("train", "peak_bytes").values())),
+    }
+
+
+def _only(rows: Sequence[Mapping[str, Any]], method: str) -> Mapping[str, Any] | None:
+    """The row of a method that has one variant."""
+    found = [row for row in rows if row["method"] == method]
+    return found[0] if len(found) == 1 else None
+
+
+def _difference(row: Mapping[str, Any], other: Mapping[str, Any] | None, measure: str) -> float | None:
+    if other is None or row[measure] is None or other[measure] is None:
+        return None
+    return float(row[measure]["mean"] - other[measure]["mean"])
+
+
+def _ratio(row: Mapping[str, Any], other: Mapping[str, Any] | None, measure: str) -> float | None:
+    if other is None or row[measure] is None or other[measure] is None:
+        return None
+    return float(100 * (row[measure]["mean"] / other[measure]["mean"] - 1))

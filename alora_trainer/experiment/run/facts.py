@@ -1,0 +1,72 @@
+"""."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from alora_trainer.importance.base_model import commit_of
+
+if TYPE_CHECKING:
+    from alora_trainer.experiment.recipe.recipe import Recipe
+
+
+def recording_facts(recipe: Recipe, cost: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a recipe and its run add to a recorded map's `info`: the texts, and what the recording cost.
+
+    Args:
+        cost: seconds and peak_bytes.
+        device: that it was recorded on.
+    """
+    from alora_trainer.data.general import SELF
+
+    general = recipe.general
+    sampled = "text sampled from the base model itself"
+    sources = [sampled] if general.train == SELF else [_public_source(s) for s in general.train.values()]
+    return {
+        "data": {"sources": sources, "block_length": general.block_length},
+        "cost": cost_facts(cost, device),
+    }
+
+
+def cost_facts(cost: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a recording cost (`seconds` and `peak_bytes` of `cost`), and on which device, for a map's `info`."""
+    return {key: cost[key] for key in ("seconds", "peak_bytes")} | {"device": _device_name(device)}
+
+
+def domain_facts(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's domain is, for the card of an adapter that was tuned on it."""
+    task = recipe.domain.task
+    name = task if isinstance(task, str) else str(task.get("name"))
+    train = recipe.domain.train
+    sources = train if isinstance(train, list) else [train] if train is not None else _built_in(name)
+    return {"task": name, "sources": [_public_source(source) for source in sources]}
+
+
+def _built_in(task: str) -> list[Any]:
+    from alora_trainer.data.tasks import BUILT_IN
+
+    return [BUILT_IN[task].hub["train"]]
+
+
+def _public_source(source: Any) -> Any:
+    """A source of text as others may know it: a Hub data set in full, of a file its name alone."""
+    from alora_trainer.data.sources import HUB_PREFIX
+
+    if isinstance(source, str) and source.startswith(HUB_PREFIX):
+        source = {"hub": source.removeprefix(HUB_PREFIX)}
+    if isinstance(source, Mapping):
+        if "hub" in source:
+            revision = source.get("revision")
+            source = {**source, "revision": commit_of(source["hub"], revision or "main", "dataset") or revision}
+        public = {key: value for key, value in source.items() if key in ("hub", "name", "split", "revision")}
+        return public | ({"path": Path(str(source["path"])).name} if "path" in source else {})
+    return {"path": Path(str(source)).name}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"one {platform.machine()} {device.type}"

@@ -1,0 +1,64 @@
+"""A recipe's general text: what is trained on (in stage A, for Fisher information, as replay), and the probe of stage B."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.data.general import SELF, pack_general_text
+from alora_trainer.experiment.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def text_to_train(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:
+    """Blocks of tokens to train on: packed from the recipe's sources, streamed, or sampled from the base model.
+
+    Args:
+        recipe: the recipe.
+        tokenizer: the base model's.
+        folder: keeps the text that is sampled.
+    """
+    from alora_trainer.data.streaming import stream_general_text
+
+    general = recipe.general
+    sources = sampled_text(recipe, tokenizer, folder) if general.train == SELF else general.train
+    logger.info(f"general text: {', '.join(sources)}")
+    common: dict[str, Any] = {"block_length": general.block_length, "seed": recipe.seed, "base": recipe.base}
+    if general.streaming:
+        return stream_general_text(sources, tokenizer, **common)
+    return pack_general_text(sources, tokenizer, max_tokens=general.train_tokens, **common)
+
+
+def text_to_watch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:
+    """Blocks of tokens for the general probe; see `data.probe`.
+
+    Args:
+        recipe: the recipe.
+        tokenizer: the base model's.
+        folder: where `text_to_train` keeps the text that is sampled; it is sampled now if it is not there.
+    """
+    from alora_trainer.data.probe import probe_text
+
+    general, sampled = recipe.general, None
+    if general.train == SELF and general.probe is None:
+        sampled = sampled_text(recipe, tokenizer, folder)
+    return probe_text(general, tokenizer, seed=recipe.seed, base=recipe.base, sampled=sampled)
+
+
+def sampled_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
+    """The source of text sampled from the base model, in `folder`; sampled now unless it is there."""
+    from alora_trainer.data.self_text import sample_text
+    from alora_trainer.experiment.run.models import load_base, place, release_memory
+
+    logger.info("sampling general text from the base model")
+    base = load_base(recipe)
+    place(base, recipe.training_arguments("record", folder).device)
+    path = sample_text(base, tokenizer, recipe.general.self_text, folder / "self_text.jsonl")
+    del base
+    release_memory()
+    return {SELF: str(path.resolve())}

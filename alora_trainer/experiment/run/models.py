@@ -1,0 +1,178 @@
+"""One stage at a time: a freshly loaded base model, an adapter on it, and a training that goes on where it was stopped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.importance.base_model import remember_revision
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a padding token (its end of text, if it has none of its own).
+
+    Raises:
+        ALoRAError: there is none at `model.path`, or it has no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model_source, revision=recipe.model.revision)
+    except (OSError, ValueError) as error:
+        raise ALoRAError(_not_loaded("tokenizer", recipe, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ALoRAError(f"the tokenizer of {recipe.model.path} has no end-of-text token: choose another model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(recipe: Recipe) -> PreTrainedModel:
+    """The base model, freshly loaded after seeding everything, so that what follows does not depend on what was before.
+
+    Raises:
+        ALoRAError: there is none at `model.path`.
+    """
+    set_seed(recipe.seed)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            recipe.model_source,
+            revision=recipe.model.revision,
+            dtype=recipe.model.dtype,
+            quantization_config=_quantization(recipe),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ALoRAError(_not_loaded("model", recipe, error)) from error
+    remember_revision(model, recipe.model.revision)
+    return model
+
+
+def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    kind = recipe.model.quantization
+    if kind is None:
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    dtype = torch.bfloat16 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def place(model: Any, device: torch.device) -> None:
+    """Bring a model to `device`; a quantised one is there since it was loaded, and cannot be moved."""
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
+
+
+def load_other(recipe: Recipe, source: str) -> PreTrainedModel:
+    """A model other than the recipe's base, such as a merged one, from a folder or the Hub; scored by the base's tokenizer.
+
+    Raises:
+        ALoRAError: there is none at `source`, or it has another vocabulary than the base model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=recipe.model.dtype)
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ALoRAError(f"the model at {source} cannot be loaded: {lines[0]}") from error
+    if len(load_tokenizer(recipe)) > model.get_input_embeddings().weight.shape[0]:
+        raise ALoRAError(
+            f"the model at {source} has fewer tokens than the recipe's tokenizer: it is of another base model"
+        )
+    return model
+
+
+def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}"
+
+
+def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: bool = False) -> PeftModel:
+    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: fresh``.
+
+    Raises:
+        ALoRAError: the recipe's `lora` does not fit the model.
+    """
+    set_seed(recipe.seed)
+    try:
+        return get_peft_model(model, recipe.lora_config(fresh=protected))
+    except ValueError as error:
+        raise ALoRAError(f"lora does not fit the model: {str(error).strip().splitlines()[0]}") from error
+
+
+def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable: bool) -> PeftModel:
+    """`model` with the adapter in `folder`, which may be a Hub id (an importance map is one, too).
+
+    Raises:
+        ALoRAError: there is none, or it does not fit the model; it is an importance map's, and damaged.
+    """
+    from alora_trainer.artefact.files import CONFIG_FILE
+    from alora_trainer.artefact.reading import check_reference
+
+    source = str(folder)
+    local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    if local and not (Path(folder) / "adapter_config.json").is_file():
+        raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
+    if local and (Path(folder) / CONFIG_FILE).is_file():
+        check_reference(Path(folder))
+    try:
+        return PeftModel.from_pretrained(model, source, is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        raise ALoRAError(f"the adapter in {folder} cannot be put on the model: {' '.join(lines[:2])}") from error
+
+
+def load_to_score(
+    recipe: Recipe, adapter: str | Path | None, model_source: str | None, device: torch.device
+) -> tuple[Any, Any]:
+    """A model to evaluate, and the base model to compare it with.
+
+    Args:
+        recipe: the recipe.
+        adapter: a folder or Hub id of an adapter, or a folder with a whole model that was tuned; None for neither.
+        model_source: another model instead (a folder or Hub id), such as a merged one.
+        device: where both go.
+
+    Returns:
+        the model; the base model where it is not the model itself without its adapter, and divergence from it is asked for
+        (`evaluation.kl_tokens`), else None or the model.
+    """
+    whole = adapter is not None and (Path(adapter) / "config.json").is_file()
+    source = str(adapter) if whole else model_source
+    model: Any = load_base(recipe) if source is None else load_other(recipe, source)
+    base = model
+    if source is not None:
+        base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
+    elif adapter is not None:
+        model, base = with_saved_adapter(model, adapter, trainable=False), None
+    for loaded in (model, base):
+        if loaded is not None:
+            place(loaded, device)
+    return model, base
+
+
+def release_memory() -> None:
+    """Give back what a model that is no longer used held, before the next stage is measured."""
+    import gc
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

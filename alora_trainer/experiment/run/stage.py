@@ -1,0 +1,106 @@
+"""The parts of a run on disk: each remembers the settings it was made with, and whether it was finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.basics.files import read_json, write_json
+from alora_trainer.errors import ALoRAError
+
+SETTINGS_FILE = "settings.json"
+
+
+class Part:
+    """A piece of a run, and the settings that its outcome depends on.
+
+    Args:
+        folder: the part's own.
+        settings: everything that the outcome depends on, as plain data.
+        step: the name of the JSON file that is written, last and whole, when the part is finished.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], step: str) -> None:
+        self.folder = folder
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        self._path = folder / f"{step}.json"
+
+    @property
+    def digest(self) -> str:
+        """A digest of the settings."""
+        return digest(self.settings)
+
+    def begin(self, *, overwrite: bool = False) -> None:
+        """Make the folder and note the settings in it, or go on in it if it was begun with the same ones.
+
+        Args:
+            overwrite: remove what other settings made, and begin anew.
+
+        Raises:
+            ALoRAError: there is work of other settings in it (the message says which), or it is not ours.
+        """
+        found = read_json(self.folder / SETTINGS_FILE)
+        if found == self.settings:
+            return
+        if found is None and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ALoRAError(f"{self.folder} holds files that no run made: choose another --output_dir")
+        if found is not None:
+            if self._holds_work() and not overwrite:
+                raise ALoRAError(self._stale(found))
+            shutil.rmtree(self.folder)
+        write_json(self.folder / SETTINGS_FILE, self.settings)
+
+    def _holds_work(self) -> bool:
+        """Whether anything would be lost with this folder: not if a mistake in the recipe ended it as it began."""
+        return self._path.exists() or any(self.folder.glob("checkpoints/checkpoint-*"))
+
+    def finished(self, *, overwrite: bool = False) -> dict[str, Any] | None:
+        """The outcome, if the part is finished; None if it is still to do.
+
+        Args:
+            overwrite: what other settings made does not count.
+
+        Raises:
+            ALoRAError: it was made with other settings; the message says which.
+        """
+        found = read_json(self._path)
+        if found is None:
+            return None
+        if found.pop("settings_digest", None) == self.digest:
+            return {key: value for key, value in found.items() if key != "settings"}
+        if overwrite:
+            return None
+        raise ALoRAError(self._stale(found.get("settings")))
+
+    def finish(self, outcome: Mapping[str, Any]) -> None:
+        """Mark the part as finished, with its outcome."""
+        write_json(self._path, {**outcome, "settings": self.settings, "settings_digest": self.digest})
+
+    def _stale(self, found: Any) -> str:
+        return (
+            f"{self.folder} was made with other settings ({_differences(found, self.settings)}): "
+            "choose another --output_dir, or pass --overwrite to make it anew"
+        )
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """A digest of plain data that does not depend on the order of its keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(found: Any, wanted: Any) -> str:
+    before, now = _flat(found or {}), _flat(wanted)
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    shown = [f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:3]]
+    return ", ".join(shown) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    parts = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+    return {key: item for part in parts for key, item in part.items()}

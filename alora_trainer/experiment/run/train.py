@@ -1,0 +1,83 @@
+"""."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+
+from alora_trainer.basics.cost_meter import Cost, Meter
+from alora_trainer.experiment.run.log_columns import columns
+from alora_trainer.trainer.resume import last_whole_checkpoint, trainer_state
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = ("loss", "ce_loss", "penalty", "learning_rate")
+
+
+def train(trainer: Trainer) -> dict[str, Any]:
+    """Train to the end, from the last whole checkpoint in the trainer's output folder if there is one.
+
+    Returns:
+        seconds and peak_bytes of the whole training (`Meter` says what is counted), over all the times that it was begun;
+        loss, the mean over this part of the training; steps; history, the log as columns (see `history.columns`).
+    """
+    folder = Path(trainer.args.output_dir)
+    checkpoint = last_whole_checkpoint(folder)
+    with Meter() as meter:
+        keeper = _CostKeeper(meter, _cost_in(checkpoint))
+        trainer.add_callback(keeper)
+        for printing in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(printing)
+        if not trainer.args.disable_tqdm:
+            trainer.add_callback(_Progress)
+        if checkpoint is not None:
+            logger.info(f"going on from {checkpoint.name}")
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_state()
+    cost = keeper.cost
+    return {
+        "seconds": round(cost.seconds, 3),
+        "peak_bytes": cost.peak_bytes,
+        "loss": outcome.training_loss,
+        "steps": outcome.global_step,
+        "history": columns(trainer.state.log_history),
+    }
+
+
+def _cost_in(checkpoint: Path | None) -> Cost:
+    state = trainer_state(checkpoint) if checkpoint is not None else None
+    saved = (state or {}).get("stateful_callbacks", {}).get(_CostKeeper.__name__)
+    return Cost(**saved["attributes"]) if saved else Cost()
+
+
+class _CostKeeper(TrainerCallback, ExportableState):
+    """Keeps the cost so far in each checkpoint, so that a training that was stopped does not look cheaper than it was."""
+
+    def __init__(self, meter: Meter, before: Cost) -> None:
+        self._meter = meter
+        self._before = before
+
+    @property
+    def cost(self) -> Cost:
+        return self._before + self._meter.cost
+
+    def state(self) -> dict[str, Any]:
+        cost = self.cost
+        return {"args": {}, "attributes": {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes}}
+
+
+class _Progress(ProgressCallback):
+    """The Trainer's own progress bar with the losses on it, instead of a line of text for every log entry."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {key: f"{float(logs[key]):.4g}" for key in _SHOWN if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown, refresh=False)

@@ -1,0 +1,187 @@
+"""A recipe from end to end: data, the recording on general text, every method's training and evaluation, the results.
+
+What is finished is not done again: every part leaves a JSON file with the settings that it depends on, and a training that
+was stopped goes on from its last whole checkpoint. The output folder holds
+
+    recipe.yaml      the recipe, resolved
+    data/            the held-out general text and the domain's items as they were used
+    record/          stage A: checkpoints/, map/ (an importance map), training.json
+    METHOD/          stage B: checkpoints/, adapter/, training.json, samples.jsonl, result.json
+    results.json     all methods that are finished
+    table.md         the same as a table
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.basics.processes import launched, main_first
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.run.run import Run
+from alora_trainer.experiment.run.stage import digest
+
+
+def run_recipe(
+    recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False, importance: str | None = None
+) -> dict[str, Any]:
+    """Run all methods of a recipe, writing results.json and table.md anew after each of them.
+
+    Args:
+        recipe: from `load_recipe`.
+        output_dir: the run's folder; what is finished in it is not done again.
+        overwrite: make anew what other settings made there.
+        importance: a map (folder or Hub id) to start from, instead of recording one.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ALoRAError: something in the recipe cannot be done, or `output_dir` holds a run with other settings. Results of
+            methods that were finished before are kept.
+    """
+    from alora_trainer.experiment.report.results import write_results
+
+    if recipe.domains:
+        from alora_trainer.experiment.run.continual import run_continual
+
+        if importance is not None:
+            raise ALoRAError("a recipe with several domains records its own importance: leave the map out")
+        return run_continual(recipe, output_dir=output_dir, overwrite=overwrite)
+    run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
+    run.prepare_data()
+    if recipe.needs_recording and importance is None:
+        run.record()  # before any method, so that what is wrong with the general text is known at once
+    overlap = run.overlap()
+    entries: dict[str, dict[str, Any]] = {}
+    results = {}
+    for method in recipe.methods:
+        try:
+            entries[method.name] = run.method(method)
+        except ALoRAError as error:
+            raise ALoRAError(f"method {method.name}: {error}") from error
+        except Exception as error:
+            kept = f"; finished methods are in {run.folder / 'results.json'}" if entries else ""
+            raise RuntimeError(f"method {method.name} failed{kept}") from error
+        results = write_results(run.folder, recipe, entries | run.finished_before(entries), overlap)
+    return results
+
+
+def record_recipe(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> Path:
+    """Stage A of a recipe alone; the folder of the importance map.
+
+    In several processes that were launched together (torchrun), all of them train and one writes.
+
+    Raises:
+        ALoRAError: as `run_recipe`.
+    """
+    run = _joined_run(recipe, "record", output_dir, overwrite=overwrite)
+    run.record()
+    return run.folder / "record" / "map"
+
+
+def _joined_run(recipe: Recipe, section: str, output_dir: str | Path, **settings: Any) -> Run:
+    """A run by all the processes that were launched, joined as the trainer of `section` will want them.
+
+    Raises:
+        ALoRAError: as `Run`; fewer processes came together than were launched.
+    """
+    if launched() > 1:
+        from accelerate import PartialState
+
+        _ = recipe.training_arguments(section, Path(output_dir)).device  # makes the process group
+        found = PartialState().num_processes
+        if found != launched():
+            raise ALoRAError(
+                f"{launched()} processes were launched and {found} came together: on a machine without GPUs, set "
+                f"{section}.use_cpu=true; on one with GPUs, launch one process a GPU with one torchrun command"
+            )
+    with main_first():
+        return Run(recipe, output_dir, several_processes=True, **settings)
+
+
+def tune_recipe(
+    recipe: Recipe, method: Method, *, output_dir: str | Path, overwrite: bool = False, importance: str | None = None
+) -> Path:
+    """Stage B of one method (with stage A, if it is needed, not done, and no map is given); the adapter's folder.
+
+    In several processes that were launched together (torchrun), all of them train and one writes.
+
+    Raises:
+        ALoRAError: as `run_recipe`; the method trains nothing; a map is given to a method that takes none; several processes
+            were launched for a method that trains in one.
+    """
+    if not method.trains:
+        raise ALoRAError(f"method {method.name} trains nothing: choose another --method")
+    if importance is not None and (method.is_full or not method.needs_recording):
+        raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
+    if launched() > 1 and (method.technique is not None or method.fisher_kind is not None or method.is_full):
+        raise ALoRAError(f"method {method.name} trains in one process: start it without torchrun")
+    run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
+    run.tune(method)
+    return run.folder / method.name / "adapter"
+
+
+def evaluate_recipe(
+    recipe: Recipe,
+    *,
+    output_dir: str | Path,
+    overwrite: bool = False,
+    method: Method | None = None,
+    adapter: str | Path | None = None,
+    model: str | Path | None = None,
+    with_base: bool = False,
+) -> dict[str, Any]:
+    """Evaluate one method trained in `output_dir`, or an adapter or a model from anywhere, or (with none) the base model.
+
+    In several processes that were launched together (see `evaluation.processes.joined`), each scores its share, all return
+    the same, and one writes.
+
+    Args:
+        recipe: what to evaluate on, and the base model.
+        output_dir: the run's folder.
+        overwrite: make anew what other settings made there.
+        method: trained in that folder before.
+        adapter: a PEFT adapter of the base model, a folder or Hub id.
+        model: another model, such as a merged one, a folder or Hub id.
+        with_base: the base model, too, to compare with.
+
+    Returns:
+        What results.json holds: this result (as `adapter` or `model`, unless it is a method) beside those that were there and
+        go with the same recipe.
+
+    Raises:
+        ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter or model of that name.
+    """
+    from alora_trainer.basics.processes import is_main, main_first
+    from alora_trainer.experiment.report.results import results_of, write_results
+
+    with main_first():
+        run = Run(recipe, output_dir, overwrite=overwrite, several_processes=True)
+    entries = {}
+    if with_base:
+        entries["base"] = run.trained_before(METHODS["base"])
+    if adapter is not None:
+        if not _is_hub_id(adapter) and not Path(adapter).is_dir():
+            raise ALoRAError(f"there is no adapter folder {adapter}")
+        entries["adapter"] = run.evaluate("adapter", digest({"adapter": _identity(adapter)}), adapter)
+    elif model is not None:
+        if not _is_hub_id(model) and not Path(model).is_dir():
+            raise ALoRAError(f"there is no model folder {model}")
+        entries["model"] = run.evaluate("model", digest({"model": _identity(model)}), None, str(model))
+    elif method is not None or not with_base:
+        method = method or METHODS["base"]
+        entries[method.name] = run.trained_before(method)
+    methods = run.finished_before(entries) | entries
+    return write_results(run.folder, recipe, methods, run.overlap()) if is_main() else results_of(recipe, methods)
+
+
+def _is_hub_id(source: str | Path) -> bool:
+    text = str(source)
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
+
+
+def _identity(source: str | Path) -> str:
+    return str(source) if _is_hub_id(source) else str(Path(source).resolve())

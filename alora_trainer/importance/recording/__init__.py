@@ -1,0 +1,1 @@
+"""How importance is recorded: the path integral of a training, or the Fisher information over text."""

@@ -1,0 +1,286 @@
+"""Stage A: watch an ordinary training and integrate how much every element of the trained weights mattered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from alora_trainer.basics.processes import Processes
+from alora_trainer.errors import ALoRAError, Diverged
+from alora_trainer.importance.recording import estimators
+from alora_trainer.importance.recording.estimators import StepFactors
+from alora_trainer.importance.recording.fold import consolidate
+from alora_trainer.importance.recording.integral import PathIntegral
+from alora_trainer.importance.recording.true_gradient import TrueGradients
+from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.steps import FullStep, Step
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rate_of
+
+Gradients = Mapping[str, Matrices]
+
+# How a checkpoint calls the matrices that a weight started from.
+_START = ("start_a", "start_b")
+_OF_A_STEP: dict[str, Callable[[Step], StepFactors]] = {
+    "paper": estimators.paper,
+    "path": estimators.path,
+    "projected": estimators.projected,
+}
+# Those that use the learning rate.
+_OF_THE_PAPER = ("paper", "path")
+
+
+@dataclass
+class _Before:
+    """A weight's matrices and data gradients, copied before the optimizer moves it."""
+
+    matrices: Matrices
+    gradients: Matrices
+    learning_rate: float
+
+
+class Recorder:
+    """Integrates the path integral ``w = -sum_t g_t * D_t`` of arXiv 2501.13669 over a training run.
+
+    The trainer calls `before_step` with the gradients of the data loss, lets the optimizer step, calls `after_step`; at the
+    end `finish` gives Omega (eq. 15). A step whose gradients are not finite because of fp16 loss scaling is passed over:
+    the weights did not move.
+
+    Of several processes, each integrates its own share of the weights (`Processes.owners`); they must call every method
+    together.
+
+    Args:
+        weights: the trained weights, at the start of the task.
+        estimator: "projected", "path", "paper" or "exact".
+        xi: damping of eq. 15.
+        location: where w lives, see `PathIntegral`.
+        fold_every: fold this many steps into w at once; their factors are kept until then. "exact" and
+            full tuning have matrices of W's own size instead of factors, and fold every step.
+        folder: for ``location="disk"``.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[TrainedWeight],
+        estimator: str,
+        xi: float,
+        *,
+        location: str = "device",
+        fold_every: int = 1,
+        folder: Path | None = None,
+    ) -> None:
+        self.weights = list(weights)
+        self.estimator = estimator
+        self.xi = xi
+        self.fold_every = fold_every
+        self.steps = 0
+        self.skipped_steps = 0
+        self.tokens = 0
+        self._processes = Processes()
+        self._owners = self._processes.owners({w.name: math.prod(w.shape) for w in self.weights})
+        self._own = [weight for weight in self.weights if self._owners[weight.name] == self._processes.rank]
+        self._before: dict[str, _Before] = {}
+        self._waiting: list[dict[str, Step]] = []
+        self._start = self._copies()
+        self._true_gradients = _true_gradients(self.weights) if estimator == "exact" else None
+        self._scale = 1.0
+        self._has_before = False
+        self._integral = PathIntegral(self._own, location, folder)
+
+    def _copies(self) -> dict[str, Matrices]:
+        """The present matrices of this process's own weights."""
+        own = {weight.name for weight in self._own}
+        copies = {}
+        for weight in self.weights:
+            if weight.name in own:
+                copies[weight.name] = weight.copy()
+            elif weight.is_sharded:
+                weight.copy()  # the process that owns it needs this one's part
+        return copies
+
+    def before_step(
+        self, gradients: Gradients, learning_rates: Mapping[int, float], *, loss_scale: float | None = None
+    ) -> None:
+        """Keep what the step starts from.
+
+        Args:
+            gradients: by weight name, the data loss's gradients of the weight's parameters, as matrices: unclipped,
+                unscaled.
+            learning_rates: the optimizer's learning rates by ``id(parameter)``.
+            loss_scale: the factor of an fp16 loss scaler that was at work; infinite gradients are its ordinary business.
+
+        Raises:
+            Diverged: a gradient is not finite though no scaler is at work.
+            ALoRAError: A and B learn at different rates.
+        """
+        self._before = {}
+        self._scale = 1.0 if loss_scale is None else loss_scale
+        broken = self._first_not_finite(gradients)
+        if broken is not None:
+            if loss_scale is not None:
+                return
+            raise Diverged("the gradient", broken)
+        for name, matrices in self._copies().items():
+            self._before[name] = _Before(matrices, gradients[name], 0.0)
+        if self.estimator in _OF_THE_PAPER:
+            for weight in self._own:
+                self._before[weight.name].learning_rate = learning_rate_of(weight, learning_rates)
+        self._has_before = True
+
+    def _first_not_finite(self, gradients: Gradients) -> str | None:
+        """The first weight with a gradient that is not finite; one wait for the device however many weights there are."""
+        flat = [g for pair in gradients.values() for g in pair]
+        place = None
+        if not bool(torch.isfinite(torch.stack(torch._foreach_norm(flat))).all()):
+            broken = (
+                i
+                for i, w in enumerate(self.weights)
+                if not all(bool(torch.isfinite(g).all()) for g in gradients[w.name])
+            )
+            place = next(broken, None)
+        place = self._processes.first(place, self.weights[0].device)
+        return None if place is None else self.weights[place].name
+
+    def after_step(self, *, skipped: bool = False) -> None:
+        """Take in the step that has just been made; `skipped` says that the optimizer did not move."""
+        before, self._before = self._before, {}
+        ready, self._has_before = self._has_before, False
+        if skipped or not ready:
+            self.skipped_steps += 1
+            if self._true_gradients is not None:
+                self._true_gradients.reset()
+            return
+        after = self._copies()
+        steps = {
+            weight.name: weight.step(
+                before[weight.name].matrices,
+                before[weight.name].gradients,
+                after[weight.name],
+                before[weight.name].learning_rate,
+            )
+            for weight in self._own
+        }
+        if self._true_gradients is not None:
+            self._fold_exactly(self._true_gradients, steps)
+        else:
+            self._waiting.append(steps)
+            if len(self._waiting) >= self.fold_every or any(isinstance(step, FullStep) for step in steps.values()):
+                self._fold_waiting()
+        self.steps += 1
+
+    def _fold_exactly(self, true_gradients: TrueGradients, steps: Mapping[str, Step]) -> None:
+        for name, gradient in true_gradients.take(self._scale).items():
+            if name in steps:
+                self._integral.fold_dense(name, gradient, steps[name].movement())
+        true_gradients.reset()
+
+    def _fold_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            estimate = _OF_A_STEP[self.estimator]
+            for weight in self._own:
+                self._integral.fold(weight.name, [estimate(steps[weight.name]) for steps in waiting])
+
+    def finish(self) -> dict[str, torch.Tensor]:
+        """Omega of the task by weight name, in host memory and on every process; the recorder is used up.
+
+        Raises:
+            ALoRAError: no step was recorded.
+            Diverged: the integral is not finite.
+        """
+        omega = self._omega(keep=False)
+        self.close()
+        return omega
+
+    def so_far(self) -> dict[str, torch.Tensor]:
+        """Omega of the steps until now, as `finish` gives it; the recording goes on untouched, and needs a copy's memory.
+
+        Raises:
+            ALoRAError, Diverged: as `finish`.
+        """
+        return self._omega(keep=True)
+
+    def _omega(self, *, keep: bool) -> dict[str, torch.Tensor]:
+        if self.steps == 0:
+            raise ALoRAError(
+                "no optimizer step was recorded: train for at least one step before reading the importance"
+            )
+        self._fold_waiting()
+        after = self._copies()
+        integral = self._integral.tensors()
+        omega = {}
+        for place, weight in enumerate(self.weights):
+            if weight.name in after:
+                w = integral[weight.name].clone() if keep else integral.pop(weight.name)
+                own = self._consolidate(weight, w, after[weight.name])
+                finite = bool(torch.isfinite(torch.linalg.vector_norm(own)))
+            else:
+                own, finite = torch.empty(weight.shape, dtype=weight.dtype), True
+            if self._processes.first(None if finite else place, weight.device) is not None:
+                raise Diverged("the importance", weight.name)
+            omega[weight.name] = self._processes.from_owner(own, self._owners[weight.name])
+        return omega
+
+    def _consolidate(self, weight: TrainedWeight, w: torch.Tensor, after: Matrices) -> torch.Tensor:
+        total = weight.movement(self._start[weight.name], after)
+        # A copy off the device or out of the mapped file; host memory is used as it is.
+        omega = consolidate(w, total.to(w.device), self.xi).cpu()
+        return omega.clone() if self._integral.on_disk else omega
+
+    def close(self) -> None:
+        """Take the hooks off the model and give up w."""
+        if self._true_gradients is not None:
+            self._true_gradients.close()
+        self._integral.close()
+
+    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """What a resumed recording needs of this process: tensors of its own weights, and counters as strings (a safetensors
+        file's two parts)."""
+        self._fold_waiting()
+        tensors: dict[str, torch.Tensor] = {}
+        for name, w in self._integral.tensors().items():
+            tensors[f"{name}.w"] = w
+            tensors |= {f"{name}.{key}": start for key, start in zip(_START, self._start[name], strict=False)}
+        counters = {"steps": self.steps, "skipped_steps": self.skipped_steps, "tokens": self.tokens}
+        return tensors, {"estimator": self.estimator, **{key: str(value) for key, value in counters.items()}}
+
+    def load_state_dict(
+        self, names: Collection[str], tensor: Callable[[str], torch.Tensor], counters: Mapping[str, str]
+    ) -> None:
+        """Go on from the results of `state_dict`, of however many processes.
+
+        Args:
+            names: of the tensors that there are, over all processes.
+            tensor: reads one of them.
+            counters: the strings.
+
+        Raises:
+            ALoRAError: the state belongs to another estimator or to other weights.
+        """
+        if counters["estimator"] != self.estimator:
+            raise ALoRAError(
+                f"the checkpoint was recorded with record={counters['estimator']!r}, not {self.estimator!r}: "
+                "resume with the same setting, or start again"
+            )
+        integral = self._integral.tensors()
+        for weight in self._own:
+            kept = {"w": integral[weight.name], **dict(zip(_START, self._start[weight.name], strict=False))}
+            for key, own in kept.items():
+                name = f"{weight.name}.{key}"
+                saved = tensor(name) if name in names else None
+                if saved is None or saved.shape != own.shape:
+                    raise ALoRAError(f"the checkpoint holds no recording of {weight.name} {weight.shape}: start again")
+                own.copy_(saved)
+        self.steps, self.skipped_steps, self.tokens = (
+            int(counters[key]) for key in ("steps", "skipped_steps", "tokens")
+        )
+
+
+def _true_gradients(weights: Sequence[TrainedWeight]) -> TrueGradients:
+    adapted = [weight for weight in weights if isinstance(weight, AdaptedWeight)]
+    if len(adapted) < len(weights):
+        raise ALoRAError("record='exact' is for LoRA: with full_parameters=True, 'path' has the true gradient already")
+    return TrueGradients(adapted)

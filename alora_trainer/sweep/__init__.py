@@ -1,9 +1,0 @@
-"""A grid over settings and seeds of one recipe or several."""
-
-from __future__ import annotations
-
-from alora_trainer.sweep.file import read_sweep_file
-from alora_trainer.sweep.grid import Cell, Grid, parse_over, parse_seeds, plan
-from alora_trainer.sweep.schedule import run_sweep
-
-__all__ = ["Cell", "Grid", "parse_over", "parse_seeds", "plan", "read_sweep_file", "run_sweep"]

@@ -1,0 +1,230 @@
+"""The one place that knows PEFT's LoRA layers: which weights are adapted, by which factors, and what is refused.
+
+Every adapted weight is seen as a matrix ``W = W0 + scaling * B @ A`` of shape (out_features, in_features), whatever the
+layer stores: a GPT-2 ``Conv1D`` keeps its transpose, an embedding is the linear map of a one-hot token, a convolution has
+its kernel flattened into the input features. A stack of experts in one parameter (PEFT's `target_parameters`) is as many
+weights, whose factors are slices of two common parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import layer as lora_layers
+from torch import nn
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.reference import PEFT_PREFIX, Stack
+from alora_trainer.weights.steps import Factors, FactorStep, movement_factors
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View, sampled, whole
+
+# PEFT's modules of LoRA layers that our tests train. Others (GPTQ, AWQ, torchao, ...) have layers of their own.
+_TESTED_KINDS = ("peft.tuners.lora.layer", "peft.tuners.lora.bnb")
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedWeight(TrainedWeight):
+    """One weight matrix that a trainable LoRA adapter moves.
+
+    Attributes:
+        name: the module's name as the base model knows it (no PEFT prefix, no adapter name).
+        layer: PEFT's layer, holding the frozen base layer and the factors.
+        adapter: the adapter's name inside that layer.
+        stack: which matrix of a stack of experts this is; None for a layer with a matrix of its own.
+    """
+
+    name: str
+    layer: LoraLayer
+    adapter: str
+    stack: Stack | None = None
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """(A, B) as PEFT stores them."""
+        return self.parameter_a, self.parameter_b
+
+    @property
+    def parameter_a(self) -> nn.Parameter:
+        """The trainable ``A`` as PEFT stores it."""
+        if self.adapter in self.layer.lora_embedding_A:
+            return self.layer.lora_embedding_A[self.adapter]
+        return cast(nn.Parameter, self.layer.lora_A[self.adapter].weight)
+
+    @property
+    def parameter_b(self) -> nn.Parameter:
+        """The trainable ``B`` as PEFT stores it."""
+        if self.adapter in self.layer.lora_embedding_B:
+            return self.layer.lora_embedding_B[self.adapter]
+        return cast(nn.Parameter, self.layer.lora_B[self.adapter].weight)
+
+    @property
+    def a(self) -> torch.Tensor:
+        """``A`` as a matrix (rank, in_features), detached, sharing memory with the parameter."""
+        return self.of_a(whole(self.parameter_a.detach()))
+
+    @property
+    def b(self) -> torch.Tensor:
+        """``B`` as a matrix (out_features, rank), detached, sharing memory with the parameter."""
+        return self.of_b(whole(self.parameter_b.detach()))
+
+    def of_a(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (rank, in_features) of a tensor of `parameter_a`'s shape, sharing its memory."""
+        return tensor.flatten(1) if self.stack is None else self.stack.of_a(tensor)
+
+    def of_b(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This weight's part (out_features, rank) of a tensor of `parameter_b`'s shape, sharing its memory."""
+        return tensor.flatten(1) if self.stack is None else self.stack.of_b(tensor)
+
+    @property
+    def shares_parameters(self) -> bool:
+        return self.stack is not None
+
+    @property
+    def views(self) -> tuple[View, View]:
+        return self.of_a, self.of_b
+
+    @property
+    def scaling(self) -> float:
+        """The factor ``s`` of ``s * B @ A``: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        return float(self.layer.scaling[self.adapter])
+
+    @property
+    def rank(self) -> int:
+        return self.b.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of the adapted weight."""
+        rows, columns = self.parameter_b.shape[0], math.prod(self.parameter_a.shape[1:])
+        return rows, columns
+
+    def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> FactorStep:
+        (a, b), (gradient_a, gradient_b), (a_after, b_after) = before, gradients, after
+        return FactorStep(a, b, gradient_a, gradient_b, a_after, b_after, self.scaling, learning_rate)
+
+    def movement(self, before: Matrices, after: Matrices) -> Factors:
+        (a, b), (a_after, b_after) = before, after
+        return movement_factors(a, b, a_after, b_after, self.scaling)
+
+    def base_sample(self) -> list[float] | None:
+        """A few elements of the frozen base weight, evenly spaced: tells one base model from another.
+
+        Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device, sharded).
+        """
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            weight = self.layer.get_param().detach()
+            weight = weight[self.stack.expert] if self.stack is not None and weight.ndim == 3 else weight
+        else:
+            weight = getattr(self.layer.get_base_layer(), "weight", None)
+        if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
+            return None
+        if hasattr(weight, "full_tensor"):
+            return None
+        return weight.detach().flatten()[sampled(weight.numel())].float().cpu().tolist()
+
+    def sample_of(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> list[float]:
+        """The elements of ``scaling * b @ a`` (a (k, n), b (m, k)) that `base_sample` takes of the base weight."""
+        rows, columns = self.shape
+        places = torch.arange(rows * columns)[sampled(rows * columns)]
+        if self.stored_transposed:
+            row, column = places % rows, places // rows
+        else:
+            row, column = places // columns, places % columns
+        return (scaling * (b.cpu().double()[row] * a.cpu().double()[:, column].T).sum(1)).tolist()
+
+    @property
+    def stored_transposed(self) -> bool:
+        """Whether the base layer keeps the weight as (in_features, out_features): Conv1D, embeddings, some experts."""
+        if isinstance(self.layer, lora_layers.ParamWrapper):
+            return self.layer.get_param().ndim == 3 and not self.layer._did_swap_in_out_features
+        return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
+
+
+def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
+    """The weights of `model` that a trainable LoRA adapter moves, in the model's own order.
+
+    Frozen adapters (DPO's reference adapter, say) are passed over.
+
+    Raises:
+        ALoRAError: there is no trainable LoRA adapter; adapters are merged; the adapter is a variant whose movement is not
+            ``scaling * B @ A`` (DoRA and others); two adapters train at once; a kind of layer is not supported.
+    """
+    weights = list(_trainable_weights(model))
+    if not weights:
+        raise ALoRAError(
+            "the model has no trainable LoRA adapter: wrap it with peft.get_peft_model(model, LoraConfig(...)), load the "
+            "adapter with is_trainable=True, or say full_parameters=True to tune the model's own weights"
+        )
+    adapters = sorted({weight.adapter for weight in weights})
+    if len(adapters) > 1:
+        raise ALoRAError(
+            f"several LoRA adapters are trainable at once ({', '.join(adapters)}): activate one with model.set_adapter(name)"
+        )
+    return weights
+
+
+def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
+    for module_name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        for adapter in module.active_adapters:
+            if adapter not in module.scaling:
+                continue
+            for weight in _weights_of(module_name, module, adapter):
+                _refuse_unsupported(weight)
+                if weight.trains:
+                    yield weight
+
+
+def base_name(name: str) -> str:
+    """A module's or parameter's name as the base model knows it, without what PEFT and torch.compile put around it."""
+    return name.replace("_orig_mod.", "").removeprefix(PEFT_PREFIX).replace(".base_layer", "")
+
+
+def _weights_of(module_name: str, layer: LoraLayer, adapter: str) -> Iterator[AdaptedWeight]:
+    name = base_name(module_name)
+    if not isinstance(layer, lora_layers.ParamWrapper):
+        yield AdaptedWeight(name, layer, adapter)
+        return
+    name = f"{name}.{layer.parameter_name}"
+    # Wrappers of several parameters of one module lie within each other, so the file's names have ".base_layer" in them.
+    module = module_name.replace("_orig_mod.", "").removeprefix(PEFT_PREFIX)
+    for expert in range(layer.num_experts):
+        stack = Stack(module, expert, int(layer.num_experts))
+        yield AdaptedWeight(f"{name}.{expert}" if layer.get_param().ndim == 3 else name, layer, adapter, stack)
+
+
+def _refuse_unsupported(weight: AdaptedWeight) -> None:
+    layer = weight.layer
+    if layer.merged:
+        raise ALoRAError(
+            f"the adapter of {weight.name} is merged into the base weight, so training would not move it: "
+            "call model.unmerge_adapter() first"
+        )
+    variant = layer.lora_variant.get(weight.adapter)
+    if variant is not None or layer.use_dora.get(weight.adapter, False):
+        kind = type(variant).__name__.removesuffix("Variant") if variant is not None else "DoRA"
+        raise ALoRAError(
+            f"{weight.name} uses the LoRA variant {kind}, whose movement is not scaling * B @ A: use plain LoRA or rsLoRA "
+            "(LoraConfig without use_dora and other variants)"
+        )
+    if isinstance(layer, lora_layers.MultiheadAttention):
+        raise ALoRAError(
+            f"{weight.name} is a {type(layer).__name__} LoRA layer, which is not supported: adapt linear, embedding or "
+            "convolution layers by target_modules, or experts by target_parameters"
+        )
+    kind = type(layer).__module__
+    if kind.startswith("peft.tuners.lora.") and kind not in _TESTED_KINDS:
+        raise ALoRAError(
+            f"{weight.name} is a {type(layer).__name__}, a kind of quantised or parallel layer that is not supported: load the "
+            "base with bitsandbytes (4 or 8 bits), or unquantised"
+        )
+    if isinstance(layer, lora_layers._ConvNd) and layer.get_base_layer().groups != 1:
+        raise ALoRAError(
+            f"{weight.name} is a grouped convolution, which is not supported: leave it out of target_modules"
+        )

@@ -1,0 +1,155 @@
+"""What recorder and penalty need to know of a weight that training moves, whether through LoRA factors or as it is.
+
+Both see a weight as a matrix (m, n) that is a function of a few parameters: ``W0 + s B A`` of B and A (`adapted`), or the
+parameter itself (`full`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.steps import Matrix, Step
+
+Matrices = tuple[torch.Tensor, ...]
+View = Callable[[torch.Tensor], torch.Tensor]
+
+_BASE_SAMPLES = 16
+
+
+class TrainedWeight(ABC):
+    """One weight matrix that training moves.
+
+    Attributes:
+        name: as the base model knows it.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """What the optimizer moves: (A, B) of an adapted weight, (W,) of a full one."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the weight as a matrix."""
+
+    @abstractmethod
+    def step(self, before: Matrices, gradients: Matrices, after: Matrices, learning_rate: float) -> Step:
+        """One optimizer step, from the matrices before and after it and the data loss's gradients."""
+
+    @abstractmethod
+    def movement(self, before: Matrices, after: Matrices) -> Matrix:
+        """The weight's movement between two states, as factors (adapted) or as the matrix itself (full)."""
+
+    @abstractmethod
+    def base_sample(self) -> list[float] | None:
+        """A few elements of what does not depend on the training: tells one base model from another."""
+
+    @property
+    def matrices(self) -> Matrices:
+        """The parameters as matrices, detached; they share memory with the parameters unless these are sharded."""
+        return tuple(view(whole(p.detach())) for p, view in zip(self.parameters, self.views, strict=True))
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[View, ...]:
+        """For each of `parameters`: this weight's matrix in a tensor of the parameter's shape, sharing its memory."""
+
+    @property
+    def shares_parameters(self) -> bool:
+        """Whether other weights are in the same parameters."""
+        return False
+
+    def copy(self) -> Matrices:
+        """The parameters as matrices of their own, in the dtype of the computation."""
+        return tuple(matrix.to(self.dtype, copy=True) for matrix in self.matrices)
+
+    def gradients(self, scale: float = 1.0) -> Matrices:
+        """Copies of the accumulated gradients as matrices, divided by `scale`; zero for a parameter that is frozen."""
+        return tuple(_gradient(p, view, self.dtype, scale) for p, view in zip(self.parameters, self.views, strict=True))
+
+    @property
+    def trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the parameters are spread over processes (FSDP2), so that reading them takes all of these."""
+        return any(hasattr(parameter, "full_tensor") for parameter in self.parameters)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that importance and penalty are computed in: float32, or float64 for a float64 parameter."""
+        return torch.float64 if self.parameters[-1].dtype == torch.float64 else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[-1].device
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that FSDP2 has spread over processes (all of them must call this); any other as it is."""
+    full = getattr(tensor, "full_tensor", None)
+    return full() if full is not None else tensor
+
+
+def _gradient(parameter: nn.Parameter, view: View, dtype: torch.dtype, scale: float) -> torch.Tensor:
+    if parameter.grad is None:
+        # A tensor of the parameter's shape that takes no memory.
+        shape_of = torch.empty((), dtype=dtype, device=parameter.device).expand(parameter.shape)
+        return torch.zeros_like(view(shape_of), memory_format=torch.contiguous_format)
+    return view(whole(parameter.grad.detach())).to(dtype, copy=True).div_(scale)
+
+
+def sampled(elements: int) -> slice:
+    """Which elements of a flattened weight `TrainedWeight.base_sample` takes: a few, evenly spaced."""
+    step = max(elements // _BASE_SAMPLES, 1)
+    return slice(0, step * min(_BASE_SAMPLES, elements), step)
+
+
+def learning_rate_of(weight: TrainedWeight, rates: Mapping[int, float]) -> float:
+    """The one learning rate of a weight's parameters.
+
+    Args:
+        rates: the optimizer's, by ``id(parameter)``.
+
+    Raises:
+        ALoRAError: its parameters learn at different rates, or the optimizer does not hold them.
+    """
+    found = {rates[id(p)] for p in weight.parameters if id(p) in rates}
+    if len(found) > 1:
+        raise ALoRAError(
+            f"A and B of {weight.name} have different learning rates ({', '.join(map(str, sorted(found)))}), and the "
+            "paper's equations know only one: put both into one parameter group, or use record='exact'"
+        )
+    if not found:
+        raise ALoRAError(
+            f"the optimizer does not hold the weight {weight.name}: build it from the model's trainable parameters"
+        )
+    return found.pop()
+
+
+def unprotected_parameters(model: nn.Module, weights: Sequence[TrainedWeight]) -> list[str]:
+    """Names of trainable parameters that belong to none of `weights` (modules_to_save, biases): nothing holds these."""
+    held = {id(p) for weight in weights for p in weight.parameters}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    """The learning rate of every parameter of `optimizer`, by ``id(parameter)``."""
+    return {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def first_not_finite(weights: Sequence[TrainedWeight]) -> str | None:
+    """The first weight that has itself become NaN or infinite; None if the trouble is elsewhere."""
+    for weight in weights:
+        if not all(bool(torch.isfinite(matrix).all()) for matrix in weight.matrices):
+            return weight.name
+    return None

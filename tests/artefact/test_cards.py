@@ -1,0 +1,218 @@
+"""Cards: the whole text, that their code runs as it stands, and that licences are found and never invented."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alora_trainer import ALoRAError
+from alora_trainer.artefact.cards.adapter_card import write_adapter_card
+from alora_trainer.artefact.cards.evaluation import forgotten_text, method_results
+from alora_trainer.artefact.cards.facts import Licences
+from alora_trainer.artefact.cards.map_card import write_map_card
+from alora_trainer.artefact.cards.tuning import Tuning
+from alora_trainer.artefact.config_file import read_config
+from alora_trainer.artefact.hub.licences import look_up
+from alora_trainer.cli.command_line import main, make_parser
+from tests.conftest import BOB
+from tests.tiny_map import COMMIT, make_map
+from tests.tiny_recipe import write_all
+
+EXPECTED = Path(__file__).parent / "expected"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "hub.md"
+RESULTS = {
+    "base": {"general": {"token_perplexity": 42.15}, "tasks": {"sciq": {"acc": 0.3}}},
+    "general": {"token_perplexity": 43.44},
+    "tasks": {"sciq": {"acc": 0.464, "acc_norm": 0.45, "items": 250}},
+}
+TUNING = Tuning(
+    base_model="tiny-org/tiny-llama",
+    base_revision=COMMIT,
+    map={
+        "repo_id": "tiny-org/map",
+        "commit": "f" * 40,
+        "estimator": "path",
+        "storage": "log8",
+        "tokens": 12_800,
+        "data": {"sources": [{"hub": "tiny-org/books", "split": "train"}]},
+    },
+    protection={"lam": 0.3, "layer_weights": "l2", "normalize": True},
+    training={"steps": 150, "optimizer": "adamw_torch", "learning_rate": 8e-4, "seed": 3},
+    data={"task": "sciq", "sources": [{"hub": "allenai/sciq", "split": "train"}]},
+    versions={"torch": "2.13.0", "peft": "0.21.2"},
+)
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `main` sets for its own process is no business of the other tests."""
+    monkeypatch.setattr("alora_trainer.cli.command_line.configure_output", lambda: None)
+
+
+def test_the_whole_card_of_a_map(tmp_path: Path) -> None:
+    make_map().save_pretrained(tmp_path / "map", storage=["float32", "log8"])
+    write_map_card(
+        read_config(tmp_path / "map"),
+        tmp_path / "card.md",
+        picture=True,
+        repo_id="tiny-org/map",
+        licences=Licences(base="apache-2.0", data={"tiny-org/books": "mit"}),
+        results=RESULTS,
+    )
+    assert (tmp_path / "card.md").read_text() == (EXPECTED / "map_card.md").read_text()
+
+
+def test_the_whole_card_of_an_adapter(tmp_path: Path) -> None:
+    licences = Licences(base="apache-2.0", data={"allenai/sciq": "apache-2.0"})
+    write_adapter_card(TUNING, tmp_path / "card.md", repo_id="bob/domain", licences=licences, results=RESULTS)
+    assert (tmp_path / "card.md").read_text() == (EXPECTED / "adapter_card.md").read_text()
+
+
+def test_no_tag_can_be_taken_for_activated_lora() -> None:
+    for card in ("map_card.md", "adapter_card.md"):
+        metadata = (EXPECTED / card).read_text().split("---")[1]
+        assert "alora" not in metadata.lower() and 'Activated LoRA"' in (EXPECTED / card).read_text()
+
+
+def test_a_card_without_facts_says_so(tmp_path: Path) -> None:
+    blank = make_map(
+        base_model=None, base_revision=None, data={}, cost={}, versions={}, learning_rate=None, optimizer=None, seed=None,
+        earlier_tasks=[{"estimator": "path"}],
+    )  # fmt: skip
+    blank.save_pretrained(tmp_path / "map")
+    card = (tmp_path / "map" / "README.md").read_text()
+    assert "None" not in card and "{{" not in card and "base_model" not in card.split("---")[1]
+    assert "| text | not described |" in card and "| cost of the recording | not measured |" in card
+    assert (
+        "importance of 1 earlier recording is added up" in card
+        and 'from_pretrained("FOLDER_OF_THE_BASE_MODEL")' in card
+    )
+
+
+def python_of(card: str) -> str:
+    (code,) = re.findall(r"<!-- python -->\n```python\n(.*?)```", card, re.DOTALL)
+    return str(code)
+
+
+def test_the_cards_code_runs_as_it_stands(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = write_all(tmp_path / "made").parent / "model"
+    hub.store.add("model", "tiny-org/tiny-llama", {path.name: path.read_bytes() for path in folder.iterdir()})
+    commit = hub.store.repos["model", "tiny-org/tiny-llama"].refs["main"]
+    make_map(base_revision=commit).push_to_hub("tiny-org/map")
+    stored = hub.store.repos["model", "tiny-org/map"]
+    card = stored.commits[stored.refs["main"]]["README.md"].content.decode()
+    (tmp_path / "domain.jsonl").write_text('{"text": "one and two is three"}\n' * 4)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python_of(card), "card", "exec"), {})
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    for line in re.findall(r"^alora .*$", card, re.MULTILINE):
+        assert make_parser().parse_known_args(shlex.split(line)[1:])[0].command in line
+        if not line.startswith("alora tune"):
+            assert main(shlex.split(line)[1:]) == 0
+
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(tmp_path / "tuned"))
+    tuning = TUNING.public("tiny-org/tiny-llama")
+    (tmp_path / "tuned" / "importance_tuning.json").write_text(
+        json.dumps(json.loads(tuning.to_json()) | {"base_revision": commit})
+    )
+    assert main(["push", "tuned", "tiny-org/adapter", "--license", "mit"]) == 0
+    stored = hub.store.repos["model", "tiny-org/adapter"]
+    content = stored.commits[stored.refs["main"]]
+    assert set(content) == {
+        ".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "importance_tuning.json",
+    }  # fmt: skip
+    assert json.loads(content["adapter_config.json"].content)["auto_mapping"] is None
+    exec(compile(python_of(content["README.md"].content.decode()), "card", "exec"), {})
+    assert "Question:" in capsys.readouterr().out
+
+
+def block(marker: str) -> list[str]:
+    (code,) = re.findall(rf"<!-- {marker} -->\n```bash\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    return str(code).splitlines()
+
+
+def test_from_one_person_to_another_as_documented(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_all(tmp_path)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    hub.store.add("model", "tiny-org/tiny-llama", files | {"README.md": b"---\nlicense: apache-2.0\n---\n"})
+    recipe.write_text(recipe.read_text().replace("path: model", "path: tiny-org/tiny-llama"))
+    (tmp_path / "model").rename(tmp_path / "not-here")
+    monkeypatch.chdir(tmp_path)
+    first, second = block("first person"), block("second person")
+    assert len(first) + len(second) <= 10
+    for line in first:
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert "base model    tiny-org/tiny-llama, revision " in capsys.readouterr().out
+    monkeypatch.setenv("HF_TOKEN", BOB)
+    for line in second:
+        assert main(shlex.split(line)[1:]) == 0, line
+    printed = capsys.readouterr().out
+    assert "ann/tiny-llama-importance  projected" in printed and "float32" in printed
+    stored = hub.store.repos["model", "bob/tiny-llama-domain"]
+    card = stored.commits[stored.refs["main"]]["README.md"].content.decode()
+    source = hub.store.repos["model", "ann/tiny-llama-importance"]
+    assert (
+        f"[ann/tiny-llama-importance](https://huggingface.co/ann/tiny-llama-importance/tree/{source.refs['main']})"
+        in card
+    )
+    settings = json.loads((tmp_path / "tuned" / "alora" / "settings.json").read_text())
+    assert settings["recording"] == f"ann/tiny-llama-importance@{source.refs['main']}"  # the run keeps to this commit
+    assert "| lambda | 0.5 |" in card and "Perplexity on held-out general text went from" in card
+    assert "license" not in card.split("---")[1]  # the texts' licences are not known
+    assert [entry["dataset"]["name"] for entry in stored.card(stored.refs["main"])["model-index"][0]["results"]] == [
+        "sums", "held-out general text",
+    ]  # fmt: skip
+    recorded = source.commits[source.refs["main"]]
+    about = json.loads(recorded["importance_config.json"].content)
+    assert about["data"]["sources"] == [{"path": "words_train.jsonl"}] and about["cost"]["seconds"] > 0
+    assert about["base_revision"] == hub.store.repos["model", "tiny-org/tiny-llama"].refs["main"]
+    for name, blob in [*recorded.items(), *stored.commits[stored.refs["main"]].items()]:
+        assert str(tmp_path).encode() not in blob.content, name
+
+
+def test_licences_are_looked_up_and_never_invented(hub: Any) -> None:
+    card = b"---\nlicense: %s\n---\n"
+    hub.store.add("model", "a/base", {"README.md": card % b"mit"})
+    hub.store.add("model", "a/silent", {"README.md": b"no metadata"})
+    hub.store.add("dataset", "a/same", {"README.md": card % b"mit"})
+    hub.store.add("dataset", "a/other", {"README.md": card % b"cc-by-4.0"})
+    assert look_up("a/base", ["a/same"], None, None).for_metadata == "mit"
+    assert look_up("a/base", [], None, None).for_metadata == "mit"
+    for base, texts in (
+        ("a/base", ["a/same", "a/other"]), ("a/base", ["a/gone"]), ("a/base", ["words.jsonl"]), ("a/silent", ["a/same"]),
+        ("some/folder/base", ["a/same"]),
+    ):  # fmt: skip
+        assert look_up(base, texts, None, None).for_metadata is None
+    stated = look_up("a/base", ["a/other"], "cc-by-4.0", None)
+    assert stated.for_metadata == "cc-by-4.0"
+    assert stated.text == (
+        "Licence: cc-by-4.0, as its publisher states. Licence of the base model: mit; of a/other: cc-by-4.0."
+    )
+
+
+def test_results_for_a_card(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(
+        json.dumps({"methods": {"base": RESULTS["base"], "alora": {"general": {"token_perplexity": 43.44}}}})
+    )
+    assert forgotten_text(method_results(path, "alora")) == (
+        "Perplexity on held-out general text went from 42.15 (base model) to 43.44 (+3.1 %)."
+    )
+    assert forgotten_text({"general": {"token_perplexity": None}}) is None
+    with pytest.raises(ALoRAError, match="no results of 'lora': it has those of base, alora"):
+        method_results(path, "lora")
+    with pytest.raises(ALoRAError, match="there is no file"):
+        method_results(tmp_path / "none.json", "lora")

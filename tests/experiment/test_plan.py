@@ -1,0 +1,207 @@
+"""The plan: against the allocator's own count of real trainings on this machine, and against arithmetic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from alora_trainer.cli.command_line import main
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.recipe.plan.advice import misfits
+from alora_trainer.experiment.recipe.plan.devices import DEVICES, Device, probe
+from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
+from alora_trainer.experiment.recipe.plan.memory import MemoryModel, Pass, Variant
+from alora_trainer.experiment.recipe.plan.models import build_model, model_config
+from alora_trainer.experiment.recipe.plan.report import format_plan
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.trainer.config import ALoRAConfig
+from alora_trainer.trainer.mixin import ALoRATrainer
+from benchmarks.measuring import peak_bytes
+from tests.tiny_recipe import write_all
+
+HOST = Device("host", 1e11, 1e10, 1 << 34, overhead_bytes=0, host=True)
+SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., Recipe]:
+    """`recipe(**overrides)`: the tiny recipe around a model whose memory can be measured."""
+    path = write_all(tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    (tmp_path / "shape").mkdir()
+    LlamaConfig(**SHAPE).save_pretrained(str(tmp_path / "shape"))
+    settings["model"]["path"] = "shape"
+    settings["lora"] = {"r": 8, "lora_alpha": 32, "target_modules": "all-linear"}
+    settings["general"] |= {"block_length": 96, "train_tokens": 960, "test_bytes": 400}
+    settings["domain"]["max_length"] = 96
+    settings["alora"]["save_storage"] = "float32"
+    for section in ("record", "tune"):
+        settings[section] |= {"per_device_train_batch_size": 6, "max_steps": 2}
+    path.write_text(yaml.safe_dump(settings))
+    return lambda **overrides: load_recipe(path, overrides)
+
+
+def measured(recipe: Recipe, section: str, importance: Any = None) -> tuple[int, Any]:
+    """The most that one whole training holds, from the loading of the model on, by the allocator's own count."""
+    from peft import get_peft_model
+
+    ids = torch.randint(0, 2048, (12, 96)).tolist()
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    kept: dict[str, Any] = {}
+
+    def collate(batch: list[Any]) -> dict[str, torch.Tensor]:
+        tensors = {key: torch.tensor([row[key] for row in batch]) for key in ("input_ids", "labels")}
+        return tensors | {"attention_mask": torch.ones_like(tensors["input_ids"])}
+
+    def work() -> None:
+        config = model_config(recipe)
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.model.dtype))
+        held = importance() if importance is not None else None
+        trainer = ALoRATrainer(
+            get_peft_model(base, recipe.lora_config()),
+            recipe.training_arguments(section, recipe.base / "out"),
+            train_dataset=rows,
+            data_collator=collate,
+            importance=held,
+            alora=ALoRAConfig(record="path", lam=0.0) if held is None else ALoRAConfig(lam=0.1),
+        )
+        trainer.train()
+        kept["importance"] = trainer.importance
+
+    return peak_bytes("cpu", work), kept["importance"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"record.gradient_checkpointing": "true", "tune.gradient_checkpointing": "true", "model.dtype": "bfloat16"},
+    ],
+    ids=["float32", "bfloat16 with checkpointing"],
+)
+def test_the_peaks_are_within_15_percent_of_what_trainings_take(
+    recipe: Callable[..., Recipe], overrides: dict[str, str]
+) -> None:
+    planned = recipe(**overrides, **{"record.save_strategy": "no", "tune.save_strategy": "no"})
+    plan = plan_recipe(planned, HOST)
+    stages = {stage.name: stage.held.total for stage in plan.stages}
+    recorded, importance = measured(planned, "record")
+    assert stages["record"] == pytest.approx(recorded, rel=0.15)
+    again = importance.convert("float32")
+    held, _ = measured(planned, "tune", lambda: again)
+    # The map itself was there before the measuring began.
+    assert stages["tune alora"] - plan.memory.omega_bytes("float32") == pytest.approx(held, rel=0.15)
+
+
+def test_sizes_of_the_paper_models(tmp_path: Path) -> None:
+    """Llama-3.2-3B, q and v: the paper's 1.3 GB of importance (fp32), and the parameters that its card names."""
+    path = write_all(tmp_path)
+    lora = {"lora.r": "8", "lora.target_modules": "q_proj,v_proj", "model.dtype": "bfloat16"}
+    sizes = {}
+    for name in ("meta-llama/Llama-3.2-3B", "EleutherAI/gpt-j-6b", "meta-llama/Llama-3.1-8B"):
+        recipe = load_recipe(path, lora | {"model.path": name})
+        sizes[name] = MemoryModel(build_model(recipe, model_config(recipe)), autocast=None, host=False)
+    llama, gptj, eight = sizes.values()
+    assert llama.parameters == 3_212_749_824 and eight.parameters == 8_030_261_248
+    assert gptj.parameters == 6_050_882_784
+    assert llama.adapted_elements == 28 * (3072 * 3072 + 1024 * 3072)
+    assert llama.omega_bytes("float32") / 1e9 == pytest.approx(1.4, abs=0.1)
+    assert gptj.omega_bytes("float32") / 2**30 == pytest.approx(3.5, abs=0.01)
+    assert llama.factor_elements == 28 * 8 * (3072 + 3072 + 3072 + 1024)
+    assert llama.factor_bytes == 4 * llama.factor_elements  # PEFT trains them in float32 over a bfloat16 base
+    assert eight.base_bytes("nf4") < 0.37 * eight.base_bytes(None)
+
+
+def test_what_does_not_fit_and_what_would(recipe: Callable[..., Recipe]) -> None:
+    planned = recipe(methods="base,lora,alora")
+    whole = plan_recipe(planned, HOST)
+    assert misfits(whole) == [] and "All of it fits" in format_plan(whole)
+    peak = {stage.name: stage.held.total for stage in whole.stages}
+    small = replace(HOST, name="small", memory_bytes=int(0.55 * peak["tune alora"]), host=False)
+    plan = plan_recipe(planned, small)
+    found = {misfit.stage.name: misfit for misfit in misfits(plan)}
+    assert {"record", "tune alora"} <= set(found)
+    for misfit in found.values():
+        assert misfit.remedies and all(r.peak_bytes < misfit.stage.held.total for r in misfit.remedies)
+        assert misfit.together is not None and misfit.together.peak_bytes <= small.memory_bytes
+    text = format_plan(plan)
+    assert "tune alora does not fit" in text and "--tune.gradient_checkpointing true" in text
+    hopeless = format_plan(plan_recipe(planned, replace(small, memory_bytes=1 << 20)))
+    assert "nothing that is known here is enough" in hopeless
+
+
+def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
+    planned = recipe(
+        **{
+            "methods": "base,lora,alora,ewclora,replay",
+            "tune.max_steps": "-1",
+            "tune.num_train_epochs": "3",
+            "tune.gradient_accumulation_steps": "2",
+            "fisher.batch_size": "4",
+        }
+    )
+    plan = plan_recipe(planned, HOST)
+    stages = {stage.name: stage for stage in plan.stages}
+    assert list(stages) == ["record", "fisher", "tune lora", "tune alora", "tune ewclora", "tune replay", "evaluate"]
+    tune = stages["tune lora"].amount
+    assert tune is not None and tune.items == 16 and tune.steps == 6  # 3 micro-batches of 6, 2 steps an epoch
+    assert tune.tokens == 6 * 2 * 6 * 96
+    record = stages["record"].amount
+    assert record is not None and record.items == 10 and record.steps == 2
+    # Forward and backward through the frozen weights: 4 flops a token and parameter, and a little for the factors.
+    linear = 4 * (256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 704) + 256 * 2048
+    flops = plan.memory.trace(Pass(6, 96), False).flops
+    assert 4 * linear * 6 * 96 < flops < 5.5 * linear * 6 * 96
+    assert stages["tune replay"].held.total > stages["tune lora"].held.total
+    assert stages["tune alora"].held.parts["Omega"] == plan.memory.omega_bytes("float32")
+    cheap = plan.memory.protecting(Pass(6, 96), Variant(storage="factored"))
+    assert cheap.total < stages["tune alora"].held.total
+    assert plan.download_bytes == 0 and plan.disk_bytes > plan.memory.omega_bytes("float32")
+
+
+def test_the_command(recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe()
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "--device", "A800", "--json", str(tmp_path / "plan.json")]) == 0
+    assert "tune alora" in capsys.readouterr().out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["stages"]["record"]["peak_bytes"] > plan["w_bytes"] == plan["omega_bytes"]["float32"]
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "--device", "H1000"]) == 2
+    assert "is not in the table: use one of H100" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "--model.path", "some/model"]) == 2
+    assert "a plan downloads nothing: give its config.json with --config" in capsys.readouterr().err
+    given = ["--model.path", "some/model", "--config", str(tmp_path / "shape" / "config.json")]
+    assert main(["plan", str(tmp_path / "recipe.yaml"), *given]) == 0
+    (tmp_path / "bad.json").write_text("[]")
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "--config", str(tmp_path / "bad.json")]) == 2
+
+
+def test_the_probe_measures_this_machine() -> None:
+    device = probe(0.05)
+    assert device.flops > 1e9 and device.bytes_per_second > 1e8 and device.memory_bytes > 1 << 28
+    assert DEVICES["4090"].memory_bytes < DEVICES["H100"].memory_bytes
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    recipe = load_recipe(write_all(tmp_path), {"model.path": "nobody/nothing"})
+    with pytest.raises(ALoRAError, match="the configuration of nobody/nothing is not at hand"):
+        model_config(recipe)

@@ -1,0 +1,112 @@
+"""The page of what is supported: every line of its tables has a test that exists, and its launch files can be used."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.tiny_recipe import write_all
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "engines.md"
+LAUNCH = ROOT / "examples" / "launch"
+
+
+def rows() -> list[str]:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    return [line for line in lines if not line.startswith("| |")]
+
+
+def test_every_line_names_tests_that_exist():
+    assert len(rows()) > 30
+    for row in rows():
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {test}\(", source, re.MULTILINE), f"{file} has no {test}"
+
+
+def test_every_no_has_a_test_of_an_error():
+    for row in rows():
+        answers = [cell.strip() for cell in row.split("|")[2:-2]]
+        if "no" in answers:
+            test = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)[-1]
+            assert "refused" in test[1], row
+
+
+def test_the_launch_files_are_whole():
+    named = set(re.findall(r"`(\w+\.(?:sh|yaml|sbatch))`", PAGE.read_text(encoding="utf-8")))
+    assert named == {path.name for path in LAUNCH.iterdir() if path.suffix in (".sh", ".yaml", ".sbatch")}
+    for script in (*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")):
+        subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_accelerate_reads_its_launch_files():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    for path in LAUNCH.glob("*.yaml"):
+        config = load_config_from_file(str(path))
+        assert config.num_processes == 8
+        assert set(yaml.safe_load(path.read_text())) <= set(vars(config)) | {"compute_environment"}
+
+
+def test_the_launched_script_trains(tmp_path, monkeypatch):
+    """On one process of this machine; the folder it leaves is an adapter."""
+    from transformers import AutoModelForCausalLM
+
+    from alora_trainer import ALoRAConfig, ALoRATrainer
+    from tests.tiny_training import quiet_arguments, token_rows
+
+    write_all(tmp_path)
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="float32")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    recorder = ALoRATrainer(
+        model,
+        quiet_arguments(str(tmp_path / "r"), max_steps=2),
+        train_dataset=token_rows(),
+        alora=ALoRAConfig(record="path"),
+    )
+    recorder.train()
+    recorder.importance.save_pretrained(tmp_path / "map")
+    domain = tmp_path / "domain.jsonl"
+    domain.write_text("".join(json.dumps({"text": f"Sum {i} and {i} is {2 * i}"}) + "\n" for i in range(8)))
+    arguments = [str(tmp_path / "model"), str(tmp_path / "map"), str(domain), str(tmp_path / "out")]
+    settings = [
+        "--use_cpu",
+        "true",
+        "--max_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--save_strategy",
+        "no",
+        "--report_to",
+        "none",
+    ]
+    monkeypatch.setattr(sys, "argv", ["protect.py", *arguments, *settings])
+    spec = importlib.util.spec_from_file_location("protect", LAUNCH / "protect.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main()
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_the_launched_script_needs_its_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["protect.py"])
+    spec = importlib.util.spec_from_file_location("protect", LAUNCH / "protect.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(ValueError):
+        module.main()

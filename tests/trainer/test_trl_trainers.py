@@ -1,0 +1,231 @@
+"""TRL's trainers: what they train is their own loss plus the penalty, once, whatever the accumulation."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRASFTTrainer
+from tests.conftest import move_factors
+from tests.penalty.test_penalty import dense_penalty, made_map
+from tests.tiny_tokenizer import TEXT, make_tokenizer
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% if message['role'] == 'assistant' %}{% generation %}"
+    "{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
+)
+WORDS = TEXT.split()
+ONE_STEP = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "max_steps": 1, "lr_scheduler_type": "constant"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    made = make_tokenizer()
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+@pytest.fixture
+def model(tokenizer: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(tokenizer), max_position_embeddings=128, bos_token_id=0, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    made = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"]))
+    move_factors(made, 0.2)
+    return made
+
+
+def sentence(i: int, words: int) -> str:
+    return " ".join(WORDS[(i * 5 + j) % len(WORDS)] for j in range(words))
+
+
+def texts(rows: int) -> Dataset:
+    return Dataset.from_dict({"text": [sentence(i, 5 + i % 7) for i in range(rows)]})
+
+
+def completions(rows: int) -> Dataset:
+    return Dataset.from_dict(
+        {"prompt": [sentence(i, 4) for i in range(rows)], "completion": [" " + sentence(i + 3, 3) for i in range(rows)]}
+    )
+
+
+def chats(rows: int) -> Dataset:
+    talk = [
+        [{"role": "user", "content": sentence(i, 4)}, {"role": "assistant", "content": sentence(i + 1, 5)}]
+        for i in range(rows)
+    ]
+    return Dataset.from_dict({"messages": talk})
+
+
+def preferences(rows: int) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "prompt": [sentence(i, 4) for i in range(rows)],
+            "chosen": [" " + sentence(i + 3, 3) for i in range(rows)],
+            "rejected": [" " + sentence(i + 7, 4) for i in range(rows)],
+        }
+    )
+
+
+def sft(tmp_path: Path, tokenizer: Any) -> Callable[..., ALoRASFTTrainer]:
+    from trl import SFTConfig
+
+    def build(model: Any, data: Any, *, importance: Any = None, alora: Any = None, **settings: Any) -> ALoRASFTTrainer:
+        quiet = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+        quiet |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "max_length": 32}
+        args = SFTConfig(output_dir=str(tmp_path / "sft"), **(quiet | settings))
+        return ALoRASFTTrainer(
+            model, args, train_dataset=data, processing_class=tokenizer, importance=importance, alora=alora
+        )
+
+    return build
+
+
+def dpo(tmp_path: Path, tokenizer: Any) -> Callable[..., ALoRADPOTrainer]:
+    from trl import DPOConfig
+
+    def build(model: Any, data: Any, *, importance: Any = None, alora: Any = None, **settings: Any) -> ALoRADPOTrainer:
+        quiet = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+        quiet |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
+        args = DPOConfig(output_dir=str(tmp_path / "dpo"), **(quiet | settings))
+        return ALoRADPOTrainer(
+            model, args=args, train_dataset=data, processing_class=tokenizer, importance=importance, alora=alora
+        )
+
+    return build
+
+
+CASES = {
+    "sft": (sft, texts, {}),
+    "sft packed": (sft, texts, {"packing": True}),
+    "sft wrapped": (sft, texts, {"packing": True, "packing_strategy": "wrapped"}),
+    "sft completion only": (sft, completions, {}),
+    "sft chat, assistant only": (sft, chats, {"assistant_only_loss": True}),
+    "sft defaults: bf16, checkpointing": (sft, texts, {"bf16": True, "gradient_checkpointing": True}),
+    "dpo": (dpo, preferences, {}),
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_one_step_moves_by_the_trainers_own_loss_and_the_penalty_once(tmp_path, tokenizer, model, case, accumulation):
+    trainer_kind, rows, settings = CASES[case]
+    build = trainer_kind(tmp_path, tokenizer)
+    importance = made_map(model)
+    move_factors(model, 0.05)
+    plain, held = copy.deepcopy(model), copy.deepcopy(model)
+    count = 2 * accumulation
+    settings = ONE_STEP | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation} | settings
+    if settings.get("packing"):
+        count *= 8  # enough to fill several packs
+    build(plain, rows(count), **settings).train()
+    trainer = build(held, rows(count), importance=importance, alora=ALoRAConfig(lam=0.3, normalize=False), **settings)
+    trainer.train()
+    expected = dense_penalty(model, importance, lam=0.3)
+    expected.backward()
+    bf16 = settings.get("bf16", False)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            difference = plain.get_parameter(name) - held.get_parameter(name)
+            torch.testing.assert_close(difference, parameter.grad, rtol=1e-4, atol=2e-3 if bf16 else 2e-6)
+    logged = trainer.state.log_history[0]
+    assert logged["penalty"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert logged["loss"] == pytest.approx(logged["ce_loss"] + logged["penalty"], rel=1e-3)
+
+
+def test_sft_records_what_the_plain_trainer_would_record_on_the_same_tokens(tmp_path, tokenizer, model):
+    """Padding aside, SFT on text is causal language modelling: the two recordings agree."""
+    from transformers import DataCollatorForLanguageModeling, TrainingArguments
+
+    from alora_trainer import ALoRATrainer
+
+    data = texts(8)
+    settings: dict[str, Any] = {"learning_rate": 1.0, "max_steps": 3, "lr_scheduler_type": "constant"}
+    settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "optim": "sgd"}
+    settings["train_sampling_strategy"] = "sequential"
+    recorded = sft(tmp_path, tokenizer)(
+        copy.deepcopy(model), data, alora=ALoRAConfig(record="path"), max_length=None, **settings
+    )
+    recorded.train()
+    tokens = data.map(lambda row: tokenizer(row["text"] + tokenizer.eos_token), remove_columns=["text"])
+    args = TrainingArguments(str(tmp_path / "plain"), use_cpu=True, report_to="none", save_strategy="no", **settings)
+    plain = ALoRATrainer(
+        copy.deepcopy(model), args, train_dataset=tokens, alora=ALoRAConfig(record="path"),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )  # fmt: skip
+    plain.train()
+    for name, omega in plain.importance.items():
+        assert omega.max() > 0
+        torch.testing.assert_close(recorded.importance[name], omega, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["path", "exact"])
+def test_dpo_records_and_then_holds_the_trained_adapter_alone(tmp_path, tokenizer, model, estimator):
+    build = dpo(tmp_path, tokenizer)
+    settings: dict[str, Any] = {"learning_rate": 0.02, "max_steps": 2, "per_device_train_batch_size": 2}
+    recorder = build(copy.deepcopy(model), preferences(4), alora=ALoRAConfig(record=estimator), **settings)
+    recorder.train()
+    assert "ref" in recorder.model.peft_config
+    assert {weight.adapter for weight in recorder._weights} == {"default"}
+    assert len(recorder.importance) == 4 and all(float(omega.max()) > 0 for omega in recorder.importance.values())
+    assert not any(".ref." in key for key in recorder.importance.adapter_state)
+    tuner = build(
+        copy.deepcopy(model), preferences(4), importance=recorder.importance, alora=ALoRAConfig(lam=1.0), **settings
+    )
+    tuner.train()
+    logs = [log for log in tuner.state.log_history if "penalty" in log]
+    assert len(logs) == 2 and logs[-1]["penalty"] > 0
+
+
+def test_lambda_zero_is_plain_sft_bit_for_bit(tmp_path, tokenizer, model):
+    build = sft(tmp_path, tokenizer)
+    settings: dict[str, Any] = {"learning_rate": 0.02, "max_steps": 3, "per_device_train_batch_size": 2}
+    importance = made_map(model)
+    plain, ours = copy.deepcopy(model), copy.deepcopy(model)
+    build(plain, texts(8), **settings).train()
+    build(ours, texts(8), importance=importance, alora=ALoRAConfig(lam=0.0), **settings).train()
+    for (name, a), (_, b) in zip(plain.named_parameters(), ours.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_sft_wraps_the_model_itself(tmp_path, tokenizer, model):
+    """With peft_config, SFTTrainer makes the adapter: it is recorded like any other."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    args = SFTConfig(
+        str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", max_steps=1,
+        save_strategy="no", per_device_train_batch_size=2,
+    )  # fmt: skip
+    trainer = ALoRASFTTrainer(
+        model.merge_and_unload(), args, train_dataset=texts(4), processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["o_proj"]), alora=ALoRAConfig(record="path"),
+    )  # fmt: skip
+    trainer.train()
+    assert list(trainer.importance) == [f"model.layers.{i}.self_attn.o_proj" for i in range(2)]
+
+
+def test_trl_is_imported_only_when_used_and_named_where_it_is_missing():
+    code = (
+        "import sys, alora_trainer\n"
+        "assert 'trl' not in sys.modules and 'torch' not in sys.modules\n"
+        "alora_trainer.ALoRATrainer\n"
+        "assert 'trl' not in sys.modules\n"
+        "sys.modules['trl'] = None\n"
+        "try:\n    alora_trainer.ALoRASFTTrainer\nexcept alora_trainer.ALoRAError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'alora-trainer[trl]'" in done.stdout
