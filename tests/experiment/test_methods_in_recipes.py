@@ -61,7 +61,7 @@ def test_the_recording_of_the_whole_model_has_options_of_its_own(tmp_path: Path)
     recipe = load_recipe(path, {"method_options.si_full.record.max_steps": "1"})
     both = [
         recipe.training_arguments("record", tmp_path),
-        recipe.for_full_recording().training_arguments("record", tmp_path),
+        recipe.for_own_recording(get_method("si_full")).training_arguments("record", tmp_path),
     ]
     assert both[0].max_steps > 1 and both[1].max_steps == 1 and both[0].learning_rate == both[1].learning_rate
     settings = {}

@@ -16,10 +16,33 @@ from transformers import TrainerCallback
 
 from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.general_text import GeneralTextMixin, GeneralTextOptions
-from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
 
 AVERAGE_FILE = "average_adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class ILoRAOptions(GeneralTextOptions):
+    """Of `i_lora`.
+
+    Attributes:
+        decay: of the moving average, at most; it starts lower.
+        consistency: weight of the hidden states' distance from the average's.
+        result: which adapter is saved, "average" or "trained".
+    """
+
+    decay: float = 0.99
+    consistency: float = 1.0
+    result: str = "average"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay < 1:
+            raise ALoRAError(f"decay={self.decay!r} must be at least 0 and less than 1")
+        if self.consistency < 0:
+            raise ALoRAError(f"consistency={self.consistency!r} must not be negative")
+        if self.result not in ("average", "trained"):
+            raise ALoRAError(f"result={self.result!r} is unknown: use average or trained")
 
 
 class MovingAverage:
@@ -89,7 +112,7 @@ def consistency_loss(hidden: tuple[torch.Tensor, ...], reference: tuple[torch.Te
     return torch.stack([(h.float() - r.float()).square().mean() for h, r in zip(hidden, reference, strict=True)]).mean()
 
 
-class ILoRATrainer(GeneralTextMixin, ALoRATrainer):
+class ILoRATrainer(GeneralTextTrainer):
     """``L = L_domain + weight * (L_general + consistency * ||h(adapter) - h(average)||**2)``, the latter on general text."""
 
     options: ILoRAOptions
@@ -141,24 +164,13 @@ class _AverageObserver(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class ILoRAOptions(GeneralTextOptions):
-    """Of `i_lora`.
+class ILoRA(GeneralTextMethod):
+    """Trains with `ILoRATrainer`."""
 
-    Attributes:
-        decay: of the moving average, at most; it starts lower.
-        consistency: weight of the hidden states' distance from the average's.
-        result: which adapter is saved, "average" or "trained".
-    """
+    options_class = ILoRAOptions
+    trainer_class = ILoRATrainer
 
-    decay: float = 0.99
-    consistency: float = 1.0
-    result: str = "average"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.decay < 1:
-            raise ALoRAError(f"decay={self.decay!r} must be at least 0 and less than 1")
-        if self.consistency < 0:
-            raise ALoRAError(f"consistency={self.consistency!r} must not be negative")
-        if self.result not in ("average", "trained"):
-            raise ALoRAError(f"result={self.result!r} is unknown: use average or trained")
+I_LORA = ILoRA(
+    "i_lora", "LoRA with replay, tied to a moving average of itself, which is the result", starts_from="fresh"
+)

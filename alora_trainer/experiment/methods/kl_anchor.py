@@ -10,10 +10,25 @@ from typing import Any
 import torch
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.general_text import GeneralTextMixin, GeneralTextOptions
-from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
 
 _IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class KLAnchorOptions(GeneralTextOptions):
+    """Of `kl_anchor`.
+
+    Attributes:
+        temperature: of both distributions; the loss is multiplied by its square.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ALoRAError(f"temperature={self.temperature!r} must be positive")
 
 
 def distillation_loss(
@@ -32,7 +47,7 @@ def distillation_loss(
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean()
 
 
-class KLAnchorTrainer(GeneralTextMixin, ALoRATrainer):
+class KLAnchorTrainer(GeneralTextTrainer):
     """``L = L_domain + weight * T**2 KL(p_base || p_model)`` on general text; the base is this model without its adapter."""
 
     options: KLAnchorOptions
@@ -59,16 +74,13 @@ def without_adapter(model: Any) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class KLAnchorOptions(GeneralTextOptions):
-    """Of `kl_anchor`.
+class KLAnchor(GeneralTextMethod):
+    """Trains with `KLAnchorTrainer`."""
 
-    Attributes:
-        temperature: of both distributions; the loss is multiplied by its square.
-    """
+    options_class = KLAnchorOptions
+    trainer_class = KLAnchorTrainer
 
-    temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise ALoRAError(f"temperature={self.temperature!r} must be positive")
+KL_ANCHOR = KLAnchor(
+    "kl_anchor", "LoRA on the domain, distilled from the base model on general text", starts_from="fresh"
+)

@@ -8,8 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig
+from transformers import TrainingArguments
+
 from alora_trainer.basics.keys import check_keys
+from alora_trainer.data.domain import DomainConfig
+from alora_trainer.data.general import GeneralConfig
+from alora_trainer.data.probe import check_probe
+from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.runner import EvaluationConfig
 from alora_trainer.experiment.methods import Method, get_method
 from alora_trainer.experiment.recipe.method_options import read_method_options
 from alora_trainer.experiment.recipe.model_section import ModelConfig
@@ -23,6 +31,7 @@ from alora_trainer.experiment.recipe.settings import (
     parse_yaml,
     set_override,
 )
+from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
 
 
@@ -60,16 +69,6 @@ def build_recipe(
     variables: Mapping[str, str] | None = None,
 ) -> Recipe:
     """A checked `Recipe` from plain data; see `load_recipe` for arguments and errors."""
-    from peft import LoraConfig
-    from transformers import TrainingArguments
-
-    from alora_trainer.data.domain import DomainConfig
-    from alora_trainer.data.general import GeneralConfig
-    from alora_trainer.data.probe import check_probe
-    from alora_trainer.data.tasks import get_task
-    from alora_trainer.evaluation.runner import EvaluationConfig
-    from alora_trainer.importance.recording.fisher import FisherConfig
-
     given = interpolate(dict(written), environment_variables(variables))
     check_keys(given, KEYS)
     sections = {name: as_mapping(given.get(name), name) for name in SECTIONS}
@@ -120,7 +119,8 @@ def build_recipe(
         special = recipe.for_method(get_method(name))
         special.lora_config()
         special.training_arguments("tune", base, anywhere=True)
-    recipe.for_full_recording().training_arguments("record", base, anywhere=True)
+        if get_method(name).records_alone:
+            recipe.for_own_recording(get_method(name)).training_arguments("record", base, anywhere=True)
     return recipe
 
 

@@ -7,26 +7,25 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from peft import LoraConfig
+from transformers import TrainingArguments
+
+from alora_trainer.data.domain import DomainConfig
+from alora_trainer.data.general import SELF, GeneralConfig
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.evaluation.runner import EvaluationConfig
+from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import MethodOptions
 from alora_trainer.experiment.recipe.method_options import options_of
 from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.settings import (
     resolve_path,
 )
+from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-    from transformers import TrainingArguments
-
-    from alora_trainer.data.domain import DomainConfig
-    from alora_trainer.data.general import GeneralConfig
-    from alora_trainer.evaluation.runner import EvaluationConfig
-    from alora_trainer.importance.recording.fisher import FisherConfig
 
 SECTIONS = (
     "model",
@@ -96,7 +95,7 @@ class Recipe:
     @property
     def needs_recording(self) -> bool:
         """Whether any of the methods starts from the adapter that is recorded on general text."""
-        return any(method.needs_recording and not method.is_full for method in self.methods)
+        return any(method.needs_recording and not method.records_alone for method in self.methods)
 
     def each_domain(self) -> list[Recipe]:
         """This recipe for each of its domains alone, in their order."""
@@ -120,10 +119,9 @@ class Recipe:
             alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
         )
 
-    def for_full_recording(self) -> Recipe:
-        """The recipe as stage A of the whole model goes by it (`si_full`): with what is set for that alone."""
-        (name,) = (name for name, method in METHODS.items() if method.records_alone)
-        return dataclasses.replace(self, record={**self.record, **options_of(self.method_options, name).record})
+    def for_own_recording(self, method: Method) -> Recipe:
+        """The recipe as the stage A of a method that records alone goes by it: with what is set for that alone."""
+        return dataclasses.replace(self, record={**self.record, **self.options(method).record})
 
     def lora_config(self, *, fresh: bool = False) -> LoraConfig:
         """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
@@ -131,8 +129,6 @@ class Recipe:
         Raises:
             ALoRAError: PEFT refuses the values.
         """
-        from peft import LoraConfig
-
         try:
             return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora | (self.fresh_lora if fresh else {})))
         except (TypeError, ValueError) as error:
@@ -151,9 +147,6 @@ class Recipe:
         Raises:
             ALoRAError: transformers refuses the values.
         """
-        import torch
-        from transformers import TrainingArguments
-
         defaults = {
             "seed": self.seed,
             "report_to": "none",
@@ -178,8 +171,6 @@ class Recipe:
 
         Written to a file, it is a recipe that does the same from any folder.
         """
-        from alora_trainer.data.general import SELF
-
         general = dataclasses.asdict(self.general)
         domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
         read = [(general, ("train", "test", "probe")), *((domain, ("train", "test", "source")) for domain in domains)]

@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 
 def check_method(method: Method) -> None:
     """Raise ALoRAError for a method that has no meaning over several domains here."""
-    plain = method.technique is None and method.adapter in ("lora", "mlp_lora")
-    if not plain or method.importance not in (None, "recorded", "fisher", "fisher_batch"):
+    if not method.learns_several_domains:
         raise ALoRAError(
             f"the method {method.name} is for one domain: over several use base, lora, lora_ab, rslora, mlp_only, ewclora, "
             "ewclora_batch, alora or alora_no_layer"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods import Method
+from alora_trainer.experiment.methods import Method, get_method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.stage import Part
 from alora_trainer.trainer.config import PROTECTING
+from alora_trainer.weights.parameterization import Parameterization
 
 # The settings of `general` that stage A does not depend on.
 _TEST = ("test", "test_bytes")
@@ -73,7 +74,7 @@ class RunParts:
 
     def _record_part(self, *, full: bool = False) -> Part:
         """Stage A, with LoRA or (`full`) of the whole model."""
-        recipe = self.recipe.for_full_recording() if full else self.recipe
+        recipe = self.recipe.for_own_recording(get_method("si_full")) if full else self.recipe
         settings = self._common() | {
             "lora": recipe.lora,
             "general": self._training_text(),
@@ -95,13 +96,13 @@ class RunParts:
             "fisher": self._resolved["fisher"],
             "kind": method.fisher_kind,
         }
-        if method.is_full:
+        if method.parameterization is Parameterization.FULL:
             return Part(self.folder / f"{method.importance}_full", settings | {"full": True}, "training")
         return Part(self.folder / method.importance, settings, "training")
 
     def _training_part(self, method: Method) -> Part:
         recipe, own = self.recipe.for_method(method), self.recipe.options(method).own
-        settings = self._common() | {"method": asdict(method)}
+        settings = self._common() | {"method": method.settings()}
         if method.trains:
             settings |= {"domain": self._resolved["domain"], "tune": recipe.tune}
             if recipe.evaluation.curve_steps is not None:
@@ -109,8 +110,10 @@ class RunParts:
         if method.starts_from == "fresh":
             settings["lora"] = recipe.lora
         if method.needs_recording:
-            given = None if method.is_full else self.importance
-            settings["recording"] = given or self._record_part(full=method.is_full).settings
+            given = None if (method.parameterization is Parameterization.FULL) else self.importance
+            settings["recording"] = (
+                given or self._record_part(full=(method.parameterization is Parameterization.FULL)).settings
+            )
         if method.fisher_kind is not None:
             settings["fisher"] = self._fisher_part(method).settings
         if method.penalty:
@@ -164,4 +167,8 @@ class RunParts:
         """The map that the method starts from or is held by."""
         if method.fisher_kind is not None:
             return self._fisher_part(method).folder / "map"
-        return self._record_part(full=True).folder / "map" if method.is_full else self._map_folder()
+        return (
+            self._record_part(full=True).folder / "map"
+            if (method.parameterization is Parameterization.FULL)
+            else self._map_folder()
+        )

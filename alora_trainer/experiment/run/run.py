@@ -14,7 +14,7 @@ import yaml
 from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.basics.processes import is_main, main_first
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.methods import METHODS, Method, get_method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.stage import Part
 from alora_trainer.experiment.run.tune import DomainTraining
@@ -132,7 +132,7 @@ class Run(DomainTraining):
         finished = self._begun(part)
         if finished is not None:
             return finished
-        recipe = self.recipe.for_full_recording() if full else self.recipe
+        recipe = self.recipe.for_own_recording(get_method("si_full")) if full else self.recipe
         cost = record_importance(recipe, self.tokenizer, part.folder, full=full)
         with main_first():
             if is_main():
@@ -174,8 +174,8 @@ class Run(DomainTraining):
         finished = self._begun(part)
         if finished is not None:
             return finished
-        if method.needs_recording and (method.is_full or self.importance is None):
-            costs["record"] = self.record(full=method.is_full)
+        if method.needs_recording and (method.records_alone or self.importance is None):
+            costs["record"] = self.record(full=method.records_alone)
         if method.fisher_kind is not None:
             costs["record"] = self.fisher(method)
         if method.trains:

@@ -13,10 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 from alora_trainer.artefact.importance_map import ImportanceMap, load_reference
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.corda import _corda
 from alora_trainer.experiment.methods.method import Adapter, Method, MethodOptions
-from alora_trainer.experiment.methods.mlp_only import mlp_layers
-from alora_trainer.experiment.methods.osf import _osf_config
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, with_fresh_adapter, with_saved_adapter
 from alora_trainer.importance.controls import CONTROLS, control_map
@@ -144,19 +141,12 @@ def attach_adapter(
         ALoRAError: the adapter does not fit the model.
     """
     set_seed(seed)
-    if method.adapter in ("corda", "osf") and getattr(base, "is_quantized", False):
+    if method.needs_plain_base and getattr(base, "is_quantized", False):
         raise ALoRAError(
             f"{method.name} takes the base weights apart, which are quantised here: leave model.quantization out"
         )
     try:
-        if method.adapter == "corda":
-            assert collate is not None
-            return _corda(base, config, options.own, general, collate, folder)
-        if method.adapter == "osf":
-            return Adapter.plain(get_peft_model(base, _osf_config(config, options.own)))
-        if method.adapter == "mlp_lora":
-            config.target_modules = mlp_layers(base)
-        return Adapter.plain(get_peft_model(base, config))
+        return method.attach(base, config, options=options.own, folder=folder, general=general, collate=collate)
     except (TypeError, ValueError) as error:
         if isinstance(error, ALoRAError):
             raise

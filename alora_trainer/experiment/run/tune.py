@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from alora_trainer.experiment.methods.method import Adapter
 
-from alora_trainer.artefact.importance_map import ImportanceMap
-from alora_trainer.experiment.methods.method import Method, MethodOptions
-from alora_trainer.trainer.config import ALoRAConfig
+from alora_trainer.experiment.methods.method import Method
+from alora_trainer.weights.parameterization import Parameterization
 
 
 class DomainTraining(RunParts):
@@ -56,9 +55,8 @@ class DomainTraining(RunParts):
         collate = collator(self.tokenizer)
         adapter = self.start(method, folder, general, collate)
         probing = method.penalty and watches_probe(recipe)
-        trainer = make_trainer(
-            method,
-            options,
+        trainer = method.make_trainer(
+            options=options.own,
             importance=protecting_map(recipe, method, self.importance_folder(method)) if method.importance else None,
             alora=replace(recipe.alora, record=None) if method.penalty else None,
             probe_dataset=self._probe_text(folder) if probing else None,
@@ -96,7 +94,7 @@ class DomainTraining(RunParts):
         from alora_trainer.experiment.run.start import attach_adapter, full_start, protected_start, save_protected
 
         recipe = self.recipe.for_method(method)
-        if method.is_full:
+        if method.parameterization is Parameterization.FULL:
             return Adapter.plain(full_start(recipe, self.importance_folder(method)))
         if method.penalty:
             recorded = self.importance_folder(method)
@@ -122,48 +120,3 @@ class DomainTraining(RunParts):
 
         recorded = self.folder / "record" if self.importance is None else folder
         return text_to_watch(self.recipe, self.tokenizer, recorded)
-
-
-def make_trainer(
-    method: Method,
-    options: MethodOptions,
-    *,
-    importance: ImportanceMap | None = None,
-    alora: ALoRAConfig | None = None,
-    probe_dataset: Any = None,
-    general: Any = None,
-    **kwargs: Any,
-) -> Any:
-    """The method's trainer.
-
-    Args:
-        method: what to train.
-        options: what the recipe sets for it.
-        importance, alora, probe_dataset: what holds it, for a method with a penalty; see `ALoRAMixin`.
-        general: rows of general text, for a method that needs them.
-        kwargs: model, args, train_dataset and the like, for `transformers.Trainer`.
-    """
-    from alora_trainer.trainer.mixin import ALoRATrainer
-
-    common = kwargs | {"importance": importance, "alora": alora, "probe_dataset": probe_dataset}
-    if method.technique is None:
-        return ALoRATrainer(**common)
-    if method.technique == "lora_pro":
-        from alora_trainer.experiment.methods.lora_pro import LoRAProTrainer
-
-        return LoRAProTrainer(**common, options=options.own)
-    return _general_text_trainer(method.technique)(**common, options=options.own, general=general)
-
-
-def _general_text_trainer(technique: str) -> type[Any]:
-    if technique == "replay":
-        from alora_trainer.experiment.methods.replay import ReplayTrainer
-
-        return ReplayTrainer
-    if technique == "kl_anchor":
-        from alora_trainer.experiment.methods.kl_anchor import KLAnchorTrainer
-
-        return KLAnchorTrainer
-    from alora_trainer.experiment.methods.i_lora import ILoRATrainer
-
-    return ILoRATrainer

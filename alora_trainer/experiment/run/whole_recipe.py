@@ -115,9 +115,9 @@ def tune_recipe(
     """
     if not method.trains:
         raise ALoRAError(f"method {method.name} trains nothing: choose another --method")
-    if importance is not None and (method.is_full or not method.needs_recording):
+    if importance is not None and (method.records_alone or not method.needs_recording):
         raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
-    if launched() > 1 and (method.technique is not None or method.fisher_kind is not None or method.is_full):
+    if launched() > 1 and not method.trains_in_several_processes:
         raise ALoRAError(f"method {method.name} trains in one process: start it without torchrun")
     run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
     run.tune(method)

@@ -20,9 +20,10 @@ from alora_trainer.experiment.recipe.plan.amounts import (
     training_amount,
 )
 from alora_trainer.experiment.recipe.plan.devices import Device
-from alora_trainer.experiment.recipe.plan.memory import Held, MemoryModel, Pass, Variant
+from alora_trainer.experiment.recipe.plan.memory import Held, MemoryModel, Pass, Variant, describe
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.weights.parameterization import Parameterization
 
 FORMATS = ("float32", "bfloat16", "log8", "factored")
 # Bytes that one token of packed general text takes in host memory: ids and labels as int32.
@@ -118,14 +119,18 @@ class _Planner:
         stages: list[StagePlan] = []
         if recipe.needs_recording:
             stages.append(self._record())
-        kinds = {m.fisher_kind for m in recipe.methods if m.fisher_kind is not None and not m.is_full}
+        kinds = {
+            m.fisher_kind
+            for m in recipe.methods
+            if m.fisher_kind is not None and m.parameterization is Parameterization.ADAPTER
+        }
         if kinds:
             stages.append(self._fisher(len(kinds)))
         domains = recipe.each_domain()
         stages += [
             self._tune(each, method)
             for method in recipe.methods
-            if method.trains and not method.is_full
+            if method.trains and method.parameterization is Parameterization.ADAPTER
             for each in domains
         ]
         stages.append(self._evaluate(domains))
@@ -180,10 +185,7 @@ class _Planner:
         recipe = each.for_method(method)
         name = f"tune {method.name}" + (f" on {get_task(each.domain.task).name}" if self.recipe.domains else "")
         amount = training_amount(recipe, "tune", domain_items(each)[0], self.length or each.domain.max_length)
-        extra = 0
-        if method.technique in ("replay", "kl_anchor", "i_lora"):
-            fraction = self.recipe.options(method).own.fraction
-            extra = max(1, round(fraction * amount.batch_size))
+        extra = method.general_rows(self.recipe.options(method).own, amount.batch_size)
         length = max(amount.length, recipe.general.block_length) if extra else amount.length
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
@@ -268,8 +270,6 @@ class _Planner:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain data; sizes in bytes, times in seconds."""
-    from alora_trainer.experiment.recipe.plan.memory import describe
-
     memory = plan.memory
     return {
         "schema": 1,
