@@ -26,8 +26,8 @@ from alora_trainer.importance.kinds.formats import store
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.recording import fold
 from alora_trainer.penalty import QuadraticPenalty
-from alora_trainer.penalty.backends.blocked import PenaltyResult
-from alora_trainer.penalty.backends.choice import Backend, choose
+from alora_trainer.penalty.backends.backend import Backend, PenaltyResult
+from alora_trainer.penalty.backends.choice import choose
 from alora_trainer.penalty.backends.dense import dense_penalty
 from alora_trainer.penalty.loss_term import penalty_loss
 from alora_trainer.weights.adapted import adapted_weights

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from alora_trainer.errors import ALoRAError
+from alora_trainer.basics.registry import Registry
 from alora_trainer.importance.kinds.elementwise import DenseOmega, DoubleOmega, HalfOmega, LogarithmicOmega
 from alora_trainer.importance.kinds.factored import FactoredOmega
 from alora_trainer.importance.kinds.kind import Importance
 
-FORMATS: dict[str, type[Importance]] = {
-    kind.format: kind for kind in (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, DoubleOmega)
-}
+FORMATS: Registry[type[Importance]] = Registry("storage format")
+for _format in (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, DoubleOmega):
+    FORMATS.register(_format.format, _format)
 
 
 def storage_format(name: str) -> type[Importance]:
@@ -20,9 +20,7 @@ def storage_format(name: str) -> type[Importance]:
     Raises:
         ALoRAError: there is none of that name.
     """
-    if name not in FORMATS:
-        raise ALoRAError(f"storage={str(name)[:40]!r} is unknown: use one of {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return FORMATS.find(name, "storage")
 
 
 def store(omega: torch.Tensor, format_name: str | None = None) -> Importance:

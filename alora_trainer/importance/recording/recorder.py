@@ -11,8 +11,7 @@ import torch
 
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError, Diverged
-from alora_trainer.importance.recording import estimators
-from alora_trainer.importance.recording.estimators import StepFactors
+from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.fold import consolidate
 from alora_trainer.importance.recording.integral import PathIntegral
 from alora_trainer.importance.recording.true_gradient import TrueGradients
@@ -24,13 +23,6 @@ Gradients = Mapping[str, Matrices]
 
 # How a checkpoint calls the matrices that a weight started from.
 _START = ("start_a", "start_b")
-_OF_A_STEP: dict[str, Callable[[Step], StepFactors]] = {
-    "paper": estimators.paper,
-    "path": estimators.path,
-    "projected": estimators.projected,
-}
-# Those that use the learning rate.
-_OF_THE_PAPER = ("paper", "path")
 
 
 @dataclass
@@ -74,6 +66,7 @@ class Recorder:
     ) -> None:
         self.weights = list(weights)
         self.estimator = estimator
+        self._estimator = ESTIMATORS.find(estimator, "record")
         self.xi = xi
         self.fold_every = fold_every
         self.steps = 0
@@ -85,7 +78,7 @@ class Recorder:
         self._before: dict[str, _Before] = {}
         self._waiting: list[dict[str, Step]] = []
         self._start = self._copies()
-        self._true_gradients = _true_gradients(self.weights) if estimator == "exact" else None
+        self._true_gradients = _true_gradients(self.weights) if self._estimator.true_gradient else None
         self._scale = 1.0
         self._has_before = False
         self._integral = PathIntegral(self._own, location, folder)
@@ -125,7 +118,7 @@ class Recorder:
             raise Diverged("the gradient", broken)
         for name, matrices in self._copies().items():
             self._before[name] = _Before(matrices, gradients[name], 0.0)
-        if self.estimator in _OF_THE_PAPER:
+        if self._estimator.uses_learning_rate:
             for weight in self._own:
                 self._before[weight.name].learning_rate = learning_rate_of(weight, learning_rates)
         self._has_before = True
@@ -180,9 +173,9 @@ class Recorder:
     def _fold_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         if waiting:
-            estimate = _OF_A_STEP[self.estimator]
+            integrand = self._estimator.integrand
             for weight in self._own:
-                self._integral.fold(weight.name, [estimate(steps[weight.name]) for steps in waiting])
+                self._integral.fold(weight.name, [integrand(steps[weight.name]) for steps in waiting])
 
     def finish(self) -> dict[str, torch.Tensor]:
         """Omega of the task by weight name, in host memory and on every process; the recorder is used up.

@@ -7,22 +7,13 @@ With the drift ``D = left @ right`` (rank 2r) and ``E = Omega * D`` elementwise,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.penalty.backends.backend import Backend, PenaltyResult
+from alora_trainer.penalty.backends.pull import pull_back
 from alora_trainer.weights.row_blocks import block_rows, row_blocks
 from alora_trainer.weights.steps import Factors
-
-
-@dataclass(frozen=True)
-class PenaltyResult:
-    """One weight's ``R`` (a float64 scalar tensor) and its gradients by A (r, n) and B (m, r)."""
-
-    value: torch.Tensor
-    gradient_a: torch.Tensor
-    gradient_b: torch.Tensor
 
 
 def blocked_penalty(
@@ -50,3 +41,6 @@ def blocked_penalty(
         torch.mm(e, a.T, out=gradient_b[rows])
         gradient_a.addmm_(b[rows].T, e)
     return PenaltyResult(value, gradient_a.mul_(2 * scaling), gradient_b.mul_(2 * scaling))
+
+
+BLOCKED = Backend("blocked", blocked_penalty, preference=300, pull=pull_back)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.penalty.backends.blocked import PenaltyResult
+from alora_trainer.penalty.backends.backend import Backend, PenaltyResult
+from alora_trainer.penalty.backends.pull import pull_back
 from alora_trainer.weights.steps import Factors
 
 
@@ -22,3 +23,6 @@ def dense_penalty(
         value = (omega * (drift.left @ drift.right + moving).square()).sum(dtype=torch.float64)
         gradient_a, gradient_b = torch.autograd.grad(value, (leaf_a, leaf_b))
     return PenaltyResult(value.detach(), gradient_a, gradient_b)
+
+
+DENSE = Backend("dense", dense_penalty, pull=pull_back)

@@ -15,7 +15,8 @@ import torch
 
 from alora_trainer.importance.kinds.factored import FactoredOmega
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.penalty.backends.blocked import PenaltyResult
+from alora_trainer.penalty.backends.backend import Backend, PenaltyResult
+from alora_trainer.penalty.backends.pull import pull_back
 from alora_trainer.weights.steps import Factors
 
 
@@ -37,3 +38,12 @@ def factored_penalty(
     gradient_a = ((b64.T @ weighted_p) @ weighted_q).mul_(2 * scaling)
     gradient_b = (weighted_p @ (weighted_q @ a64.T)).mul_(2 * scaling)
     return PenaltyResult(value, gradient_a.to(a.dtype), gradient_b.to(b.dtype))
+
+
+def _misfit(importance: Importance, device: torch.device, dtype: torch.dtype) -> str | None:
+    if not isinstance(importance, FactoredOmega):
+        return f"the importance is stored as {importance.format}, not factored"
+    return None
+
+
+FACTORED = Backend("factored", factored_penalty, _misfit, preference=100, pull=pull_back)

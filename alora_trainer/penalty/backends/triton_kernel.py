@@ -23,7 +23,7 @@ import triton.language as tl
 
 from alora_trainer.importance.kinds.elementwise import QUANTIZATION_BLOCK
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.penalty.backends.blocked import PenaltyResult
+from alora_trainer.penalty.backends.backend import PenaltyResult
 from alora_trainer.weights.steps import Factors
 
 # All slabs of one launch together. They come from torch's caching allocator, once for all weights.
