@@ -11,7 +11,7 @@ class Parameterization(Enum):
     ADAPTER: thin factors beside frozen weights, ``W0 + s B A`` (a PEFT adapter).
     FULL: the model's own weights, as Synaptic Intelligence and EWC were published.
 
-    Which weights of a model each of them means, `weights.trained_weights.trained_weights` says.
+    Which weights of a model each of them means, `weights.model_weights.trained_weights` says.
     """
 
     ADAPTER = "adapter"

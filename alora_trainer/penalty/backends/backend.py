@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.steps import Factors
@@ -30,6 +31,18 @@ Pull = Callable[
 
 def fits_all(importance: Importance, device: torch.device, dtype: torch.dtype) -> None:
     """The `misfit` of a backend that computes every kind of importance anywhere: None."""
+
+
+def needs_elements(importance: Importance, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The `misfit` of a backend that computes any format of element-wise importance, anywhere."""
+    if isinstance(importance, Elementwise):
+        return None
+    return f"it computes element-wise importance, and this is {importance.kind}"
+
+
+def thin_factors(importance: Importance) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """x (m, C) and y (n, C) with ``Omega = x y'``, where importance is element-wise and kept so; else None."""
+    return importance.thin_factors if isinstance(importance, Elementwise) else None
 
 
 @dataclass(frozen=True)

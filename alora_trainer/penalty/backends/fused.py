@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.penalty.backends.backend import Backend, PenaltyResult
 from alora_trainer.penalty.backends.pull import pull_back
@@ -22,7 +23,8 @@ def _fused_penalty(
 
 
 def _misfit(importance: Importance, device: torch.device, dtype: torch.dtype) -> str | None:
-    if importance.format not in ("float32", "bfloat16", "log8"):
+    coded = importance.coded_elements if isinstance(importance, Elementwise) else None
+    if coded is None or (coded.scales is None and coded.numbers.dtype not in (torch.float32, torch.bfloat16)):
         return f"its kernel does not read importance stored as {importance.format}"
     if dtype != torch.float32:
         return f"its kernel computes in float32, and the adapter needs {str(dtype).removeprefix('torch.')}"
