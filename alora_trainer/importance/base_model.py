@@ -6,16 +6,15 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.trained_weight import TrainedWeight
-
-if TYPE_CHECKING:
-    from alora_trainer.importance.importance_values import ImportanceValues
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def _cache_folder(name: str | None, part: str, kind: str = "model") -> Path | No
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    if not name or name.count("/") != 1 or Path(name).exists():
+    if name is None or not is_hub_id(name):
         return None
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / part
     return folder if folder.is_dir() else None

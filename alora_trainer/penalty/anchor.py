@@ -10,10 +10,8 @@ With `W` the model's own base weight and `s B A` its adapter, the penalty is on 
 
 from __future__ import annotations
 
-import torch
-
 from alora_trainer.importance.importance_values import ImportanceValues
-from alora_trainer.weights.reference import FullReference, Reference
+from alora_trainer.weights.reference import FullReference, Reference, no_movement
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -38,5 +36,4 @@ def anchor_of(
             return recorded
         if start == "fresh" and fresh_base == "merged" and anchor == "base":
             return Reference(recorded.a, recorded.b, -recorded.scaling)
-    rows, columns = weight.shape
-    return Reference(torch.zeros(0, columns), torch.zeros(rows, 0), 1.0)
+    return no_movement(weight.shape)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.integral import LOCATIONS
 from alora_trainer.penalty.backends.choice import BACKENDS
@@ -19,7 +20,6 @@ STARTS = ("continue", "fresh")
 FRESH_BASES = ("merged", "bare")
 ANCHORS = ("reference", "base")
 MISSING = ("error", "uniform", "free")
-STORAGES = ("float32", "bfloat16", "log8", "factored", "float64")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -225,8 +225,8 @@ _DEFAULT_LAM = 0.3
 _CHOICES = {
     "record": ESTIMATORS,
     "omega_device": LOCATIONS,
-    "save_storage": STORAGES,
-    "storage": STORAGES,
+    "save_storage": FORMATS,
+    "storage": FORMATS,
     "storage_device": ("device", "cpu"),
     "lam_schedule": SCHEDULES,
     "application": APPLICATIONS,

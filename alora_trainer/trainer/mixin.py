@@ -14,7 +14,6 @@ from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.artefact.provenance import describe_recording
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError, Diverged
-from alora_trainer.importance.matching import trained_weights
 from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.penalty.strength.probe import Probe
 from alora_trainer.trainer import publishing
@@ -24,6 +23,8 @@ from alora_trainer.trainer.engines import check_engine
 from alora_trainer.trainer.loss_parts import LossParts
 from alora_trainer.trainer.protecting import Protection
 from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, last_good_checkpoint
+from alora_trainer.weights.model_weights import trained_weights
+from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.trained_weight import (
     Matrices,
     TrainedWeight,
@@ -110,13 +111,13 @@ class ALoRAMixin(_TrainerHooks):
 
     def _find_weights(self) -> Sequence[TrainedWeight]:
         if self._given_importance is None:
-            return trained_weights(self.model, self.alora.full_parameters)
+            return trained_weights(self.model, Parameterization.of(self.alora.full_parameters))
         return self._given_importance.check_model(
             self.model,
             start=self.alora.start,
             fresh_base=self.alora.fresh_base,
             missing=self.alora.missing,
-            full_parameters=self.alora.full_parameters,
+            parameterization=Parameterization.of(self.alora.full_parameters),
             allow_other_revision=self.alora.allow_other_revision,
         )
 

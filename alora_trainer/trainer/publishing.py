@@ -18,6 +18,8 @@ from alora_trainer.basics.files import write_text
 from alora_trainer.basics.processes import Processes
 from alora_trainer.importance.base_model import base_revision
 from alora_trainer.trainer.config import PROTECTING
+from alora_trainer.weights.model_weights import adapter_of
+from alora_trainer.weights.parameterization import Parameterization
 
 if TYPE_CHECKING:
     from alora_trainer.artefact.importance_map import ImportanceMap
@@ -78,7 +80,7 @@ def save_protected_adapter(
     if over_merged is not None:
         tuning = replace(tuning, over_merged=over_merged)
     write_text(Path(folder) / TUNING_FILE, tuning.to_json())
-    if not trainer._given_importance.is_full:
+    if trainer._given_importance.parameterization is Parameterization.ADAPTER:
         write_adapter_card(tuning, Path(folder) / CARD_FILE)
 
 
@@ -140,7 +142,8 @@ def write_card(trainer: Any, given: Mapping[str, Any]) -> bool:
         map_card.write_map_card(config, folder / CARD_FILE, picture=picture, licences=licences, **common)
         return True
     # Full tuning makes a model and no adapter: the trainer's own card is the right one.
-    adapts = trainer._given_importance is not None and not trainer._given_importance.is_full
+    held = trainer._given_importance
+    adapts = held is not None and held.parameterization is Parameterization.ADAPTER
     if adapts and (folder / TUNING_FILE).is_file():
         tuning = read_tuning(folder)
         common |= _stated(given, adapter_card.TAGS)
@@ -168,7 +171,7 @@ def _stated(given: Mapping[str, Any], tags: tuple[str, ...]) -> dict[str, Any]:
 
 def describe_tuning(trainer: Any) -> Tuning:
     """How the trainer's adapter (or the model itself) is being tuned, with which map."""
-    from alora_trainer.artefact.provenance import adapter_of, base_facts
+    from alora_trainer.artefact.provenance import base_facts
     from alora_trainer.basics.versions import software_versions
 
     importance, args, alora = trainer._given_importance, trainer.args, trainer.alora

@@ -91,4 +91,3 @@ def test_a_plugin_that_cannot_be_imported_is_named(installed: dict[str, str], tm
     environment = installed | {"PYTHONPATH": os.pathsep.join([installed["PYTHONPATH"], str(tmp_path)])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "the plugin 'mine' (no_such_module) cannot be imported" in done.stderr
-

@@ -17,6 +17,7 @@ from alora_trainer.weights import row_blocks
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.reference import Reference
 from alora_trainer.weights.steps import Factors, movement_factors
+from alora_trainer.weights.theta import AdapterTheta
 from tests.conftest import move_factors
 
 
@@ -26,9 +27,7 @@ def made_map(model, seed=5, dtype=torch.float32) -> ImportanceMap:
     weights = adapted_weights(model)
     return ImportanceMap(
         {w.name: torch.rand(w.shape, generator=generator, dtype=torch.float64).to(dtype) for w in weights},
-        {w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in weights},
-        adapter_state={},
-        adapter_config=None,
+        AdapterTheta({w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in weights}),
     )
 
 

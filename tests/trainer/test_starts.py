@@ -27,10 +27,7 @@ def delta(weight) -> torch.Tensor:
 def map_with_samples(model) -> ImportanceMap:
     importance = made_map(model)
     samples = {weight.name: weight.base_sample() for weight in adapted_weights(model)}
-    return ImportanceMap(
-        {name: importance.stored(name) for name in importance}, importance.reference,
-        adapter_state={}, adapter_config=None, base_samples=samples,
-    )  # fmt: skip
+    return importance.with_omega({name: importance.stored(name) for name in importance}, base_samples=samples)
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.artefact.cards.facts import is_hub_id, public_name
+from alora_trainer.artefact.cards.facts import public_name
 from alora_trainer.artefact.files import read_json
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 
 TUNING_FILE = "importance_tuning.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from alora_trainer.artefact.cards.facts import Licences, is_hub_id
+from alora_trainer.artefact.cards.facts import Licences
+from alora_trainer.basics.hub_ids import is_hub_id
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,16 @@
+"""What may be the id of a repository on the Hub, and what is a folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(name: str | Path | None) -> bool:
+    """Whether a name is "organisation/name", as a model's or data set's id on the Hub is, and no path of this machine.
+
+    What exists here under this name is taken for a path. Whether the Hub has such a repository is not asked.
+    """
+    return name is not None and _HUB_ID.fullmatch(str(name)) is not None and not Path(name).exists()
