@@ -18,6 +18,7 @@ from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.matching import match_model
 from alora_trainer.importance.selection import Layers
 from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -31,8 +32,8 @@ class ImportanceMap(ImportanceValues):
         self,
         model: torch.nn.Module,
         *,
-        start: str = "continue",
-        fresh_base: str = "merged",
+        start: StartFrom | str = StartFrom.RECORDED,
+        fresh_base: str | None = None,
         missing: str = "error",
         full_parameters: bool = False,
         allow_other_revision: bool = False,
@@ -44,8 +45,8 @@ class ImportanceMap(ImportanceValues):
 
         Args:
             model: with a trainable LoRA adapter.
-            start, fresh_base: as in `ALoRAConfig`: a "fresh" adapter over the "merged" base has the recorded adapter in its
-                base weights, and that is checked.
+            start: as in `ALoRAConfig`: for "merged", the recorded adapter must be in the base weights, else it must not.
+            fresh_base: of an older spelling, see `StartFrom.parse`.
             missing: "error", or anything else to let weights without an importance pass.
             full_parameters: the model is tuned itself, without an adapter.
             allow_other_revision: take the map though it was recorded on another revision of the base model.
@@ -57,8 +58,7 @@ class ImportanceMap(ImportanceValues):
         return match_model(
             self,
             model,
-            start=start,
-            fresh_base=fresh_base,
+            start=StartFrom.parse(start, fresh_base),
             missing=missing,
             full_parameters=full_parameters,
             allow_other_revision=allow_other_revision,

@@ -12,6 +12,7 @@ from alora_trainer.importance.base_model import check_base, named_base
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.weights.adapted import adapted_weights, base_name
 from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -19,8 +20,7 @@ def match_model(
     importance: ImportanceValues,
     model: torch.nn.Module,
     *,
-    start: str = "continue",
-    fresh_base: str = "merged",
+    start: StartFrom = StartFrom.RECORDED,
     missing: str = "error",
     full_parameters: bool = False,
     allow_other_revision: bool = False,
@@ -30,14 +30,14 @@ def match_model(
     _check_kind(importance, full_parameters)
     known = {weight.name: weight for weight in weights}
     recorded = {name: weight for name, weight in known.items() if name in importance}
-    _check_names(importance, model, [name for name in known if name not in recorded], start, missing)
+    _check_names(importance, model, [name for name in known if name not in recorded], missing)
     for name, weight in recorded.items():
         if importance.stored(name).shape != weight.shape:
             raise ALoRAError(
                 f"the importance map is for another model{named_base(importance)}: {name} is {weight.shape} here and "
                 f"{importance.stored(name).shape} in the map"
             )
-    merged = start == "fresh" and fresh_base == "merged"
+    merged = start is StartFrom.MERGED
     check_base(model, importance, recorded, merged=merged, allow_other_revision=allow_other_revision)
     return weights
 
@@ -60,9 +60,7 @@ def _check_kind(importance: ImportanceValues, full_parameters: bool) -> None:
         )
 
 
-def _check_names(
-    importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], start: str, policy: str
-) -> None:
+def _check_names(importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], policy: str) -> None:
     if missing and policy == "error":
         raise ALoRAError(
             f"the importance map has no importance of {_some(missing)}, which the adapter moves: adapt only what was recorded "

@@ -7,13 +7,13 @@ from alora_trainer.basics.keys import check_keys
 from alora_trainer.experiment.methods.method import Method
 
 # A new adapter over the base as it is, held to the base: theta* = W0.
-_FROM_THE_BASE = {"start": "fresh", "fresh_base": "bare", "anchor": "base", "layer_weights": "none"}
+_FROM_THE_BASE = {"start": "bare", "anchor": "base", "layer_weights": "none"}
 
 # As published: no layer weights, and the model's own parameters; what a recipe says of its LoRA's start is not for these.
 _FULL = {
     "full_parameters": True,
     "layer_weights": "none",
-    "start": "continue",
+    "start": "recorded",
     "anchor": "reference",
     "missing": "error",
     "backend": None,
