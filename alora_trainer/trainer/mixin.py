@@ -89,11 +89,14 @@ class ALoRAMixin(_TrainerHooks):
         self._tokens = 0  # of this process in the present optimizer step
         self._resumed_from: str | None = None
         if any(part.needs_weights for part in self.parts):
-            # What could only go wrong silently later is refused before the first step.
-            check_engine(self, self.alora)
-            self._weights = self._find_weights()
+            self._check()
         if self.parts:
             self.add_callback(_StepObserver(self))
+
+    def _check(self) -> None:
+        """Refuse before the first step what could only go wrong silently later."""
+        check_engine(self, self.alora)
+        self._weights = self._find_weights()
 
     def _find_weights(self) -> Sequence[TrainedWeight]:
         if self.given_importance is None:
