@@ -19,6 +19,7 @@ from alora_trainer.importance.matching import match_model
 from alora_trainer.importance.selection import Layers
 from alora_trainer.weights.full import full_weights
 from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -32,8 +33,8 @@ class ImportanceMap(ImportanceValues):
         self,
         model: torch.nn.Module,
         *,
-        start: str = "continue",
-        fresh_base: str = "merged",
+        start: StartFrom | str = StartFrom.RECORDED,
+        fresh_base: str | None = None,
         missing: str = "error",
         parameterization: Parameterization = Parameterization.ADAPTER,
         full_parameters: bool | None = None,
@@ -46,8 +47,8 @@ class ImportanceMap(ImportanceValues):
 
         Args:
             model: what is to be trained.
-            start, fresh_base: as in `ALoRAConfig`: a "fresh" adapter over the "merged" base has the recorded adapter in its
-                base weights, and that is checked.
+            start: as in `ALoRAConfig`: for "merged", the recorded adapter must be in the base weights, else it must not.
+            fresh_base: of an older spelling, see `StartFrom.parse`.
             missing: "error", or anything else to let weights without an importance pass.
             parameterization: what of the model is trained: a LoRA adapter, or the model itself.
             full_parameters: the same as `ALoRAConfig` says it; None leaves it to `parameterization`.
@@ -60,8 +61,7 @@ class ImportanceMap(ImportanceValues):
         return match_model(
             self,
             model,
-            start=start,
-            fresh_base=fresh_base,
+            start=StartFrom.parse(start, fresh_base),
             missing=missing,
             parameterization=parameterization if full_parameters is None else Parameterization.of(full_parameters),
             allow_other_revision=allow_other_revision,

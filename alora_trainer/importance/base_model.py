@@ -105,7 +105,7 @@ def check_base(
         named = named_base(importance)
         if not allow_other_revision:
             otherwise = (
-                "merge the map's own adapter into the base that the map names, or say fresh_base='bare'"
+                "merge the map's own adapter into the base that the map names, or say start='bare'"
                 if merged
                 else "load the base model that the map names, record a map for this one"
             )
@@ -142,7 +142,7 @@ def _check_merged(compared: Sequence[tuple[str, list[float], list[float], list[f
         found, wanted = (bare_text, merged_text) if merged else (merged_text, bare_text)
         raise ALoRAError(
             f"the base weights are {found}, and should be {wanted}: "
-            + ("merge the map's adapter first, or say fresh_base='bare'" if merged else "load the base model as it was")
+            + ("merge the map's adapter first, or say start='bare'" if merged else "load the base model as it was")
         )
 
 

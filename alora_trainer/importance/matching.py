@@ -13,6 +13,7 @@ from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.weights.adapted import base_name
 from alora_trainer.weights.model_weights import trained_weights
 from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -20,8 +21,7 @@ def match_model(
     importance: ImportanceValues,
     model: torch.nn.Module,
     *,
-    start: str = "continue",
-    fresh_base: str = "merged",
+    start: StartFrom = StartFrom.RECORDED,
     missing: str = "error",
     parameterization: Parameterization = Parameterization.ADAPTER,
     allow_other_revision: bool = False,
@@ -31,14 +31,14 @@ def match_model(
     _check_parameterization(importance, parameterization)
     known = {weight.name: weight for weight in weights}
     recorded = {name: weight for name, weight in known.items() if name in importance}
-    _check_names(importance, model, [name for name in known if name not in recorded], start, missing)
+    _check_names(importance, model, [name for name in known if name not in recorded], missing)
     for name, weight in recorded.items():
         if importance.stored(name).shape != weight.shape:
             raise ALoRAError(
                 f"the importance map is for another model{named_base(importance)}: {name} is {weight.shape} here and "
                 f"{importance.stored(name).shape} in the map"
             )
-    merged = start == "fresh" and fresh_base == "merged"
+    merged = start is StartFrom.MERGED
     check_base(model, importance, recorded, merged=merged, allow_other_revision=allow_other_revision)
     return weights
 
@@ -52,9 +52,7 @@ def _check_parameterization(importance: ImportanceValues, parameterization: Para
         )
 
 
-def _check_names(
-    importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], start: str, policy: str
-) -> None:
+def _check_names(importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], policy: str) -> None:
     if missing and policy == "error":
         raise ALoRAError(
             f"the importance map has no importance of {_some(missing)}, which the adapter moves: adapt only what was recorded "

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from alora_trainer.trainer.part import Part
 from transformers import Trainer
 
 from alora_trainer.errors import ALoRAError
@@ -29,6 +28,7 @@ from alora_trainer.importance.recording.estimators import ESTIMATORS, Estimator,
 from alora_trainer.penalty.backends.backend import Backend, PenaltyResult, needs_elements
 from alora_trainer.penalty.backends.choice import BACKENDS
 from alora_trainer.trainer import ALoRATrainer
+from alora_trainer.trainer.part import Part
 from alora_trainer.weights.steps import Factors, Step
 from alora_trainer.weights.trained_weight import TrainedWeight
 

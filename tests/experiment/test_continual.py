@@ -35,7 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
         prompt = ("Sum {question} is", "{question} make", "We read {question} and have")[number]
         settings["domains"].append(domain | {"task": domain["task"] | {"name": f"sums{number}", "prompt": prompt}})
     settings["methods"] = ["base", "lora", "alora", "ewclora"]
-    settings["alora"]["save_storage"] = "float32"  # sums are to be seen to the last digit
+    settings["map"] = {"storage": "float32"}  # sums are to be seen to the last digit
     for section in ("record", "tune"):
         settings[section] |= {"max_steps": 3, "save_strategy": "no"}
     path.write_text(yaml.safe_dump(settings, sort_keys=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alora_trainer.experiment.methods.method import Method
 
 # A new adapter over the base as it is, held to the base: theta* = W0.
-_FROM_THE_BASE = {"start": "fresh", "fresh_base": "bare", "anchor": "base", "layer_weights": "none"}
+_FROM_THE_BASE = {"start": "bare", "anchor": "base", "layer_weights": "none"}
 
 EWCLORA = Method(
     "ewclora",

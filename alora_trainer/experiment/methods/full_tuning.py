@@ -9,7 +9,7 @@ from alora_trainer.weights.parameterization import Parameterization
 _FULL = {
     "full_parameters": True,
     "layer_weights": "none",
-    "start": "continue",
+    "start": "recorded",
     "anchor": "reference",
     "missing": "error",
     "backend": None,

@@ -112,7 +112,7 @@ class GeneralTextTrainer(ALoRATrainer):
         general = self.general_loss(model, batch)
         self._general_losses.append(general.detach())
         # After the trainer's own division, the window's micro-batches add up to the mean of their losses.
-        loss = loss + self.options.weight * general * (self._loss_divisor(num_items_in_batch) / steps)
+        loss = loss + self.options.weight * general * (self.loss_divisor(num_items_in_batch) / steps)
         return (loss, *result[1:]) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.runner import EvaluationConfig
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import MethodOptions
+from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import options_of
 from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.settings import (
@@ -36,6 +37,7 @@ SECTIONS = (
     "record",
     "tune",
     "alora",
+    "map",
     "fisher",
     "method_options",
     "evaluation",
@@ -60,12 +62,13 @@ class Recipe:
         output_dir: default output folder, relative to the recipe; None is ``runs/NAME`` in the working directory.
         methods: what is compared, in order.
         lora: fields of `peft.LoraConfig`.
-        fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: fresh``.
+        fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: merged`` and ``bare``.
         general: general text, to record on and to measure general ability with.
         domain: the task to tune on; with `domains`, the first of them.
         domains: several tasks to tune on in a row (see `continual`); empty for one.
         record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
         alora: recording and protecting.
+        map: how the recorded importance is saved.
         fisher: how Fisher information is estimated, for the methods that need it.
         method_options: what is set for one method alone, by its name.
         evaluation: how both kinds of text are scored.
@@ -83,6 +86,7 @@ class Recipe:
     alora: ALoRAConfig
     evaluation: EvaluationConfig
     fisher: FisherConfig
+    map: RecordedMapConfig = field(default_factory=RecordedMapConfig)
     domains: tuple[DomainConfig, ...] = ()
     method_options: dict[str, MethodOptions] = field(default_factory=dict)
     fresh_lora: dict[str, Any] = field(default_factory=dict)
@@ -124,7 +128,7 @@ class Recipe:
         return dataclasses.replace(self, record={**self.record, **self.options(method).record})
 
     def lora_config(self, *, fresh: bool = False) -> LoraConfig:
-        """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
+        """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: merged`` and ``bare``.
 
         Raises:
             ALoRAError: PEFT refuses the values.
@@ -189,7 +193,8 @@ class Recipe:
             **({"domains": domains} if self.domains else {"domain": domains[0]}),
             "record": self.record,
             "tune": self.tune,
-            "alora": dataclasses.asdict(self.alora),
+            "alora": self.alora.resolved(),
+            "map": dataclasses.asdict(self.map),
             "fisher": dataclasses.asdict(self.fisher),
             "method_options": {name: options.resolved() for name, options in self.method_options.items()},
             "evaluation": dataclasses.asdict(self.evaluation),

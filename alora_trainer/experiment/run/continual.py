@@ -26,7 +26,6 @@ from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.stage import Part
 from alora_trainer.experiment.run.transfer import AccuracyMatrix, format_matrices
-from alora_trainer.trainer.config import PROTECTING
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ class ContinualRun:
         settings: dict[str, Any] = {key: resolved[key] for key in ("model", "seed", "domain", "tune", "lora")}
         settings |= {"method": method.name, "records": self._records(method, position)}
         if method.penalty:
-            settings["protecting"] = {key: getattr(recipe.alora, key) for key in PROTECTING}
+            settings["protecting"] = recipe.alora.resolved_protecting()
         if position == 0:
             settings["start"] = self.general.importance_settings(method)
         else:
@@ -193,9 +192,9 @@ class ContinualRun:
         if method.penalty:
             save_protected_adapter(trainer, part.folder / "adapter", data=learned)
         if records:
-            assert trainer.importance is not None
-            recorded = trainer.importance.with_info(data=learned, cost=cost_facts(cost, trainer.args.device))
-            recorded.save_pretrained(part.folder / "map", storage=recipe.alora.save_storage)
+            assert trainer.recorded_importance is not None
+            recorded = trainer.recorded_importance.with_info(data=learned, cost=cost_facts(cost, trainer.args.device))
+            recorded.save_pretrained(part.folder / "map", storage=recipe.map.storage)
         part.finish(cost)
         del trainer, importance
         release_memory()

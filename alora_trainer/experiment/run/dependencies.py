@@ -80,6 +80,7 @@ class RunParts:
             "general": self._training_text(),
             "record": recipe.record,
             "alora": {key: value for key, value in self._resolved["alora"].items() if key not in PROTECTING},
+            "map": self._resolved["map"],
         }
         if full:
             return Part(self.folder / "record_full", settings | {"full": True}, "training")
@@ -117,7 +118,7 @@ class RunParts:
         if method.fisher_kind is not None:
             settings["fisher"] = self._fisher_part(method).settings
         if method.penalty:
-            settings["protecting"] = {key: getattr(recipe.alora, key) for key in PROTECTING}
+            settings["protecting"] = recipe.alora.resolved_protecting()
             settings["fresh_lora"] = recipe.fresh_lora
             if watches_probe(recipe):
                 settings["probe"] = {

@@ -106,7 +106,7 @@ def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
 
 
 def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: bool = False) -> PeftModel:
-    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: fresh``.
+    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: merged`` and ``bare``.
 
     Raises:
         ALoRAError: the recipe's `lora` does not fit the model.

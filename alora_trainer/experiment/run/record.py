@@ -43,11 +43,11 @@ def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, *, full: boo
         alora=replace(recipe.alora, full_parameters=True) if full else recipe.alora,
     )
     cost = train(trainer)
-    if trainer.importance is None:
+    if trainer.recorded_importance is None:
         raise RuntimeError("the recording ended without an importance map")
-    importance = trainer.importance.with_info(**recording_facts(recipe, cost, trainer.args.device))
+    importance = trainer.recorded_importance.with_info(**recording_facts(recipe, cost, trainer.args.device))
     if is_main():
-        importance.save_pretrained(folder / "map", storage=recipe.alora.save_storage)
+        importance.save_pretrained(folder / "map", storage=recipe.map.storage)
     del trainer, base, importance
     release_memory()
     return cost

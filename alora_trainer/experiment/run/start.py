@@ -18,6 +18,7 @@ from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, with_fresh_adapter, with_saved_adapter
 from alora_trainer.importance.controls import CONTROLS, control_map
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.weights.start import StartFrom
 
 
 def protected_start(recipe: Recipe, map_folder: Path) -> PeftModel:
@@ -31,9 +32,10 @@ def protected_start(recipe: Recipe, map_folder: Path) -> PeftModel:
         ALoRAError: the base model, the recorded adapter or the new one do not fit each other.
     """
     base = load_base(recipe)
-    if recipe.alora.start == "continue":
+    start = recipe.alora.start_from
+    if start is StartFrom.RECORDED:
         return with_saved_adapter(base, map_folder, trainable=True)
-    if recipe.alora.fresh_base == "merged":
+    if start is StartFrom.MERGED:
         base = with_saved_adapter(base, map_folder, trainable=False).merge_and_unload()
     return with_fresh_adapter(base, recipe, protected=True)
 
@@ -71,14 +73,14 @@ def save_protected(model: PeftModel, recipe: Recipe, map_folder: Path, folder: P
     Raises:
         ALoRAError: the new adapter trains more than LoRA factors, which cannot be joined.
     """
-    if recipe.alora.start == "continue" or recipe.alora.fresh_base == "bare":
+    if recipe.alora.start_from is not StartFrom.MERGED:
         model.save_pretrained(str(folder))
         return
     config = model.peft_config["default"]
     if config.modules_to_save or config.bias != "none":
         raise ALoRAError(
             "a new adapter over the merged base cannot be joined with the recorded one if it trains modules_to_save or "
-            "biases: leave these out of fresh_lora, or set alora.fresh_base to bare"
+            "biases: leave these out of fresh_lora, or set alora.start to bare"
         )
     recorded = with_saved_adapter(load_base(recipe), map_folder, trainable=True)
     join_adapters([recorded, model], load_base(recipe)).save_pretrained(str(folder))

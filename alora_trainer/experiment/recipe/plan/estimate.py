@@ -108,7 +108,7 @@ class _Planner:
         self.variant = Variant(
             checkpointing=bool(recipe.tune.get("gradient_checkpointing", False)),
             omega_device=recipe.alora.omega_device,
-            storage=recipe.alora.storage or recipe.alora.save_storage or "float32",
+            storage=recipe.alora.storage or recipe.map.storage or "float32",
             quantization=recipe.model.quantization,
         )
         # This process has the same libraries in it as the run will have.
@@ -134,7 +134,7 @@ class _Planner:
             for each in domains
         ]
         stages.append(self._evaluate(domains))
-        omega = self.memory.omega_bytes(recipe.alora.save_storage or "float32")
+        omega = self.memory.omega_bytes(recipe.map.storage or "float32")
         return Plan(
             recipe,
             self.device,
