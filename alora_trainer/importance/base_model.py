@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
@@ -61,9 +63,6 @@ def commit_of(name: str | None, revision: str, kind: str = "model") -> str | Non
 
 def _cache_folder(name: str | None, part: str, kind: str = "model") -> Path | None:
     """A folder of a repository in the cache; None for what is no Hub id or not there."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
     if name is None or not is_hub_id(name):
         return None
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / part

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
+
 from alora_trainer.artefact.cards.evaluation import evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import (
     Licences,
@@ -173,8 +175,6 @@ def _cost_text(cost: Mapping[str, Any]) -> str:
 
 def render(card: Any, template: Path, model_name: str) -> str:
     """The text of a card: metadata for the Hub, then the template with the card's facts in it."""
-    from huggingface_hub import ModelCard, ModelCardData
-
     metadata: dict[str, Any] = dict(card.metadata)
     if card.evaluation:
         metadata |= {"eval_results": list(card.evaluation), "model_name": model_name}

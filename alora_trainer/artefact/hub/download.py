@@ -7,6 +7,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
 from alora_trainer.artefact.config_file import read_config, write_config
 from alora_trainer.artefact.entries import MapConfig
 from alora_trainer.artefact.files import (
@@ -60,8 +63,6 @@ def fetch(
     repo_id, revision = split_id(source, revision)
     folder, config = fetch_config(repo_id, revision=revision, token=token)
     origin = Origin(repo_id, folder.name)
-    from huggingface_hub import snapshot_download
-
     with hub_errors(repo_id, revision, "fetched"):
         snapshot_download(
             repo_id,
@@ -106,9 +107,6 @@ def fetch_config(repo_id: str, *, revision: str | None, token: str | bool | None
     Raises:
         ALoRAError: there is no such repository, or it holds no importance map.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     with hub_errors(repo_id, revision, "fetched"):
         try:
             path = Path(hf_hub_download(repo_id, CONFIG_FILE, revision=revision, token=token))

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from alora_trainer.artefact.cards.facts import data_text
 from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.entries import MapConfig, TensorEntry
@@ -58,8 +60,6 @@ def _local_header(folder: Path) -> Header:
 
 def _remote_header(repo_id: str, folder: Path, token: str | bool | None) -> Header:
     """Headers of a repository's files: from the cache where a file is there, else by a request for these bytes alone."""
-    from huggingface_hub import HfApi
-
     api = HfApi(token=token)
 
     def header(file: str) -> dict[str, TensorHeader]:

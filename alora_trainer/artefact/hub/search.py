@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import HfApi
+
 from alora_trainer.artefact.cards.map_card import MAP_TAG
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.basics.sizes import size_text
@@ -40,8 +42,6 @@ def search_maps(base_model: str, *, limit: int = 20, token: str | bool | None = 
     Raises:
         ALoRAError: the Hub cannot be asked.
     """
-    from huggingface_hub import HfApi
-
     with hub_errors(base_model, None, "searched for"):
         models = HfApi(token=token).list_models(
             filter=[MAP_TAG, f"base_model:{base_model}"], sort="downloads", limit=limit, cardData=True, full=True

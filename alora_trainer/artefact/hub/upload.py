@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
 from alora_trainer.artefact.adapter_file import write_public_adapter_config
 from alora_trainer.artefact.cards.adapter_card import write_adapter_card
 from alora_trainer.artefact.cards.facts import licensed_texts, public_name
@@ -93,8 +95,6 @@ def push_folder(
     if base_model is not None and not is_hub_id(base_model):
         raise ALoRAError(f"base_model={base_model!r} is no Hub id: give organisation/name")
     prepare = _prepare_map if (folder / CONFIG_FILE).is_file() else _prepare_adapter
-    from huggingface_hub import HfApi
-
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="importance-push-") as rewritten:
         with hub_errors(repo_id, revision, "published"):
@@ -119,8 +119,6 @@ class _Statement:
 
 def _commit(api: Any, repo_id: str, revision: str | None, files: Mapping[str, Path], message: str) -> str:
     """One commit with all files, which also takes away what an older map had and this one has not."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     head = api.repo_info(repo_id, revision=revision).sha

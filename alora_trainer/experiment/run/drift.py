@@ -21,8 +21,7 @@ class Start:
         norms = {}
         for weight, a, b in self._before:
             factors = movement_factors(a, b, weight.a.double(), weight.b.double(), weight.scaling)
-            squared = float(((factors.left.T @ factors.left) * (factors.right @ factors.right.T)).sum())
-            norms[weight.name] = _short(max(squared, 0.0) ** 0.5)
+            norms[weight.name] = _short(factors.norm())
         return norms
 
 

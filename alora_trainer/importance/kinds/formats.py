@@ -33,6 +33,11 @@ def storage_format(name: str) -> type[Importance]:
     return FORMATS.find(name, "storage")
 
 
+def listed_formats() -> list[str]:
+    """The formats that a plan lists, by name: those to choose from for a training in float32."""
+    return [name for name, format in FORMATS.items() if format.listed]
+
+
 def store(omega: torch.Tensor, format_name: str | None = None) -> Importance:
     """Keep a dense Omega (m, n) in a format of element-wise importance.
 

@@ -23,9 +23,9 @@ from alora_trainer.experiment.recipe.plan.devices import Device
 from alora_trainer.experiment.recipe.plan.memory import Held, MemoryModel, Pass, Variant, describe
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.importance.kinds.formats import listed_formats
 from alora_trainer.weights.parameterization import Parameterization
 
-FORMATS = ("float32", "bfloat16", "log8", "factored")
 # Bytes that one token of packed general text takes in host memory: ids and labels as int32.
 _TOKEN_BYTES = 8
 
@@ -288,7 +288,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "factor_parameters": memory.factor_elements,
         "factor_bytes": memory.factor_bytes,
         "w_bytes": memory.omega_bytes("float32"),
-        "omega_bytes": {storage: memory.omega_bytes(storage) for storage in FORMATS},
+        "omega_bytes": {storage: memory.omega_bytes(storage) for storage in listed_formats()},
         "stages": {
             stage.name: describe(stage.held)
             | {
