@@ -51,6 +51,7 @@ HEAVY = {
     "lm_eval": "seconds to import",
     "matplotlib": "an extra, for pictures",
     "scipy": "an extra, for the report",
+    "torch.distributed.tensor": "for sharded parameters alone",
     "triton": "an extra, for GPUs",
     "trl": "an extra, and seconds to import",
 }
@@ -158,8 +159,11 @@ def test_there_is_no_circle() -> None:
 
 def test_only_what_is_heavy_is_imported_late() -> None:
     late = [found for found in all_imports() if found.late and room(found.by) != "cli"]
-    wrong = [found for found in late if found.of.split(".")[0] not in HEAVY and not _of_something_heavy(found)]
-    assert wrong == []
+    assert [found for found in late if not _is_heavy(found.of) and not _of_something_heavy(found)] == []
+
+
+def _is_heavy(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in HEAVY)
 
 
 def _of_something_heavy(found: Import) -> bool:
@@ -170,7 +174,7 @@ def _of_something_heavy(found: Import) -> bool:
 @cache
 def _standing_for_something_heavy() -> set[str]:
     at_top = [found for found in all_imports() if not found.late and not found.typing]
-    return {found.by for found in at_top if found.of.split(".")[0] in HEAVY}
+    return {found.by for found in at_top if _is_heavy(found.of)}
 
 
 def test_who_imports_what_stands_for_something_heavy_does_so_late() -> None:

@@ -223,10 +223,10 @@ def test_interpreted_kernel_equals_the_dense_reference(case):
 )
 def test_interpreted_kernel_however_it_is_cut(storage, groups, segments):
     """Several tiles a program, several programs, programs without a tile."""
-    from alora_trainer.penalty.backends.triton_kernel import Plan, triton_penalty
+    from alora_trainer.penalty.backends.triton_kernel import LaunchPlan, triton_penalty
 
     case = make_case(40, 140, 3, 5, 1.5, storage, seed=groups)
-    plan = Plan(block_m=16, block_n=32, block_k=16, rank=8, groups=groups, segments=segments, warps=4)
+    plan = LaunchPlan(block_m=16, block_n=32, block_k=16, rank=8, groups=groups, segments=segments, warps=4)
     result = triton_penalty(case.stored, case.drift, case.a, case.b, case.scaling, plan)
     assert_equal(result, case.reference(), 1e-5)
 

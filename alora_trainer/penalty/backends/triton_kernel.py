@@ -39,7 +39,7 @@ _REDUCED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """How one weight is cut up: tile sizes, padded rank, and how many groups of rows and segments of columns."""
 
     block_m: int
@@ -52,7 +52,7 @@ class Plan:
     stages: int = 1
 
 
-def plan_launch(rows: int, columns: int, rank: int, drift_rank: int, multiprocessors: int) -> Plan:
+def plan_launch(rows: int, columns: int, rank: int, drift_rank: int, multiprocessors: int) -> LaunchPlan:
     """A plan for an Omega (rows, columns), factors of `rank` (128 at most) and a drift of `drift_rank`."""
     padded = max(8, triton.next_power_of_2(rank))
     block_m, warps = (64, 4) if padded <= 16 else (32, 4) if padded <= 32 else (32, 8)
@@ -69,7 +69,7 @@ def plan_launch(rows: int, columns: int, rank: int, drift_rank: int, multiproces
             groups = triton.cdiv(groups, 2)
         else:
             break  # one slab as large as the gradient itself is the least there can be
-    return Plan(block_m, BLOCK_N, block_k, padded, groups, segments, warps)
+    return LaunchPlan(block_m, BLOCK_N, block_k, padded, groups, segments, warps)
 
 
 def _even_parts(tiles: int, wanted: int) -> int:
@@ -83,7 +83,7 @@ def triton_penalty(
     a: torch.Tensor,
     b: torch.Tensor,
     scaling: float,
-    plan: Plan | None = None,
+    plan: LaunchPlan | None = None,
     precision: str | None = None,
 ) -> PenaltyResult:
     """As `blocked_penalty`, for float32 factors and an Omega that has `coded_elements` in float32, bfloat16 or 8-bit codes.
@@ -113,7 +113,7 @@ def triton_penalty(
 
 def _launch(
     coded: CodedElements, left: torch.Tensor, right: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float,
-    plan: Plan | None, precision: str,
+    plan: LaunchPlan | None, precision: str,
 ) -> PenaltyResult:  # fmt: skip
     (m, n), (r, k), device = coded.numbers.shape, (a.shape[0], left.shape[1]), a.device
     plan = plan or plan_launch(m, n, r, k, _multiprocessors(device))
