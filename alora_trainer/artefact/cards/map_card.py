@@ -111,26 +111,11 @@ def map_card(
         results: a method's entry of results.json, measured at theta*.
         metadata: further metadata, over what the map itself gives.
     """
-    info, theta_files = config.info, THETA_FILES[config.parameterization]
+    info = config.info
     licences = licences or Licences(stated=info.license)
     estimator = info.estimator or "unknown"
-    elements = sum(math.prod(weight.shape) for weight in config.weights.values())
+    stated = {**_metadata(config, licences), **(metadata or {})}
     formats = {storage: size_text(config.format_bytes(storage)) for storage in config.formats}
-    facts = {
-        "library_name": theta_files.library,
-        "license": licences.for_metadata,
-        "base_model": info.base_model if is_hub_id(info.base_model) else None,
-        "base_model_relation": theta_files.relation if is_hub_id(info.base_model) else None,
-        "datasets": dataset_ids(info.data) or None,
-        "tags": list(map_tags(config)),
-        "importance_map": {
-            "estimator": estimator,
-            "tokens": info.tokens,
-            "weights": len(config.weights),
-            "elements": elements,
-            "formats": {storage: config.format_bytes(storage) for storage in config.formats},
-        },
-    }
     return MapCard(
         source=repo_id or UNPUBLISHED,
         base=public_name(info.base_model),
@@ -148,7 +133,7 @@ def map_card(
         earlier_tasks=len(info.earlier_tasks),
         weights=len(config.weights),
         kinds=", ".join(f"`{kind}`" for kind in dict.fromkeys(name.rpartition(".")[2] for name in config.weights)),
-        elements=elements,
+        elements=_elements(config),
         formats=formats,
         first_format=config.storage,
         cost=_cost_text(info.cost),
@@ -157,9 +142,33 @@ def map_card(
         parameterization=config.parameterization.value,
         picture=HEATMAP_FILE if picture else None,
         measured=forgotten_text(results) if results else None,
-        metadata={key: value for key, value in {**facts, **(metadata or {})}.items() if value is not None},
+        metadata={key: value for key, value in stated.items() if value is not None},
         evaluation=tuple(evaluation_entries(results)) if results else (),
     )
+
+
+def _metadata(config: MapConfig, licences: Licences) -> dict[str, Any]:
+    """What the Hub is to know of a map; None for what is not known."""
+    info, theta_files = config.info, THETA_FILES[config.parameterization]
+    return {
+        "library_name": theta_files.library,
+        "license": licences.for_metadata,
+        "base_model": info.base_model if is_hub_id(info.base_model) else None,
+        "base_model_relation": theta_files.relation if is_hub_id(info.base_model) else None,
+        "datasets": dataset_ids(info.data) or None,
+        "tags": list(map_tags(config)),
+        "importance_map": {
+            "estimator": info.estimator or "unknown",
+            "tokens": info.tokens,
+            "weights": len(config.weights),
+            "elements": _elements(config),
+            "formats": {storage: config.format_bytes(storage) for storage in config.formats},
+        },
+    }
+
+
+def _elements(config: MapConfig) -> int:
+    return sum(math.prod(weight.shape) for weight in config.weights.values())
 
 
 def _cost_text(cost: Mapping[str, Any]) -> str:

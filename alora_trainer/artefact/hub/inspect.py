@@ -86,6 +86,7 @@ def _lines(config: MapConfig) -> list[str]:
     rows = {
         "base model": f"{info.base_model or 'not named'}{revision}",
         "weights": f"{len(config.weights)} ({kinds}{within}), {elements:,} elements",
+        "kind": config.kind,
         "estimator": f"{info.estimator}, xi {info.xi}" if info.xi is not None else str(info.estimator),
         "recorded": f"{info.steps:,} steps, {info.tokens:,} tokens, {info.optimizer}, learning rate {info.learning_rate}",
         "text": data_text(info.data),

@@ -148,6 +148,10 @@ def estimate_fisher(
     finally:
         squares.close()
         model.zero_grad(set_to_none=True)
+    return _estimate(squares, progress)
+
+
+def _estimate(squares: SquaredGradients, progress: Mapping[str, float]) -> FisherEstimate:
     if progress["samples"] == 0:
         raise ALoRAError("the Fisher information needs at least one sample of text: give it general text")
     omega = {name: (total / progress["samples"]).cpu() for name, total in squares.sums.items()}

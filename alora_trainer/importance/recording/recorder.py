@@ -14,10 +14,10 @@ from alora_trainer.errors import ALoRAError, Diverged
 from alora_trainer.importance.recording.estimators import ESTIMATORS, Estimator
 from alora_trainer.importance.recording.fold import consolidate
 from alora_trainer.importance.recording.integral import PathIntegral
-from alora_trainer.importance.recording.true_gradient import TrueGradients
+from alora_trainer.importance.recording.true_gradient import KnownGradient, TrueGradients
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.parameterization import Parameterization
-from alora_trainer.weights.steps import Matrix, Step
+from alora_trainer.weights.steps import Step
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rate_of
 
 Gradients = Mapping[str, Matrices]
@@ -177,7 +177,7 @@ class Recorder:
     def _fold_true_gradients(self, true_gradients: TrueGradients, steps: Mapping[str, Step]) -> None:
         for name, gradient in true_gradients.take(self._scale).items():
             if name in steps:
-                factors = self._estimator.integrand(_KnownGradient(steps[name], gradient))
+                factors = self._estimator.integrand(KnownGradient(steps[name], gradient))
                 self._integral.fold_at_once(name, factors, gradient.device)
         true_gradients.reset()
 
@@ -281,24 +281,6 @@ class Recorder:
         self.steps, self.skipped_steps, self.tokens = (
             int(counters[key]) for key in ("steps", "skipped_steps", "tokens")
         )
-
-
-@dataclass(frozen=True)
-class _KnownGradient:
-    """A step whose gradient is the weight's own, (m, n), and not what LoRA's factors show of it."""
-
-    step: Step
-    known: torch.Tensor
-
-    @property
-    def learning_rate(self) -> float:
-        return self.step.learning_rate
-
-    def gradient(self) -> torch.Tensor:
-        return self.known
-
-    def movement(self) -> Matrix:
-        return self.step.movement()
 
 
 def _check_parameterization(weights: Sequence[TrainedWeight], name: str, estimator: Estimator) -> None:

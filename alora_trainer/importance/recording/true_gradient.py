@@ -8,6 +8,7 @@ like the weight gradients of full fine-tuning; the layers' inputs stay alive unt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import layer as lora_layers
@@ -15,6 +16,7 @@ from peft.tuners.lora import layer as lora_layers
 from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.layer_hooks import LayerHooks
+from alora_trainer.weights.steps import Matrix, Step
 
 
 class TrueGradients:
@@ -67,3 +69,21 @@ class TrueGradients:
     def close(self) -> None:
         """Take the hooks off the model."""
         self._hooks.close()
+
+
+@dataclass(frozen=True)
+class KnownGradient:
+    """A step whose gradient is the weight's own, (m, n), and not what LoRA's factors show of it."""
+
+    step: Step
+    known: torch.Tensor
+
+    @property
+    def learning_rate(self) -> float:
+        return self.step.learning_rate
+
+    def gradient(self) -> torch.Tensor:
+        return self.known
+
+    def movement(self) -> Matrix:
+        return self.step.movement()
