@@ -11,6 +11,7 @@ from peft import get_peft_model_state_dict
 from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.basics.versions import software_versions
 from alora_trainer.importance.base_model import base_revision, commit_of
+from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.recording.fisher import FisherEstimate
 from alora_trainer.importance.recording.recorder import Recorder
@@ -57,7 +58,10 @@ def describe_fisher(
 
 
 def map_at_present(
-    model: Any, weights: Sequence[TrainedWeight], omega: Mapping[str, torch.Tensor], info: ImportanceInfo
+    model: Any,
+    weights: Sequence[TrainedWeight],
+    omega: Mapping[str, torch.Tensor | Importance],
+    info: ImportanceInfo,
 ) -> ImportanceMap:
     """An importance map whose theta* is what the weights are now."""
     adapter = adapter_of(weights)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.parameterization import Parameterization
 
 HeldBy = Literal["recorded", "uniform", "even", "shuffled", "fisher", "fisher_batch"]
 Technique = Literal["replay", "kl_anchor", "i_lora", "lora_pro"]
@@ -76,6 +77,28 @@ class Method:
     def is_full(self) -> bool:
         """Whether the model's own parameters are tuned."""
         return self.adapter == "full"
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """What its training moves: an adapter, or the model's own weights."""
+        return Parameterization.FULL if self.is_full else Parameterization.ADAPTER
+
+    @property
+    def learns_several_domains(self) -> bool:
+        """Whether it has a meaning over several domains in a row: plain LoRA, held by nothing or by what was recorded."""
+        plain = self.technique is None and self.adapter in ("lora", "mlp_lora")
+        return plain and (self.importance in (None, "recorded") or self.fisher_kind is not None)
+
+    @property
+    def trains_in_several_processes(self) -> bool:
+        """Whether `alora tune` may be launched in several processes for it."""
+        return self.technique is None and self.fisher_kind is None and self.parameterization is Parameterization.ADAPTER
+
+    def settings(self) -> dict[str, Any]:
+        """What a training by this method depends on, as plain data; its description is not of it."""
+        described = dataclasses.asdict(self)
+        del described["description"]
+        return described
 
     @property
     def needs_general_text(self) -> bool:

@@ -120,7 +120,8 @@ def build_recipe(
         special = recipe.for_method(get_method(name))
         special.lora_config()
         special.training_arguments("tune", base, anywhere=True)
-    recipe.for_full_recording().training_arguments("record", base, anywhere=True)
+        if get_method(name).records_alone:
+            recipe.for_own_recording(get_method(name)).training_arguments("record", base, anywhere=True)
     return recipe
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import MethodOptions
 from alora_trainer.experiment.recipe.method_options import options_of
 from alora_trainer.experiment.recipe.model_section import ModelConfig
@@ -120,10 +120,9 @@ class Recipe:
             alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
         )
 
-    def for_full_recording(self) -> Recipe:
-        """The recipe as stage A of the whole model goes by it (`si_full`): with what is set for that alone."""
-        (name,) = (name for name, method in METHODS.items() if method.records_alone)
-        return dataclasses.replace(self, record={**self.record, **options_of(self.method_options, name).record})
+    def for_own_recording(self, method: Method) -> Recipe:
+        """The recipe as the stage A of a method that records alone goes by it: with what is set for that alone."""
+        return dataclasses.replace(self, record={**self.record, **self.options(method).record})
 
     def lora_config(self, *, fresh: bool = False) -> LoraConfig:
         """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
