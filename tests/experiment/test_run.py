@@ -17,7 +17,7 @@ from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run import record as recording
-from alora_trainer.experiment.run import train as training
+from alora_trainer.experiment.run import tune as training
 from alora_trainer.experiment.run.whole_recipe import evaluate_recipe, record_recipe, run_recipe, tune_recipe
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
@@ -47,7 +47,7 @@ def fast_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         total = sum(float(p.detach().double().abs().sum()) for name, p in model.named_parameters() if "lora_" in name)
         return {"general": {"token_perplexity": 10 + total, "subsets": {}}, "tasks": {"sums": {"acc": 0.5}}}
 
-    monkeypatch.setattr("alora_trainer.evaluation.runner.evaluate_model", evaluate)
+    monkeypatch.setattr("alora_trainer.experiment.run.evaluate.evaluate_model", evaluate)
     return calls
 
 
@@ -121,7 +121,7 @@ def test_adapters_load_with_peft_alone(whole: Path, tiny: Path) -> None:
 def test_a_second_call_does_nothing_again(
     whole: Path, recipe: Callable[..., Recipe], fast_evaluation: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alora_trainer.experiment.run.train.train", lambda trainer: pytest.fail("trained again"))
+    monkeypatch.setattr("alora_trainer.experiment.run.tune.train", lambda trainer: pytest.fail("trained again"))
     before = (whole / "results.json").read_text()
     run_recipe(recipe(), output_dir=whole)
     assert fast_evaluation == []
@@ -228,7 +228,7 @@ def test_another_evaluation_is_refused_and_needs_no_new_training(
     other = recipe(**{"methods": "lora", "evaluation.limit": "2"})
     with pytest.raises(ALoRAError, match=r"evaluation.limit was None and is 2"):
         run_recipe(other, output_dir=tmp_path)
-    monkeypatch.setattr("alora_trainer.experiment.run.train.train", lambda trainer: pytest.fail("trained again"))
+    monkeypatch.setattr("alora_trainer.experiment.run.tune.train", lambda trainer: pytest.fail("trained again"))
     run_recipe(other, output_dir=tmp_path, overwrite=True)
     assert fast_evaluation == ["lora", "lora"]
 

@@ -1,7 +1,8 @@
-"""One stage at a time: a freshly loaded base model, an adapter on it, and a training that goes on where it was stopped."""
+"""The models of a run: a freshly loaded base model, an adapter on it, and what is scored and compared with."""
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import (
     set_seed,
 )
 
+from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.artefact.reading import check_reference
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.base_model import remember_revision
@@ -124,9 +127,6 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
     Raises:
         ALoRAError: there is none, or it does not fit the model; it is an importance map's, and damaged.
     """
-    from alora_trainer.artefact.files import CONFIG_FILE
-    from alora_trainer.artefact.reading import check_reference
-
     source = str(folder)
     local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
     if local and not (Path(folder) / "adapter_config.json").is_file():
@@ -171,8 +171,6 @@ def load_to_score(
 
 def release_memory() -> None:
     """Give back what a model that is no longer used held, before the next stage is measured."""
-    import gc
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ from typing import Any
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.results import write_results
-from alora_trainer.experiment.run.stage import Part
+from alora_trainer.experiment.run.stage import Stage
 from alora_trainer.experiment.run.sweep.grid import Cell, Grid, plan
 from alora_trainer.experiment.run.sweep.work import prepare_worker, work_on
 
@@ -67,15 +67,15 @@ def run_sweep(
     return sorted({folder / cell.folder for cell in cells})
 
 
-def _part(cell: Cell, folder: Path) -> Part:
+def _part(cell: Cell, folder: Path) -> Stage:
     resolved = load_recipe(cell.recipe, cell.overrides).resolved()
     described = {key: value for key, value in asdict(cell).items() if key in ("name", "methods", "variant")}
-    return Part(folder / "cells" / cell.name, {"cell": described, "recipe": resolved | {"methods": None}}, "outcome")
+    return Stage(folder / "cells" / cell.name, {"cell": described, "recipe": resolved | {"methods": None}}, "outcome")
 
 
 def _work(
     cells: list[Cell],
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Stage],
     outcomes: dict[str, Any],
     progress: _Progress,
     folder: Path,
