@@ -41,7 +41,7 @@ WITHIN_EXPERIMENT = {
     "recipe": {"methods"},
     "report": {"methods", "recipe"},
     "run": {"methods", "recipe", "report"},
-    "demo": set(),
+    "demo": set(),  # it only has data
 }
 # Packages that take long to import, or that not everybody has installed: these, and nothing else, are imported where they
 # are used. Of our own modules only the command line imports late, so that `alora --help` is quick.

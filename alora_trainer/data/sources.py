@@ -6,7 +6,6 @@ import difflib
 import glob
 import gzip
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ import pyarrow  # type: ignore[import-untyped]
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
 from pyarrow import parquet
 
+from alora_trainer.basics.files import replacing
 from alora_trainer.errors import ALoRAError
 
 Source: TypeAlias = str | Mapping[str, Any]
@@ -146,11 +146,8 @@ def describe(source: Source) -> str:
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records as JSON lines, so that no reader ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(partial, path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from alora_trainer.basics.files import read_json, write_json
+from alora_trainer.basics.files import read_json, replacing, write_json
 from alora_trainer.basics.processes import Processes
 from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
@@ -31,9 +30,8 @@ def save_recorder(recorder: Recorder, folder: str | Path) -> None:
     if processes.count > 1:
         path = path.with_name(f"{path.stem}-{processes.rank + 1:05d}-of-{processes.count:05d}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    write_tensors(partial, tensors, counters)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        write_tensors(partial, tensors, counters)
 
 
 def load_recorder(recorder: Recorder, folder: str | Path) -> None:

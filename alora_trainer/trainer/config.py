@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields
 from typing import Any, Literal, TypeGuard
 
+from alora_trainer.basics.registry import Registry
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.estimators import ESTIMATORS
@@ -195,16 +196,17 @@ class ALoRAConfig:
             raise ALoRAError(f"{name}={value!r} must be true or false")
         if choices is None or (value is None and default is None):
             return
-        names = tuple(choices)
-        if value not in names:
+        if isinstance(choices, Registry):
+            choices.find(value, name)
+        elif value not in choices:
             or_none = ", or None" if default is None else ""
-            raise ALoRAError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, names))}{or_none}")
+            raise ALoRAError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}{or_none}")
 
     def _check_full_parameters(self) -> None:
         if not self.full_parameters:
             return
-        # Where the weights are parameters themselves, their true gradient is there: 'exact' has nothing to add.
-        works = _WITH_FULL_PARAMETERS | {"record": (None, *(name for name in ESTIMATORS if name != "exact"))}
+        fit = [name for name, each in ESTIMATORS.items() if Parameterization.FULL in each.parameterizations]
+        works = _WITH_FULL_PARAMETERS | {"record": (None, *fit)}
         for name, choices in works.items():
             value = getattr(self, name)
             if value not in choices:

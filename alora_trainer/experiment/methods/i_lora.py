@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer
 
+from alora_trainer.basics.files import replacing
 from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
@@ -88,9 +88,8 @@ class MovingAverage:
     def save(self, folder: str | Path) -> None:
         """Write the average into a checkpoint folder; the file appears whole or not at all."""
         path = Path(folder) / AVERAGE_FILE
-        partial = path.with_suffix(".partial")
-        write_tensors(partial, self.values, {})
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            write_tensors(partial, self.values, {})
 
     def load(self, folder: str | Path) -> None:
         """Go on with what `save` wrote.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
 
@@ -63,14 +64,8 @@ class KLAnchorTrainer(GeneralTextTrainer):
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
     """The base model: no adapter, no dropout, no gradients; afterwards everything is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with model.disable_adapter(), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(model), model.disable_adapter(), torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True)

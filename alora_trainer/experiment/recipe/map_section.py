@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.formats import FORMATS
 
 
@@ -23,7 +22,5 @@ class RecordedMapConfig:
     storage: str | None = "log8"
 
     def __post_init__(self) -> None:
-        if self.storage is not None and self.storage not in FORMATS:
-            raise ALoRAError(
-                f"map.storage={self.storage!r} is unknown: use one of {', '.join(map(repr, FORMATS))}, or null"
-            )
+        if self.storage is not None:
+            FORMATS.find(self.storage, "map.storage")

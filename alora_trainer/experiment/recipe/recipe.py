@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from transformers import TrainingArguments
 
+from alora_trainer.basics.hub_ids import is_model_id
 from alora_trainer.data.domain import DomainConfig
 from alora_trainer.data.general import SELF, GeneralConfig
 from alora_trainer.errors import ALoRAError
@@ -210,7 +211,7 @@ class Recipe:
         path = resolve_path(self.model.path, self.base)
         if path.is_dir():
             return str(path.resolve())
-        if self.model.path.count("/") > 1 or self.model.path.startswith((".", "/", "~")) or path.exists():
+        if path.exists() or not is_model_id(self.model.path):
             raise ALoRAError(
                 f"there is no model folder {self.model.path} (looked in {self.base.resolve()}): set model.path to a folder "
                 "or to a Hub id"

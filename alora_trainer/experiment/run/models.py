@@ -20,6 +20,7 @@ from transformers import (
 
 from alora_trainer.artefact.files import CONFIG_FILE
 from alora_trainer.artefact.reading import check_reference
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.base_model import remember_revision
@@ -128,7 +129,7 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
         ALoRAError: there is none, or it does not fit the model; it is an importance map's, and damaged.
     """
     source = str(folder)
-    local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    local = not is_hub_id(source)
     if local and not (Path(folder) / "adapter_config.json").is_file():
         raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
     if local and (Path(folder) / CONFIG_FILE).is_file():

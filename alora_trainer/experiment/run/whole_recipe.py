@@ -18,6 +18,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.basics.processes import is_main, launched
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
@@ -177,7 +178,7 @@ def _identity(run: Run, kind: str, source: str | Path) -> str:
         ALoRAError: there is no such folder.
     """
     known: dict[str, Any] = {kind: str(source), "base": run.recipe.resolved()["model"]}
-    if not _is_hub_id(source):
+    if not is_hub_id(source):
         folder = Path(source).resolve()
         if not folder.is_dir():
             raise ALoRAError(f"there is no {kind} folder {source}")
@@ -185,8 +186,3 @@ def _identity(run: Run, kind: str, source: str | Path) -> str:
         files = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
         known |= {kind: str(folder), "files": {name: (at.st_size, at.st_mtime_ns) for name, at in files.items()}}
     return digest(known)
-
-
-def _is_hub_id(source: str | Path) -> bool:
-    text = str(source)
-    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
