@@ -140,7 +140,9 @@ def test_full_tuning_holds_all_parameters_from_where_it_starts(all_methods: tupl
 
     recipe, folder = all_methods
     base = dict(AutoModelForCausalLM.from_pretrained(recipe.parent / "model").named_parameters())
-    recorded, fisher = (ImportanceMap.from_pretrained(folder / part / "map") for part in ("record_si_full", "fisher_full"))
+    recorded, fisher = (
+        ImportanceMap.from_pretrained(folder / part / "map") for part in ("record_si_full", "fisher_full")
+    )
     start, of_base = (
         {name: held.reference[name.removesuffix(".weight")].weight.view(p.shape) for name, p in base.items()}
         for held in (recorded, fisher)
