@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from alora_trainer.data.chat import is_chat
@@ -59,6 +59,7 @@ class Dependence:
         without: the recipe's settings (or whole sections of them) that it does not depend on, by dotted name, with the reason.
         method: the method whose step it is; None for one that methods share.
         options: those sections that it takes as ``method_options`` sets them for the method.
+        fixed: settings that the method or its options say, whatever the recipe's own section does, with the reason.
         after: the steps whose outcome it starts from.
     """
 
@@ -66,6 +67,7 @@ class Dependence:
     without: Mapping[str, str]
     method: str | None = None
     options: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
     after: tuple[Dependence, ...] = ()
 
     @property
@@ -96,6 +98,9 @@ class Dependence:
             return self._reason_of_option(path[1], path[2:])
         if path[0] == "domains":  # each of them is the section `domain` of its own steps
             path = ["domain", *path[2:]]
+        return self._left_out(path) or self.fixed.get(".".join(path[:2]))
+
+    def _left_out(self, path: Sequence[str]) -> str | None:
         return self.without.get(path[0]) or self.without.get(".".join(path[:2]))
 
     def _reason_of_option(self, method: str, path: Sequence[str]) -> str | None:
@@ -104,7 +109,7 @@ class Dependence:
         if method != self.method:
             return "it is set for another method"
         if path[0] in SECTIONS:
-            return self._reason(path) if path[0] in self.options else "this step goes by the recipe's own section"
+            return self._left_out(path) if path[0] in self.options else "this step goes by the recipe's own section"
         return None if "options" in self.settings else "it is for the training on the domain"
 
 
@@ -139,7 +144,7 @@ def recording(recipe: Recipe, method: Method | None = None) -> Dependence:
         return Dependence(settings, without)
     assert method is not None
     settings["parameterization"] = method.parameterization.value
-    return Dependence(settings, without, method.name, ("record",))
+    return Dependence(settings, without, method.name, ("record",), _fixed(recipe, method, ("record",)))
 
 
 def fisher_information(recipe: Recipe, method: Method) -> Dependence:
@@ -219,7 +224,8 @@ def training(
     if records:
         settings["records"] = True
     after = tuple(step for step in (source, before) if step is not None)
-    return Dependence(settings, without, method.name, ("lora", "tune", "alora"), after)
+    options_of = ("lora", "tune", "alora")
+    return Dependence(settings, without, method.name, options_of, _fixed(recipe, method, options_of), after)
 
 
 def scores(recipes: Sequence[Recipe], trained: str | Dependence) -> Dependence:
@@ -336,6 +342,15 @@ def _without_holding(recipe: Recipe, method: Method, records: bool, first: bool)
         if item.name not in PROTECTING and item.name != "full_parameters"
     ]
     return without | _each(_in("alora", recorded), "it is for the recording, which is a step of its own")
+
+
+def _fixed(recipe: Recipe, method: Method, sections: Sequence[str]) -> dict[str, str]:
+    """Settings of the recipe's sections that the method or its options stand over."""
+    options, fixed = recipe.options(method), {}
+    for section in sections:
+        own = {**getattr(method, section, {}), **getattr(options, section)}
+        fixed |= _each(_in(section, list(own)), f"{method.name} has a value of its own")
+    return fixed
 
 
 def _remaining(recipe: Recipe, without: Mapping[str, str]) -> dict[str, Any]:
