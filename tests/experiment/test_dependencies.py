@@ -17,6 +17,7 @@ from alora_trainer.data.general import GeneralConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.config import EvaluationConfig
 from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
 from alora_trainer.experiment.recipe.recipe import KEYS, Recipe
@@ -60,7 +61,6 @@ OURS: dict[type, dict[str, Any]] = {
         "omega_device": "cpu",
         "fold_every": 2,
         "record_tokens": 99,
-        "save_storage": "float32",
         "storage": "bfloat16",
         "storage_device": "cpu",
         "lam": 0.7,
@@ -69,8 +69,7 @@ OURS: dict[type, dict[str, Any]] = {
         "application": "decoupled",
         "budget": 0.02,
         "probe_steps": 3,
-        "start": "fresh",
-        "fresh_base": "bare",
+        "start": "merged",
         "anchor": "base",
         "missing": "free",
         "layer_weights": "none",
@@ -78,6 +77,7 @@ OURS: dict[type, dict[str, Any]] = {
         "allow_other_revision": True,
         "backend": "blocked",
     },
+    RecordedMapConfig: {"storage": "float32"},
     FisherConfig: {"samples": 3, "batch_size": 3, "weights": "all", "location": "cpu", "storage": "log8"},
     EvaluationConfig: {
         "batch_size": 3,
@@ -97,6 +97,7 @@ SECTION = {
     GeneralConfig: "general",
     DomainConfig: "domain",
     ALoRAConfig: "alora",
+    RecordedMapConfig: "map",
     FisherConfig: "fisher",
     EvaluationConfig: "evaluation",
 }
@@ -128,9 +129,9 @@ def dotted(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 # or can it be set.
 GROUNDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "as it is": ({}, KEYS),
-    "a new adapter over the merged base": ({"alora.start": "fresh"}, ("lora", "fresh_lora", "alora")),
+    "a new adapter over the merged base": ({"alora.start": "merged"}, ("lora", "fresh_lora", "alora")),
     "a new adapter over the bare base": (
-        {"alora.start": "fresh", "alora.fresh_base": "bare"},
+        {"alora.start": "bare"},
         ("lora", "fresh_lora", "alora"),
     ),
     "with a curve": ({"evaluation.curve_steps": 1}, ("evaluation", "general", "domain")),
