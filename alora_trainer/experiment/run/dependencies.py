@@ -343,7 +343,8 @@ def _without_holding(recipe: Recipe, method: Method, records: bool, first: bool)
 
 def _fixed(recipe: Recipe, method: Method, sections: Sequence[str]) -> dict[str, str]:
     """Settings of the recipe's sections that the method or its options stand over."""
-    options, fixed = recipe.options(method), {}
+    options = recipe.options(method)
+    fixed: dict[str, str] = {}
     for section in sections:
         own = {**getattr(method, section, {}), **getattr(options, section)}
         fixed |= _each(_in(section, list(own)), f"{method.name} has a value of its own")
