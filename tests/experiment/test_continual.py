@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from alora_trainer import ImportanceMap
+from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS
 from alora_trainer.experiment.recipe.reading import load_recipe
@@ -47,12 +48,10 @@ def whole(recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("runs") / "run"
     calls: list[int] = []
 
-    def evaluate(model: Any, tokenizer: Any, *, tasks: Any, **rest: Any) -> dict[str, Any]:
+    def evaluate(model: Any, tokenizer: Any, *, tasks: Any, **rest: Any) -> Score:
         calls.append(len(tasks))
-        return {
-            "general": {"token_perplexity": 10.0 + len(calls), "subsets": {}},
-            "tasks": {task: {"acc": (len(calls) % 7 + place) / 10} for place, task in enumerate(tasks)},
-        }
+        scores = {task: TaskScore(acc=(len(calls) % 7 + place) / 10) for place, task in enumerate(tasks)}
+        return Score(GeneralScore(token_perplexity=10.0 + len(calls), subsets={}), scores)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("alora_trainer.evaluation.runner.evaluate_model", evaluate)

@@ -13,16 +13,20 @@ domain i (row 0: before the first). The output folder holds
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.files import write_text
+from alora_trainer.basics.scores import Score
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.report.method_result import ContinualScore, MethodResult
+from alora_trainer.experiment.report.results import RunResults, write_results
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.stage import Part
 from alora_trainer.experiment.run.transfer import AccuracyMatrix, format_matrices
@@ -41,7 +45,7 @@ def check_method(method: Method) -> None:
         )
 
 
-def run_continual(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> dict[str, Any]:
+def run_continual(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> RunResults:
     """Run all methods of a recipe over its `domains`; what is finished is not done again.
 
     Returns:
@@ -50,13 +54,10 @@ def run_continual(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = F
     Raises:
         ALoRAError: as `run_recipe`; a method that is for one domain.
     """
-    from alora_trainer.experiment.report.results import write_results
-
     for method in recipe.methods:
         check_method(method)
     run = ContinualRun(recipe, Path(output_dir), overwrite=overwrite)
-    entries: dict[str, dict[str, Any]] = {}
-    results: dict[str, Any] = {}
+    entries: dict[str, MethodResult] = {}
     for method in recipe.methods:
         entries[method.name] = run.method(method)
         results = write_results(run.folder, recipe, entries)
@@ -94,7 +95,7 @@ class ContinualRun:
             for recipe, task in zip(self.recipes, self.tasks, strict=True)
         ]
 
-    def method(self, method: Method) -> dict[str, Any]:
+    def method(self, method: Method) -> MethodResult:
         """Train and evaluate one method over all domains; its entry of results.json."""
         entry: dict[str, Any] = {}
         if method.needs_recording:
@@ -113,21 +114,21 @@ class ContinualRun:
         else:
             outcomes *= len(self.tasks) + 1
         matrix = AccuracyMatrix(
-            self.tasks, tuple(tuple(o["tasks"][task]["acc"] for task in self.tasks) for o in outcomes)
+            self.tasks, tuple(tuple(_accuracy(score, task) for task in self.tasks) for score in outcomes)
         )
         train = {
             "seconds": sum(cost["seconds"] for cost in costs),
             "peak_bytes": max((cost["peak_bytes"] for cost in costs), default=0),
         }
-        continual = {
-            "tasks": list(self.tasks),
-            "accuracy": [list(row) for row in matrix.rows],
-            "general_perplexity": [o["general"]["token_perplexity"] for o in outcomes],
-            "average_accuracy": matrix.average,
-            "backward_transfer": matrix.backward_transfer,
-            "forward_transfer": matrix.forward_transfer,
-        }
-        return outcomes[-1] | entry | {"train": train, "continual": continual}
+        continual = ContinualScore(
+            tasks=list(self.tasks),
+            accuracy=[list(row) for row in matrix.rows],
+            general_perplexity=[math.nan if (p := o.general.token_perplexity) is None else p for o in outcomes],
+            average_accuracy=matrix.average,
+            backward_transfer=matrix.backward_transfer,
+            forward_transfer=matrix.forward_transfer,
+        )
+        return MethodResult.of(outcomes[-1], entry | {"train": train}, continual=continual)
 
     # ---- one domain ----
 
@@ -218,7 +219,7 @@ class ContinualRun:
             return self.general.importance_folder(method)
         return self._folder(method, position) / "map"
 
-    def _evaluate(self, method: Method, number: int, trained: str, adapter: Path | None) -> dict[str, Any]:
+    def _evaluate(self, method: Method, number: int, trained: str, adapter: Path | None) -> Score:
         """General ability and all domains, after `number` of them."""
         from alora_trainer.evaluation.runner import evaluate_model
         from alora_trainer.experiment.run.models import load_base, place, release_memory, with_saved_adapter
@@ -231,7 +232,7 @@ class ContinualRun:
         part = Part(self._folder(method, number), settings, "result")
         finished = part.finished(overwrite=self.overwrite)
         if finished is not None:
-            return finished
+            return Score.from_json(finished, str(part.folder))
         logger.info(f"{method.name}: evaluating after {number} of {len(self.tasks)} domains")
         model: Any = load_base(self.recipe)
         if adapter is not None:
@@ -240,7 +241,7 @@ class ContinualRun:
         part.folder.mkdir(parents=True, exist_ok=True)
         runs = dict(zip(self.tasks, zip(self._runs, files, strict=True), strict=True))
         first, prepared = self._runs[0], files[0]
-        outcome = evaluate_model(
+        score = evaluate_model(
             model,
             first.tokenizer,
             general={subset: first.folder / path for subset, path in prepared["general"].items()},
@@ -250,7 +251,13 @@ class ContinualRun:
             seed=self.recipe.seed,
             samples_path=part.folder / "samples.jsonl",
         )
-        part.finish(outcome)
+        part.finish(score.to_json())
         del model
         release_memory()
-        return outcome
+        return score
+
+
+def _accuracy(score: Score, task: str) -> float:
+    found = score.tasks[task].acc
+    assert found is not None  # every task of a recipe has one
+    return found

@@ -13,9 +13,12 @@ import yaml
 
 from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.basics.processes import is_main, main_first
+from alora_trainer.basics.scores import Score
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.results import method_settings
 from alora_trainer.experiment.run.stage import Part
 from alora_trainer.experiment.run.tune import DomainTraining
 
@@ -205,9 +208,7 @@ class Run(DomainTraining):
         part.finish(outcome)
         return outcome
 
-    def evaluate(
-        self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
-    ) -> dict[str, Any]:
+    def evaluate(self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None) -> Score:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).
 
         Args:
@@ -217,7 +218,7 @@ class Run(DomainTraining):
             model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
 
         Returns:
-            general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
+            The score, as `evaluation.runner.evaluate_model` gives it.
         """
         from alora_trainer.data.tasks import get_task
         from alora_trainer.evaluation.runner import evaluate_model
@@ -226,7 +227,7 @@ class Run(DomainTraining):
         part = self._evaluation_part(name, trained)
         finished = part.finished(overwrite=self.overwrite)
         if finished is not None:
-            return finished
+            return Score.from_json(finished, str(part.folder))
         with main_first():
             files = self.prepare_data()
         recipe = self.recipe
@@ -235,7 +236,7 @@ class Run(DomainTraining):
         model, base = load_to_score(recipe, adapter, model_source, device)
         task = get_task(recipe.domain.task)
         part.folder.mkdir(parents=True, exist_ok=True)
-        outcome = evaluate_model(
+        score = evaluate_model(
             model,
             self.tokenizer,
             general={subset: self.folder / path for subset, path in files["general"].items()},
@@ -247,28 +248,26 @@ class Run(DomainTraining):
             base=base,
         )
         if is_main():
-            part.finish(outcome)
+            part.finish(score.to_json())
         del model, base
         release_memory()
-        return outcome
+        return score
 
-    def method(self, method: Method) -> dict[str, Any]:
+    def method(self, method: Method) -> MethodResult:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
         adapter = self.folder / self.place(method) / "adapter" if method.trains else None
         part = self._training_part(method)
         return self._entry(self.evaluate(self.place(method), part.digest, adapter), costs, part.settings)
 
-    def _entry(self, scores: dict[str, Any], costs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What results.json says of a method: scores, costs, settings, and how important each layer was found."""
-        from alora_trainer.experiment.report.results import method_settings
-
-        entry = scores | costs | {"settings": method_settings(settings)}
+    def _entry(self, score: Score, costs: dict[str, Any], settings: Mapping[str, Any]) -> MethodResult:
+        """What results.json says of a method: its score, costs, settings, and how important each layer was found."""
         recorded = "recording" in settings and self.importance is None
         table = read_json(self.folder / "record" / "map" / "layer_importance.json") if recorded else None
-        return entry if table is None else entry | {"layer_norms": {name: row["norm"] for name, row in table.items()}}
+        norms = None if table is None else {name: row["norm"] for name, row in table.items()}
+        return MethodResult.of(score, costs, settings=method_settings(settings), layer_norms=norms)
 
-    def trained_before(self, method: Method) -> dict[str, Any]:
+    def trained_before(self, method: Method) -> MethodResult:
         """Evaluate what an earlier command trained in this folder, whatever its training's settings were.
 
         Raises:
@@ -286,7 +285,7 @@ class Run(DomainTraining):
         adapter = self.folder / method.name / "adapter"
         return self._entry(self.evaluate(method.name, stored["settings_digest"], adapter), costs, stored["settings"])
 
-    def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, MethodResult]:
         """Entries of further methods that are finished in this folder with the same recipe."""
         entries = {}
         for method in METHODS.values():
@@ -297,5 +296,5 @@ class Run(DomainTraining):
             evaluation = self._evaluation_part(method.name, training.digest)
             trained, scored = training.finished(overwrite=True), evaluation.finished(overwrite=True)
             if method.name not in exclude and trained is not None and scored is not None:
-                entries[method.name] = self._entry(scored, trained, training.settings)
+                entries[method.name] = self._entry(Score.from_json(scored, method.name), trained, training.settings)
         return entries

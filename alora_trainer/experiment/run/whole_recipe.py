@@ -20,13 +20,15 @@ from alora_trainer.basics.processes import launched, main_first
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.results import RunResults, results_of, write_results
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.stage import digest
 
 
 def run_recipe(
     recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False, importance: str | None = None
-) -> dict[str, Any]:
+) -> RunResults:
     """Run all methods of a recipe, writing results.json and table.md anew after each of them.
 
     Args:
@@ -42,8 +44,6 @@ def run_recipe(
         ALoRAError: something in the recipe cannot be done, or `output_dir` holds a run with other settings. Results of
             methods that were finished before are kept.
     """
-    from alora_trainer.experiment.report.results import write_results
-
     if recipe.domains:
         from alora_trainer.experiment.run.continual import run_continual
 
@@ -55,8 +55,7 @@ def run_recipe(
     if recipe.needs_recording and importance is None:
         run.record()  # before any method, so that what is wrong with the general text is known at once
     overlap = run.overlap()
-    entries: dict[str, dict[str, Any]] = {}
-    results = {}
+    entries: dict[str, MethodResult] = {}
     for method in recipe.methods:
         try:
             entries[method.name] = run.method(method)
@@ -133,7 +132,7 @@ def evaluate_recipe(
     adapter: str | Path | None = None,
     model: str | Path | None = None,
     with_base: bool = False,
-) -> dict[str, Any]:
+) -> RunResults:
     """Evaluate one method trained in `output_dir`, or an adapter or a model from anywhere, or (with none) the base model.
 
     In several processes that were launched together (see `evaluation.processes.joined`), each scores its share, all return
@@ -156,7 +155,6 @@ def evaluate_recipe(
         ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter or model of that name.
     """
     from alora_trainer.basics.processes import is_main, main_first
-    from alora_trainer.experiment.report.results import results_of, write_results
 
     with main_first():
         run = Run(recipe, output_dir, overwrite=overwrite, several_processes=True)
@@ -166,11 +164,13 @@ def evaluate_recipe(
     if adapter is not None:
         if not _is_hub_id(adapter) and not Path(adapter).is_dir():
             raise ALoRAError(f"there is no adapter folder {adapter}")
-        entries["adapter"] = run.evaluate("adapter", digest({"adapter": _identity(adapter)}), adapter)
+        score = run.evaluate("adapter", digest({"adapter": _identity(adapter)}), adapter)
+        entries["adapter"] = MethodResult.of(score, {})
     elif model is not None:
         if not _is_hub_id(model) and not Path(model).is_dir():
             raise ALoRAError(f"there is no model folder {model}")
-        entries["model"] = run.evaluate("model", digest({"model": _identity(model)}), None, str(model))
+        score = run.evaluate("model", digest({"model": _identity(model)}), None, str(model))
+        entries["model"] = MethodResult.of(score, {})
     elif method is not None or not with_base:
         method = method or METHODS["base"]
         entries[method.name] = run.trained_before(method)
