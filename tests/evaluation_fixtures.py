@@ -11,6 +11,7 @@ import torch
 
 from alora_trainer.data import Task, get_task
 from alora_trainer.data.sources import write_lines
+from alora_trainer.evaluation import evaluate_model
 from tests.tiny_tokenizer import make_tokenizer
 
 ELEMENTS = {"name": "elements", "prompt": "Question: {question}\nAnswer:", "choices": "choices", "answer": "answer"}
@@ -19,6 +20,11 @@ TEXTS = {
     "river": ["The people walked to the river.", "water\n\n  and salt, " * 12],
     "lists": ["[1, 2]", "oxygen"],
 }
+
+
+def evaluate_as_json(*arguments: Any, **settings: Any) -> dict[str, Any]:
+    """What `evaluate_model` finds, as results.json has it."""
+    return evaluate_model(*arguments, **settings).to_json()
 
 
 @pytest.fixture(scope="module")

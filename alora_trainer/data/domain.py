@@ -15,7 +15,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from alora_trainer.data.general import check_count
-from alora_trainer.data.sources import Source, check_keys, describe, load_source, read_lines, write_lines
+from alora_trainer.data.sources import Source, check_keys, load_source, read_lines, source_name, write_lines
 from alora_trainer.data.tasks import Doc, Record, Task, get_task
 from alora_trainer.errors import ALoRAError
 
@@ -147,12 +147,12 @@ def prepare_domain(
         records: list[Record] = list(load_source(domain.source, base=base))
         by, items = domain.holdout["by"], domain.holdout["items"]
         train_records, test_records = split_records(records, by=by, items=items)
-        train = _convert(train_records, task, describe(domain.source))
-        test = _convert(test_records, task, describe(domain.source))
+        train = _convert(train_records, task, source_name(domain.source))
+        test = _convert(test_records, task, source_name(domain.source))
     else:
         assert domain.train is not None and domain.test is not None
-        train = _convert(load_source(domain.train, base=base), task, describe(domain.train))
-        test = _convert(load_source(domain.test, base=base), task, describe(domain.test))
+        train = _convert(load_source(domain.train, base=base), task, source_name(domain.train))
+        test = _convert(load_source(domain.test, base=base), task, source_name(domain.test))
     if domain.test_items is not None and domain.test_items < len(test):
         test = sorted(test, key=lambda doc: hashlib.sha1(task.identity(doc).encode("utf-8")).hexdigest())
         test = test[: domain.test_items]

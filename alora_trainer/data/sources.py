@@ -54,12 +54,12 @@ def load_source(source: Source, *, base: Path | str = Path(".")) -> Dataset:
     settings = _settings(source)
     dataset = _load_hub(settings) if "hub" in settings else _load_files(settings, Path(base))
     if len(dataset) == 0:
-        raise ALoRAError(f"{describe(source)} is empty: give a source with at least one document")
+        raise ALoRAError(f"{source_name(source)} is empty: give a source with at least one document")
     column = settings.get("text_column", "text")
     if column != "text":
         if column not in dataset.column_names:
             raise ALoRAError(
-                f"{describe(source)} has no column {column!r} (its columns are {', '.join(dataset.column_names)}): "
+                f"{source_name(source)} has no column {column!r} (its columns are {', '.join(dataset.column_names)}): "
                 "correct text_column"
             )
         if "text" in dataset.column_names:
@@ -73,16 +73,16 @@ def load_texts(source: Source, *, base: Path | str = Path(".")) -> list[str]:
     dataset = load_source(source, base=base)
     if "text" not in dataset.column_names:
         raise ALoRAError(
-            f"{describe(source)} has no column 'text' (its columns are {', '.join(dataset.column_names)}): "
+            f"{source_name(source)} has no column 'text' (its columns are {', '.join(dataset.column_names)}): "
             "write the source as a mapping with text_column"
         )
     texts = dataset["text"][:]
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
-            raise ALoRAError(f"document {number} of {describe(source)} is not a string but {type(text).__name__}")
+            raise ALoRAError(f"document {number} of {source_name(source)} is not a string but {type(text).__name__}")
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise ALoRAError(f"{describe(source)} holds only blank documents: give a source with text")
+        raise ALoRAError(f"{source_name(source)} holds only blank documents: give a source with text")
     return texts
 
 
@@ -100,12 +100,12 @@ def check_text(record: Mapping[str, Any], column: str, number: int, source: Sour
     """The text of a record; raises ALoRAError where there is none."""
     if column not in record:
         raise ALoRAError(
-            f"document {number} of {describe(source)} has no column {column!r} (its columns are {', '.join(record)}): "
+            f"document {number} of {source_name(source)} has no column {column!r} (its columns are {', '.join(record)}): "
             "write the source as a mapping with text_column"
         )
     if not isinstance(record[column], str):
         kind = type(record[column]).__name__
-        raise ALoRAError(f"document {number} of {describe(source)} is not a string but {kind}")
+        raise ALoRAError(f"document {number} of {source_name(source)} is not a string but {kind}")
     return str(record[column])
 
 
@@ -137,7 +137,7 @@ def named_sources(sources: object, what: str) -> dict[str, Source]:
     return named
 
 
-def describe(source: Source) -> str:
+def source_name(source: Source) -> str:
     """A source in a few words, for messages."""
     if isinstance(source, str):
         return source
@@ -162,12 +162,12 @@ def _settings(source: Source) -> dict[str, Any]:
         return {"path": source}
     if not isinstance(source, Mapping):
         raise ALoRAError(f"a source must be a path, {HUB_PREFIX}organisation/name or a mapping, not {source!r}")
-    check_keys(source, SOURCE_KEYS, f"the source {describe(source)}")
+    check_keys(source, SOURCE_KEYS, f"the source {source_name(source)}")
     if ("path" in source) == ("hub" in source):
         raise ALoRAError(f"the source {dict(source)!r} must have either 'path' or 'hub'")
     hub_only = sorted({"name", "split", "revision"} & set(source))
     if "path" in source and hub_only:
-        raise ALoRAError(f"the source {describe(source)} is a local file and takes no {hub_only[0]!r}: leave it out")
+        raise ALoRAError(f"the source {source_name(source)} is a local file and takes no {hub_only[0]!r}: leave it out")
     return dict(source)
 
 

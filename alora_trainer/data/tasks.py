@@ -39,6 +39,9 @@ class Task:
         choices: the answers to choose from as lm-eval scores them, without delimiter; None for a free answer.
         target_delimiter: what stands between prompt and answer.
         hub: split ("train", "test") -> the source on the Hub that lm-eval's task reads; empty for templates.
+        hub_items: split -> how many items it has there.
+        choice_count: how many answers an item has to choose from, where that is the same for all and known beforehand.
+        test_note: what has to be known of the split that is scored; travels with the results.
     """
 
     name: str
@@ -50,6 +53,9 @@ class Task:
     choices: Callable[[Doc], list[str]] | None
     target_delimiter: str = " "
     hub: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    hub_items: Mapping[str, int] = field(default_factory=dict)
+    choice_count: int | None = None
+    test_note: str | None = None
 
 
 def get_task(spec: str | Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
@@ -151,6 +157,8 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             identity=lambda doc: str(doc["question"]),
             choices=_sciq_choices,
             hub={"train": {"hub": "allenai/sciq"}, "test": {"hub": "allenai/sciq", "split": "test"}},
+            hub_items={"train": 11679, "test": 1000},
+            choice_count=4,
         ),
         "piqa": Task(
             name="piqa",
@@ -161,6 +169,9 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             identity=lambda doc: str(doc["goal"]),
             choices=lambda doc: [doc["sol1"], doc["sol2"]],
             hub={"train": {"hub": "baber/piqa"}, "test": {"hub": "baber/piqa", "split": "validation"}},
+            hub_items={"train": 16113, "test": 1838},
+            choice_count=2,
+            test_note="the validation split is scored, because the labels of the test split are not public",
         ),
         "medmcqa": Task(
             name="medmcqa",
@@ -174,6 +185,10 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
                 "train": {"hub": "openlifescienceai/medmcqa"},
                 "test": {"hub": "openlifescienceai/medmcqa", "split": "validation"},
             },
+            hub_items={"train": 182822, "test": 4183},
+            choice_count=4,
+            test_note="the validation split is scored, because the labels of the test split are not public; lm-eval's medmcqa "
+            "declares validation as its test split",
         ),
         "openbookqa": Task(
             name="openbookqa",
@@ -187,6 +202,8 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
                 "train": {"hub": "allenai/openbookqa", "name": "main"},
                 "test": {"hub": "allenai/openbookqa", "name": "main", "split": "test"},
             },
+            hub_items={"train": 4957, "test": 500},
+            choice_count=4,
         ),
     }
 )

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 
 from alora_trainer.basics.processes import own_share, together
+from alora_trainer.basics.scores import KLToBase
 from alora_trainer.errors import ALoRAError
 
 Window: TypeAlias = tuple[list[int], list[int]]  # tokens of the context and of the continuation
 
 
-def kl_to_base(
-    model: Any, base: Any | None, windows: Mapping[str, Sequence[Window]], *, batch_size: int
-) -> dict[str, Any]:
+def kl_to_base(model: Any, base: Any | None, windows: Mapping[str, Sequence[Window]], *, batch_size: int) -> KLToBase:
     """Mean Kullback-Leibler divergence KL(base || model) of the next token's distribution, in nats a token.
 
     At each position that predicts a token of the text it is ``sum_v p_base(v) (ln p_base(v) - ln p_model(v))`` over the whole
@@ -31,7 +31,7 @@ def kl_to_base(
         batch_size: windows in one forward pass.
 
     Returns:
-        ``nats_per_token`` and ``tokens`` over all subsets, and the same for each of ``subsets``.
+        The mean over all subsets, and that of each of ``subsets``.
 
     Raises:
         ALoRAError: there is no base model.
@@ -46,12 +46,12 @@ def kl_to_base(
     for name in windows:
         own = [sums[key] for key in sorted(sums) if key[0] == name]
         subsets[name] = _mean(own)
-    return _mean([sums[key] for key in sorted(sums)]) | {"subsets": subsets}
+    return replace(_mean([sums[key] for key in sorted(sums)]), subsets=subsets)
 
 
-def _mean(sums: Sequence[tuple[float, int]]) -> dict[str, Any]:
+def _mean(sums: Sequence[tuple[float, int]]) -> KLToBase:
     tokens = sum(count for _, count in sums)
-    return {"nats_per_token": math.fsum(total for total, _ in sums) / tokens, "tokens": tokens}
+    return KLToBase(math.fsum(total for total, _ in sums) / tokens, tokens)
 
 
 def _batch(model: Any, base: Any | None, rows: Sequence[Window]) -> tuple[float, int]:

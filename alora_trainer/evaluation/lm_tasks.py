@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 SPLIT = "test"
+# What lm-eval reports of a text: over words, over UTF-8 bytes, and in bits.
+ROLLING_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 
 # Read by lm-eval through `custom_dataset` instead of its JSON loader, which guesses types (a list of dates would come
 # back as timestamps) and leaves a copy of every file in the user's cache.
@@ -105,7 +107,7 @@ def _rolling_task() -> dict[str, Any]:
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "text",
-        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+        "metric_list": [{"metric": name} for name in ROLLING_METRICS],
     }
 
 

@@ -12,10 +12,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.basics.processes import is_main
+from alora_trainer.basics.scores import GeneralScore, KLToBase, Score, TaskScore
 from alora_trainer.data.sources import write_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
@@ -23,7 +25,14 @@ from alora_trainer.evaluation.calibration import expected_calibration_error
 from alora_trainer.evaluation.config import EvaluationConfig
 from alora_trainer.evaluation.items import digest_items, pack_correct
 from alora_trainer.evaluation.kl_to_base import kl_to_base
-from alora_trainer.evaluation.lm_tasks import general_name, lm_eval_tasks, task_manager, task_name, write_task_files
+from alora_trainer.evaluation.lm_tasks import (
+    ROLLING_METRICS,
+    general_name,
+    lm_eval_tasks,
+    task_manager,
+    task_name,
+    write_task_files,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +50,7 @@ def evaluate_model(
     seed: int = 0,
     samples_path: Path | None = None,
     base: Any | None = None,
-) -> dict[str, Any]:
+) -> Score:
     """Score a model on general text and on domain tasks through lm-eval, in one process or several (see `processes`).
 
     Args:
@@ -57,14 +66,9 @@ def evaluate_model(
         base: the base model, for ``config.kl_tokens``; None takes a `PeftModel` with its adapter switched off.
 
     Returns:
-        ``{"general": {...}, "tasks": {...}, "tokenizer": {...}}``. ``general`` has ``token_cross_entropy`` (nats),
-        ``token_perplexity`` (e to it), ``token_perplexity_base2`` (2 to it, which some papers print),
-        ``word_perplexity``, ``byte_perplexity``, ``bits_per_byte``, ``tokens``, ``words`` and ``bytes``, pooled over the
-        documents of all subsets, and the same keys for each of ``subsets``; ``kl_to_base`` (see `kl_to_base`) and
-        ``tasks`` (lm-eval's metrics of each of ``config.general_tasks``) if they were asked for. Every task has
-        ``items``, ``acc``, ``acc_stderr``, and ``acc_norm``, ``acc_norm_stderr``, ``ece`` if it has choices, else
-        ``perplexity``, ``perplexity_stderr``; ``correct`` (see `pack_correct`) says which items were answered rightly,
-        and ``items_digest`` which items they were.
+        The score. Its general ability is pooled over the documents of all subsets, with each subset's own beside it;
+        ``kl_to_base`` and ``tasks`` (of ``config.general_tasks``) are there if they were asked for. A task with choices has
+        ``acc``, ``acc_norm`` and ``ece``, one with free answers ``acc`` and ``perplexity``.
 
     Raises:
         ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``.
@@ -91,39 +95,40 @@ def evaluate_model(
     results = {}
     for index, name in enumerate(tasks):
         rows = [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
-        results[name] = _task_result(raw["results"][task_name(index)], rows)
+        results[name] = _task_score(specs[name], raw["results"][task_name(index)], rows)
         samples += rows
     if samples_path is not None and is_main():
         write_lines(Path(samples_path), samples)
-    overall = pooled([row for row in samples if "subset" in row]) | {"subsets": subsets} if general else {}
-    if divergence is not None:
-        overall["kl_to_base"] = divergence
-    if ability is not None:
-        overall["tasks"] = ability
-    return {"general": overall, "tasks": results, "tokenizer": describe_tokenizer(tokenizer)}
+    overall = GeneralScore()
+    if general:
+        overall = replace(pooled([row for row in samples if "subset" in row]), subsets=subsets)
+    overall = replace(overall, kl_to_base=divergence, tasks=ability)
+    return Score(overall, results, tokenizer_facts(tokenizer))
 
 
-def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     """What a perplexity by token depends on: the tokenizer's class, its size, and a digest of its whole vocabulary."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
     return {"class": type(tokenizer).__name__, "vocab_size": len(vocabulary), "vocab_sha256": digest}
 
 
-def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The general metrics over documents: sums of ``log_likelihood`` over sums of ``tokens``, ``words``, ``bytes``."""
+def pooled(rows: Sequence[Mapping[str, Any]]) -> GeneralScore:
+    """General ability over documents: sums of ``log_likelihood`` (nats) over sums of ``tokens``, ``words``, ``bytes``."""
     total = math.fsum(row["log_likelihood"] for row in rows)
-    counts = {unit: sum(row[unit] for row in rows) for unit in ("tokens", "words", "bytes")}
-    cross_entropy = -total / counts["tokens"]
-    return {
-        "token_cross_entropy": cross_entropy,
-        "token_perplexity": _power(math.e, cross_entropy),
-        "token_perplexity_base2": _power(2.0, cross_entropy),
-        "word_perplexity": _power(math.e, -total / counts["words"]),
-        "byte_perplexity": _power(math.e, -total / counts["bytes"]),
-        "bits_per_byte": -total / counts["bytes"] / math.log(2),
-        **counts,
-    }
+    tokens, words, size = (sum(row[unit] for row in rows) for unit in ("tokens", "words", "bytes"))
+    cross_entropy = -total / tokens
+    return GeneralScore(
+        token_cross_entropy=cross_entropy,
+        token_perplexity=_power(math.e, cross_entropy),
+        token_perplexity_base2=_power(2.0, cross_entropy),
+        word_perplexity=_power(math.e, -total / words),
+        byte_perplexity=_power(math.e, -total / size),
+        bits_per_byte=-total / size / math.log(2),
+        tokens=tokens,
+        words=words,
+        bytes=size,
+    )
 
 
 def _power(base: float, exponent: float) -> float:
@@ -177,7 +182,7 @@ def _general_tasks(scorer: Any, config: EvaluationConfig, seed: int) -> dict[str
 
 def _divergence(
     scorer: Any, model: Any, base: Any | None, raw: Mapping[str, Any], names: list[str], config: EvaluationConfig
-) -> dict[str, Any]:
+) -> KLToBase:
     """KL to the base model on the first documents of every subset, until `kl_tokens` are reached."""
     assert config.kl_tokens is not None
     windows: dict[str, list[Any]] = {}
@@ -192,20 +197,22 @@ def _divergence(
 
 
 def _general_row(subset: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    # lm-eval keeps what each document adds to a metric as (log-likelihood, weight).
+    words, size = (sample[metric][1] for metric in ROLLING_METRICS[:2])
     return {
         "subset": subset,
         "doc_id": sample["doc_id"],
         "doc_hash": sample["doc_hash"],
         "log_likelihood": sample["filtered_resps"][0],
         "tokens": sample["tokens"],
-        "words": sample["word_perplexity"][1],
-        "bytes": sample["byte_perplexity"][1],
+        "words": words,
+        "bytes": size,
     }
 
 
-def _with_lm_eval(ours: dict[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def _with_lm_eval(ours: GeneralScore, result: Mapping[str, Any]) -> GeneralScore:
     """A subset's metrics, taken from lm-eval where it reports them."""
-    return ours | {name: result[f"{name},none"] for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
+    return replace(ours, **{name: result[f"{name},none"] for name in ROLLING_METRICS})
 
 
 def _task_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,19 +227,23 @@ def _task_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _task_result(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"items": len(rows)}
+def _task_score(task: Task, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> TaskScore:
+    metrics: dict[str, Any] = {}
     for metric in ("acc", "acc_norm", "perplexity"):
         if f"{metric},none" in result:
             error = result.get(f"{metric}_stderr,none")
             metrics[metric] = float(result[f"{metric},none"])
-            metrics[f"{metric}_stderr"] = float(error) if isinstance(error, float) else None  # "N/A" for one item
+            metrics[f"{metric}_stderr"] = float(error) if isinstance(error, float) else math.nan  # "N/A" for one item
     if "acc_norm" in metrics:
         scores = [row["log_likelihoods"] for row in rows]
         metrics["ece"] = expected_calibration_error(scores, [row["target"] for row in rows])
-    metrics["correct"] = pack_correct([row["acc"] for row in rows])
-    metrics["items_digest"] = digest_items(row["doc_hash"] for row in rows)
-    return metrics
+    return TaskScore(
+        items=len(rows),
+        **metrics,
+        correct=pack_correct([row["acc"] for row in rows]),
+        items_digest=digest_items(row["doc_hash"] for row in rows),
+        source=task.hub.get("test"),
+    )
 
 
 @contextmanager

@@ -12,24 +12,26 @@ import pytest
 
 from alora_trainer import ALoRAError
 from alora_trainer.artefact.cards.adapter_card import write_adapter_card
-from alora_trainer.artefact.cards.evaluation import forgotten_text, method_results
+from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import Licences
 from alora_trainer.artefact.cards.map_card import write_map_card
 from alora_trainer.artefact.cards.tuning import Tuning
 from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.hub.licences import look_up
+from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.cli.command_line import main, make_parser
+from alora_trainer.experiment.report.results import card_scores
 from tests.conftest import BOB
 from tests.tiny_map import COMMIT, make_map
 from tests.tiny_recipe import write_all
 
 EXPECTED = Path(__file__).parent / "expected"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "hub.md"
-RESULTS = {
-    "base": {"general": {"token_perplexity": 42.15}, "tasks": {"sciq": {"acc": 0.3}}},
-    "general": {"token_perplexity": 43.44},
-    "tasks": {"sciq": {"acc": 0.464, "acc_norm": 0.45, "items": 250}},
-}
+SCIQ = {"hub": "allenai/sciq", "split": "test"}
+RESULTS = CardScores(
+    Score(GeneralScore(token_perplexity=43.44), {"sciq": TaskScore(acc=0.464, acc_norm=0.45, items=250, source=SCIQ)}),
+    base=Score(GeneralScore(token_perplexity=42.15), {"sciq": TaskScore(acc=0.3)}),
+)
 TUNING = Tuning(
     base_model="tiny-org/tiny-llama",
     base_revision=COMMIT,
@@ -205,14 +207,45 @@ def test_licences_are_looked_up_and_never_invented(hub: Any) -> None:
 
 def test_results_for_a_card(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    path.write_text(
-        json.dumps({"methods": {"base": RESULTS["base"], "alora": {"general": {"token_perplexity": 43.44}}}})
-    )
-    assert forgotten_text(method_results(path, "alora")) == (
+    ours = {"general": {"token_perplexity": 43.44}}
+    methods = {"base": {"general": {"token_perplexity": 42.15}, "tasks": {"sciq": {"acc": 0.3}}}, "alora": ours}
+    path.write_text(json.dumps({"schema": 1, "recipe": {}, "methods": methods}))
+    assert forgotten_text(card_scores(path, "alora")) == (
         "Perplexity on held-out general text went from 42.15 (base model) to 43.44 (+3.1 %)."
     )
-    assert forgotten_text({"general": {"token_perplexity": None}}) is None
+    assert forgotten_text(CardScores(Score.from_json({"general": {"token_perplexity": None}}, "a result"))) is None
     with pytest.raises(ALoRAError, match="no results of 'lora': it has those of base, alora"):
-        method_results(path, "lora")
+        card_scores(path, "lora")
     with pytest.raises(ALoRAError, match="there is no file"):
-        method_results(tmp_path / "none.json", "lora")
+        card_scores(tmp_path / "none.json", "lora")
+
+
+def test_a_card_names_the_data_set_that_a_tasks_items_are_of() -> None:
+    def entry(task: TaskScore) -> Any:
+        (found,) = evaluation_entries(CardScores(Score(tasks={"sciq": task})))
+        return found
+
+    other = entry(TaskScore(acc=0.5, source={"hub": "somebody/other", "split": "validation"}))
+    assert (other.dataset_name, other.dataset_type, other.dataset_split) == ("sciq", "somebody/other", "validation")
+    old = entry(TaskScore(acc=0.5))  # results that are older than `source`
+    assert (old.dataset_name, old.dataset_type, old.dataset_split) == ("sciq", "sciq", None)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"alora": {"tasks": {"sciq": {"acc": "much"}}}}, "methods.alora.tasks.sciq.acc is 'much', not a number"),
+        ({"alora": {"tasks": {"sciq": {"acc": True}}}}, "methods.alora.tasks.sciq.acc is True, not a number"),
+        ({"alora": {"tasks": {"sciq": [0.5]}}}, "methods.alora.tasks.sciq is .*, not an object"),
+        ({"alora": {"tasks": {"sciq": {"source": "allenai/sciq"}}}}, "source is 'allenai/sciq', not an object"),
+        ({"alora": {"general": {"token_perplexity": {}}}}, "general.token_perplexity is {}, not a number"),
+        ({"alora": {"general": 3}}, "methods.alora.general is 3, not an object"),
+        ({"alora": None}, "methods.alora is None, not an object"),
+        (["alora"], "methods is .*, not an object"),
+    ],
+)
+def test_damaged_results_are_an_error_in_one_line(methods: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"schema": 1, "recipe": {}, "methods": methods}))
+    with pytest.raises(ALoRAError, match=message):
+        card_scores(path, "alora")

@@ -15,6 +15,7 @@ import pytest
 
 from alora_trainer.cli.command_line import main, parse_overrides
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.report.results import RunResults
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
 
@@ -155,7 +156,7 @@ def test_without_output_dir_a_run_goes_to_runs(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("alora_trainer.experiment.run.whole_recipe.run_recipe", lambda recipe, **_: {"methods": {}})
+    monkeypatch.setattr("alora_trainer.experiment.run.whole_recipe.run_recipe", lambda recipe, **_: RunResults({}, {}))
     assert main(["run", str(tiny)]) == 0
     assert f"results: {Path('runs') / 'tiny' / 'results.json'}" in capsys.readouterr().out
 

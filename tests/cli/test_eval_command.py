@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from alora_trainer.basics.scores import GeneralScore
 from alora_trainer.cli.command_line import main
 from alora_trainer.data.sources import read_lines
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.report.gate import parse_share, run_gate
+from alora_trainer.experiment.report.method_result import MethodResult
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
 
@@ -126,7 +128,7 @@ def test_shares_and_what_the_gate_needs() -> None:
     for wrong in ("", "x%", "nan", "-2"):
         with pytest.raises(ALoRAError, match="write"):
             parse_share(wrong)
-    general = {"general": {"token_perplexity": 10.0}}
+    general = MethodResult(GeneralScore(token_perplexity=10.0))
     with pytest.raises(ALoRAError, match="evaluate both"):
         run_gate({"lora": general}, "lora", max_general_rise=0.01)
     with pytest.raises(ALoRAError, match="no task was evaluated"):

@@ -43,7 +43,7 @@ def test_built_in_tasks_run_unchanged(hub: Any, scorer: Any, tmp_path: Path) -> 
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
-    from alora_trainer.evaluation.runner import evaluate_model
+    from tests.evaluation_fixtures import evaluate_as_json
 
     add_task_data(hub.store)
     home = Path(lm_eval.tasks.__file__).parent
@@ -52,7 +52,7 @@ def test_built_in_tasks_run_unchanged(hub: Any, scorer: Any, tmp_path: Path) -> 
     assert result is not None
     for name, items in ITEMS.items():
         write_lines(tmp_path / f"{name}.jsonl", items)
-    ours = evaluate_model(
+    ours = evaluate_as_json(
         scorer.model,
         scorer.tokenizer,
         general={},

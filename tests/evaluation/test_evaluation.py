@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from alora_trainer.basics.scores import GeneralScore
 from alora_trainer.data import Task, get_task, prepare_domain, write_held_out
 from alora_trainer.data.domain import DomainConfig
 from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.evaluation import EvaluationConfig, evaluate_model, pooled
+from alora_trainer.evaluation import EvaluationConfig, pooled
+from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.text_table import format_table
 from tests.conftest import move_factors
-from tests.evaluation_fixtures import CONTEXT, TEXTS
+from tests.evaluation_fixtures import CONTEXT, TEXTS, evaluate_as_json
 from tests.tiny_tokenizer import make_tokenizer
 
 
@@ -79,7 +81,7 @@ def expected_scores(model: Any, tokenizer: Any, task: Task, path: Path) -> list[
 class TestNumbers:
     def test_general(self, model: Any, tokenizer: Any, general: dict[str, Path], tmp_path: Path) -> None:
         samples = tmp_path / "samples.jsonl"
-        result = evaluate_model(model, tokenizer, general=general, tasks={}, task_specs=[], samples_path=samples)[
+        result = evaluate_as_json(model, tokenizer, general=general, tasks={}, task_specs=[], samples_path=samples)[
             "general"
         ]
         for name, texts in TEXTS.items():
@@ -91,12 +93,12 @@ class TestNumbers:
         rows = read_lines(samples)
         assert [row["subset"] for row in rows] == ["river", "river", "lists", "lists"]
         assert rows[1]["tokens"] > 2 * CONTEXT  # several windows
-        assert pooled(rows[:2]) == pytest.approx(subsets["river"], rel=1e-12)
+        assert pooled(rows[:2]).to_json() == pytest.approx(subsets["river"], rel=1e-12)
 
     def test_choices(self, model: Any, tokenizer: Any, elements: tuple[Task, Path], tmp_path: Path) -> None:
         task, path = elements
         samples = tmp_path / "samples.jsonl"
-        result = evaluate_model(
+        result = evaluate_as_json(
             model, tokenizer, general={}, tasks={"elements": path}, task_specs=[task], samples_path=samples
         )
         assert result["general"] == {}
@@ -122,7 +124,7 @@ class TestNumbers:
         docs = [task.convert({"q": "Where?", "a": "river"}), task.convert({"q": "What?", "a": "salt water"})]
         write_lines(tmp_path / "free.jsonl", docs)
         config = EvaluationConfig(bootstrap_iters=20)
-        result = evaluate_model(
+        result = evaluate_as_json(
             model, tokenizer, general={}, tasks={"free": tmp_path / "free.jsonl"}, task_specs=[task], config=config
         )["tasks"]["free"]
         scores = []
@@ -159,7 +161,7 @@ class TestNumbers:
 
     def test_a_model_without_a_cache(self, model: Any, tokenizer: Any, elements: tuple[Task, Path]) -> None:
         arguments: dict[str, Any] = {"general": {}, "tasks": {"elements": elements[1]}, "task_specs": [elements[0]]}
-        shared = evaluate_model(model, tokenizer, **arguments)
+        shared = evaluate_as_json(model, tokenizer, **arguments)
         forward = model.forward
 
         def without_cache(*args: Any, **settings: Any) -> Any:
@@ -168,13 +170,13 @@ class TestNumbers:
             return output
 
         model.forward = without_cache
-        plain = evaluate_model(model, tokenizer, **arguments)
+        plain = evaluate_as_json(model, tokenizer, **arguments)
         errors = [result["tasks"]["elements"].pop("ece") for result in (plain, shared)]
         assert plain == shared and errors[0] == pytest.approx(errors[1], rel=1e-4)
 
     def test_bfloat16_is_scored_in_float32(self, model: Any, tokenizer: Any, general: dict[str, Path]) -> None:
         model = model.to(torch.bfloat16)
-        result = evaluate_model(model, tokenizer, general={"lists": general["lists"]}, tasks={}, task_specs=[])
+        result = evaluate_as_json(model, tokenizer, general={"lists": general["lists"]}, tasks={}, task_specs=[])
         row = result["general"]["token_cross_entropy"] * result["general"]["tokens"]
         assert row != float(torch.tensor(row, dtype=torch.bfloat16))
 
@@ -184,7 +186,7 @@ class TestModels:
         from peft import LoraConfig, get_peft_model
 
         def perplexity(one: Any) -> float:
-            result = evaluate_model(one, tokenizer, general=general, tasks={}, task_specs=[])
+            result = evaluate_as_json(one, tokenizer, general=general, tasks={}, task_specs=[])
             return float(result["general"]["token_perplexity"])
 
         plain = perplexity(model)
@@ -207,7 +209,7 @@ class TestModels:
         state = torch.get_rng_state()
         level = logging.getLogger("lm_eval").level
         limits = tokenizer.model_max_length
-        evaluate_model(model, tokenizer, general=general, tasks={"elements": elements[1]}, task_specs=[elements[0]])
+        evaluate_as_json(model, tokenizer, general=general, tasks={"elements": elements[1]}, task_specs=[elements[0]])
         assert [module.training for module in model.modules()] == modes
         assert torch.equal(torch.get_rng_state(), state)
         assert tokenizer.pad_token is None and tokenizer.model_max_length == limits
@@ -222,13 +224,13 @@ class TestModels:
         model.train()
         model.forward = fail
         with pytest.raises(RuntimeError, match="broken"):
-            evaluate_model(model, tokenizer, general=general, tasks={}, task_specs=[])
+            evaluate_as_json(model, tokenizer, general=general, tasks={}, task_specs=[])
         assert model.training and model.config.use_cache is True
 
     def test_nothing_is_printed(
         self, model: Any, tokenizer: Any, general: dict[str, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        evaluate_model(model, tokenizer, general=general, tasks={}, task_specs=[])
+        evaluate_as_json(model, tokenizer, general=general, tasks={}, task_specs=[])
         captured = capsys.readouterr()
         assert captured.out == "" and "longer than" not in captured.err
 
@@ -238,7 +240,7 @@ class TestSettings:
         self, model: Any, tokenizer: Any, general: dict[str, Path], elements: tuple[Task, Path]
     ) -> None:
         config = EvaluationConfig(limit=1, max_length=32, batch_size=2, bootstrap_iters=0)
-        result = evaluate_model(
+        result = evaluate_as_json(
             model,
             tokenizer,
             general=general,
@@ -260,11 +262,11 @@ class TestSettings:
 
     def test_wrong_calls(self, model: Any, tokenizer: Any, tmp_path: Path) -> None:
         with pytest.raises(ALoRAError, match="nothing to evaluate on"):
-            evaluate_model(model, tokenizer, general={}, tasks={}, task_specs=[])
+            evaluate_as_json(model, tokenizer, general={}, tasks={}, task_specs=[])
         with pytest.raises(ALoRAError, match="the task sciq has no definition"):
-            evaluate_model(model, tokenizer, general={}, tasks={"sciq": tmp_path / "x"}, task_specs=[])
+            evaluate_as_json(model, tokenizer, general={}, tasks={"sciq": tmp_path / "x"}, task_specs=[])
         with pytest.raises(ALoRAError, match="no file .*absent.jsonl to evaluate on"):
-            evaluate_model(model, tokenizer, general={"x": tmp_path / "absent.jsonl"}, tasks={}, task_specs=[])
+            evaluate_as_json(model, tokenizer, general={"x": tmp_path / "absent.jsonl"}, tasks={}, task_specs=[])
 
     def test_an_answer_that_does_not_fit_is_named(self, model: Any, tokenizer: Any, tmp_path: Path) -> None:
         task = get_task({"name": "t", "prompt": "{q}", "choices": ["a", "b"], "answer": "a"})
@@ -272,11 +274,11 @@ class TestSettings:
         write_lines(path, [task.convert({"q": "Which?", "a": "water " * 30, "b": "salt"})])
         config = EvaluationConfig(max_length=16)
         with pytest.raises(ALoRAError, match="does not fit evaluation.max_length=16: raise it"):
-            evaluate_model(model, tokenizer, general={}, tasks={"t": path}, task_specs=[task], config=config)
+            evaluate_as_json(model, tokenizer, general={}, tasks={"t": path}, task_specs=[task], config=config)
 
     def test_a_ruined_model_has_infinite_perplexity(self) -> None:
         row = {"log_likelihood": -1e5, "tokens": 10, "words": 1, "bytes": 20}
-        assert pooled([row])["token_perplexity"] == math.inf
+        assert pooled([row]).token_perplexity == math.inf
 
 
 def test_real_items_and_model(shared: Path, tmp_path: Path) -> None:
@@ -295,7 +297,7 @@ def test_real_items_and_model(shared: Path, tmp_path: Path) -> None:
     files = prepare_domain(domain, base=tmp_path, folder=tmp_path)
     general = write_held_out({"books": str(data / "general/books/test.jsonl.gz")}, tmp_path, max_bytes=2000)
     samples = tmp_path / "samples.jsonl"
-    result = evaluate_model(
+    result = evaluate_as_json(
         model,
         tokenizer,
         general=general,
@@ -335,8 +337,9 @@ class TestTable:
 | alora  |              42.00 | +5.0 % |   50.0 ± 1.6 |         48.0 |  100.0 ± 0.0 |            - |      61 |    1.50 GiB |
 | lora   |                  - |      - |            - |            - |            - |            - |       - |       1 MiB |
 """
-        assert format_table(results) == expected.strip()
+        methods = {name: MethodResult.from_json(result, name) for name, result in results.items()}
+        assert format_table(methods) == expected.strip()
 
     def test_without_base_there_is_no_change(self) -> None:
-        line = format_table({"lora": {"general": {"token_perplexity": 3.0}}}).splitlines()[-1]
+        line = format_table({"lora": MethodResult(GeneralScore(token_perplexity=3.0))}).splitlines()[-1]
         assert line.split() == ["|", "lora", "|", "3.00", "|", "-", "|", "-", "|", "-", "|"]

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from alora_trainer.data.sources import write_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.evaluation import EvaluationConfig, evaluate_model
+from alora_trainer.evaluation import EvaluationConfig
 from alora_trainer.evaluation.batch_size import largest_batch_size
 from alora_trainer.evaluation.calibration import expected_calibration_error
 from alora_trainer.evaluation.items import pack_correct, unpack_correct
 from alora_trainer.evaluation.kl_to_base import kl_to_base
 from alora_trainer.evaluation.lm_tasks import lm_eval_tasks
 from tests.conftest import move_factors
-from tests.evaluation_fixtures import TEXTS
+from tests.evaluation_fixtures import TEXTS, evaluate_as_json
 
 
 def reference_kl(adapted: Any, base: Any, windows: list[tuple[list[int], list[int]]]) -> float:
@@ -49,7 +49,7 @@ def test_divergence_against_float64(model: Any, tokenizer: Any, general: dict[st
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     move_factors(adapted, 0.3)
     config = EvaluationConfig(kl_tokens=10**6)
-    found = evaluate_model(adapted, tokenizer, general=general, tasks={}, task_specs=[], config=config)["general"]
+    found = evaluate_as_json(adapted, tokenizer, general=general, tasks={}, task_specs=[], config=config)["general"]
     scorer = Scorer(base, copy.deepcopy(tokenizer), batch_size=2, max_length=None)
     windows = {name: [w for text in texts for w in scorer.windows(text)] for name, texts in TEXTS.items()}
     kl = found["kl_to_base"]
@@ -59,8 +59,8 @@ def test_divergence_against_float64(model: Any, tokenizer: Any, general: dict[st
     for name, own in windows.items():
         assert kl["subsets"][name]["nats_per_token"] == pytest.approx(reference_kl(adapted, base, own), rel=1e-4)
     few = kl_to_base(adapted, base, {"river": windows["river"][:1]}, batch_size=3)
-    assert few["nats_per_token"] == pytest.approx(reference_kl(adapted, base, windows["river"][:1]), rel=1e-4)
-    assert kl_to_base(base, base, windows, batch_size=4)["nats_per_token"] == 0
+    assert few.nats_per_token == pytest.approx(reference_kl(adapted, base, windows["river"][:1]), rel=1e-4)
+    assert kl_to_base(base, base, windows, batch_size=4).nats_per_token == 0
     with pytest.raises(ALoRAError, match="needs the base model"):
         kl_to_base(base, None, windows, batch_size=4)
 
@@ -137,7 +137,7 @@ def test_tasks_of_lm_eval_as_general_ability(
         "doc_to_target: a\nmetric_list: [{metric: acc}]\n"
     )
     config = EvaluationConfig(general_tasks=["own"], task_folder=str(tmp_path / "tasks"))
-    found = evaluate_model(model, tokenizer, general=general, tasks={}, task_specs=[], config=config)["general"]
+    found = evaluate_as_json(model, tokenizer, general=general, tasks={}, task_specs=[], config=config)["general"]
     assert found["tasks"]["own"]["items"] == 3
     assert found["tasks"]["own"]["acc"] in (pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert found["tasks"]["own"]["acc_stderr"] == pytest.approx(1 / 3)
@@ -152,9 +152,9 @@ def test_tasks_of_lm_eval_as_general_ability(
 
 
 def test_the_tokenizer_is_named(model: Any, tokenizer: Any, general: dict[str, Path]) -> None:
-    found = evaluate_model(model, tokenizer, general=general, tasks={}, task_specs=[])["tokenizer"]
+    found = evaluate_as_json(model, tokenizer, general=general, tasks={}, task_specs=[])["tokenizer"]
     assert found["vocab_size"] == len(tokenizer) and len(found["vocab_sha256"]) == 64
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["another"])
-    assert evaluate_model(model, other, general=general, tasks={}, task_specs=[])["tokenizer"] != found
+    assert evaluate_as_json(model, other, general=general, tasks={}, task_specs=[])["tokenizer"] != found
     assert np.isfinite(found["vocab_size"])

@@ -13,9 +13,8 @@ from alora_trainer.cli.command_line import main
 from alora_trainer.data import get_task
 from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.evaluation import evaluate_model
 from alora_trainer.evaluation.task_documents import PACKAGE, load_documents
-from tests.evaluation_fixtures import TEXTS
+from tests.evaluation_fixtures import TEXTS, evaluate_as_json
 
 SCIQ = {
     "question": "Which gas is noble?",
@@ -68,7 +67,7 @@ def test_accuracy_is_plain_lm_evals_to_the_last_digit(
     for name, records in RECORDS.items():
         task = get_task(name)
         write_lines(tmp_path / f"{name}.jsonl", [task.convert(record) for record in records])
-        found = evaluate_model(
+        found = evaluate_as_json(
             model, tokenizer, general={}, tasks={name: tmp_path / f"{name}.jsonl"}, task_specs=[task]
         )["tasks"][name]
         for metric in ("acc", "acc_norm"):
@@ -81,7 +80,7 @@ def test_perplexities_are_ours(model: Any, tokenizer: Any, data: Path) -> None:
     theirs = plain_lm_eval(
         model, tokenizer, ["alora_general", "alora_text"], {"data": str(data), "text": str(data / "pile_10k.jsonl")}
     )
-    ours = evaluate_model(model, tokenizer, general={"pile": data / "pile_10k.jsonl"}, tasks={}, task_specs=[])[
+    ours = evaluate_as_json(model, tokenizer, general={"pile": data / "pile_10k.jsonl"}, tasks={}, task_specs=[])[
         "general"
     ]
     for task in ("alora_pile_10k", "alora_text"):
@@ -166,6 +165,6 @@ def test_real_items(shared: Path, tmp_path: Path) -> None:
         task = get_task(name)
         path = tmp_path / "ours" / f"{name}.jsonl"
         write_lines(path, [task.convert(record) for record in read_lines(tmp_path / f"{name}.jsonl")])
-        found = evaluate_model(model, tokenizer, general={}, tasks={name: path}, task_specs=[task])["tasks"][name]
+        found = evaluate_as_json(model, tokenizer, general={}, tasks={name: path}, task_specs=[task])["tasks"][name]
         assert found["acc"] == theirs[f"alora_{name}"]["acc,none"]
         assert found["acc_norm"] == theirs[f"alora_{name}"]["acc_norm,none"]

@@ -17,11 +17,10 @@ from alora_trainer.data import Task, get_task
 from alora_trainer.data.domain import collator
 from alora_trainer.data.sources import write_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.evaluation import evaluate_model
 from alora_trainer.evaluation.learning_curve import LearningCurve
 from alora_trainer.evaluation.trainer_metrics import choice_rows, label_log_likelihoods, load_metric, perplexity_metrics
 from alora_trainer.experiment.run.log_columns import columns
-from tests.evaluation_fixtures import ELEMENTS
+from tests.evaluation_fixtures import ELEMENTS, evaluate_as_json
 
 
 def test_the_metrics_alone() -> None:
@@ -70,7 +69,7 @@ def test_accuracy_is_lm_evals(
         eval_dataset=rows, compute_metrics=metrics, preprocess_logits_for_metrics=label_log_likelihoods
     )
     found = evaluating.evaluate()
-    expected = evaluate_model(model, tokenizer, general={}, tasks={"elements": path}, task_specs=[task])["tasks"]
+    expected = evaluate_as_json(model, tokenizer, general={}, tasks={"elements": path}, task_specs=[task])["tasks"]
     assert found["eval_accuracy"] == expected["elements"]["acc"]
     assert found["eval_accuracy_stderr"] == pytest.approx(expected["elements"]["acc_stderr"])
     few, few_metrics = choice_rows(task, path, tokenizer, max_length=48, items=2)
@@ -158,7 +157,7 @@ def test_a_learning_curve_does_not_change_the_training(
     assert saved["curve_domain_accuracy"] == found["curve"]["domain_accuracy"][2]
     # At the end it is what lm-eval finds, too.
     task, path = elements
-    last = evaluate_model(measured.model, tokenizer, general={}, tasks={"elements": path}, task_specs=[task])
+    last = evaluate_as_json(measured.model, tokenizer, general={}, tasks={"elements": path}, task_specs=[task])
     assert found["curve"]["domain_accuracy"][-1] == last["tasks"]["elements"]["acc"]
 
 

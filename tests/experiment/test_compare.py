@@ -13,7 +13,7 @@ from alora_trainer.basics.files import write_json
 from alora_trainer.cli.command_line import main
 from alora_trainer.data.sources import write_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.report.compare import compare_folders
+from alora_trainer.experiment.report.item_comparison import compare_folders
 
 BEFORE = [1, 1, 0, 0, 0, 0, 1, 0, 0, 0]
 AFTER = [1, 0, 1, 1, 1, 1, 1, 0, 0, 1]

@@ -18,20 +18,25 @@ from alora_trainer.cli.command_line import main
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.items import unpack_correct
 from alora_trainer.experiment.methods import METHODS as ALL_METHODS
-from alora_trainer.experiment.report.build import NUMBERS, report_numbers, write_report
 from alora_trainer.experiment.report.figures import FIGURES
-from alora_trainer.experiment.report.gather import Comparison, compare, read_runs
+from alora_trainer.experiment.report.gather import Comparison, by_task, read_runs
+from alora_trainer.experiment.report.report_files import NUMBERS, report_numbers, write_report
+from alora_trainer.experiment.report.results import RunResults
 from alora_trainer.experiment.report.significance import paired_bootstrap, significance, welch
 from alora_trainer.experiment.report.style import look, strokes
-from alora_trainer.experiment.report.table import ablation, summary, table
+from alora_trainer.experiment.report.variant_rows import ablation_rows, summary, variant_rows
 from tests.made_up_results import ITEMS, METHODS, made_up_run, weight_names, write_sweep
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
+def as_results(run: dict[str, Any]) -> RunResults:
+    return RunResults.from_json(run, "a run")
+
+
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    (found,) = compare([made_up_run(seed) for seed in range(3)])
+    (found,) = by_task([as_results(made_up_run(seed)) for seed in range(3)])
     return found
 
 
@@ -56,10 +61,10 @@ class TestGathering:
         sweep = write_sweep(tmp_path / "sweep")
         write_sweep(tmp_path / "several" / "one", seeds=1)
         (tmp_path / "report.json").write_text(json.dumps({"schema": 1, "runs": [made_up_run(5)]}))
-        assert [run["recipe"]["seed"] for run in read_runs([sweep])] == [0, 1, 2]
+        assert [run.seed for run in read_runs([sweep])] == [0, 1, 2]
         assert len(read_runs([sweep / "seed-1", sweep / "seed-2" / "results.json"])) == 2
         assert len(read_runs([tmp_path / "several"])) == 1
-        assert read_runs([tmp_path / "report.json"])[0]["recipe"]["seed"] == 5
+        assert read_runs([tmp_path / "report.json"])[0].seed == 5
 
     def test_what_is_no_result(self, tmp_path: Path) -> None:
         for text, message in (
@@ -75,12 +80,12 @@ class TestGathering:
         with pytest.raises(ALoRAError, match="has no results.json"):
             read_runs([tmp_path / "empty"])
         with pytest.raises(ALoRAError, match="no run with a task"):
-            compare([{"schema": 1, "methods": {"base": {}}, "recipe": {}}])
+            by_task([as_results({"schema": 1, "methods": {"base": {}}, "recipe": {}})])
 
     def test_the_committed_results(self) -> None:
         """Written before entries had settings: two strengths of one seed are told apart by their recipes."""
         runs = read_runs([RESULTS / "small-sciq-seed0.json", RESULTS / "small-sciq-seed0-lam0.01.json"])
-        (found,) = compare(runs)
+        (found,) = by_task(runs)
         assert [variant.label for variant in found.variants] == [
             "base", "lora", "lora_ab", "alora (lam=0.01)", "alora (lam=0.3)"
         ]  # fmt: skip
@@ -89,13 +94,13 @@ class TestGathering:
         assert numbers["significance"][0]["items"] is None  # no answers by item
 
     def test_tasks_apart(self) -> None:
-        found = compare([made_up_run(0), made_up_run(0, task="piqa")])
+        found = by_task([as_results(made_up_run(0)), as_results(made_up_run(0, task="piqa"))])
         assert [one.task for one in found] == ["sciq", "piqa"]
 
 
 class TestNumbers:
     def test_the_table(self, comparison: Comparison) -> None:
-        rows = {row["label"]: row for row in table(comparison)}
+        rows = {row["label"]: row for row in variant_rows(comparison)}
         perplexities = values("lora", "general", "token_perplexity")
         assert rows["lora"]["perplexity"]["mean"] == pytest.approx(statistics.fmean(perplexities), rel=1e-12)
         assert rows["lora"]["perplexity"]["sd"] == pytest.approx(statistics.stdev(perplexities), rel=1e-12)
@@ -120,10 +125,10 @@ class TestNumbers:
         assert summary([]) is None
 
     def test_the_ablation(self, comparison: Comparison) -> None:
-        rows = ablation(table(comparison))
+        rows = ablation_rows(variant_rows(comparison))
         assert [row["what"] for row in rows] == ["whole"] * 3 + ["- layer, element (no penalty)"]
-        (alone,) = compare([made_up_run(0, methods={"alora": (40.0, 0.5, {})})])
-        assert ablation(table(alone)) == []
+        (alone,) = by_task([as_results(made_up_run(0, methods={"alora": (40.0, 0.5, {})}))])
+        assert ablation_rows(variant_rows(alone)) == []
 
     def test_welch_against_its_formula(self) -> None:
         ours, other = [57.1, 58.3, 56.6, 57.9], [54.2, 55.9, 51.0]
@@ -169,7 +174,7 @@ class TestNumbers:
         other_items = made_up_run(1)
         for entry in other_items["methods"].values():
             entry["tasks"]["sciq"]["items_digest"] = "others"
-        (mixed,) = compare([made_up_run(0), other_items])
+        (mixed,) = by_task([as_results(made_up_run(0)), as_results(other_items)])
         assert all(row["items"] is None for row in significance(mixed))
 
     def test_what_the_figures_draw(self, comparison: Comparison) -> None:
@@ -185,7 +190,7 @@ class TestNumbers:
         assert {row["method"] for row in numbers["cost"]["rows"]} == {"lora", "lora_ab", "alora"}
         drift = {one["label"]: one["weights"] for one in numbers["drift"]["curves"]}
         assert drift["lora"][weight_names()[1]] == pytest.approx(1.2)
-        (bare,) = compare([{"schema": 1, "recipe": {}, "methods": {"lora": {"tasks": {"t": {"acc": 0.5}}}}}])
+        (bare,) = by_task([as_results({"recipe": {}, "methods": {"lora": {"tasks": {"t": {"acc": 0.5}}}}})])
         assert [module.numbers(bare) for module in FIGURES] == [None] * len(FIGURES)
 
 
@@ -204,7 +209,7 @@ def test_the_loss_on_general_text_is_not_the_tasks(options: dict[str, Any], weig
     history.pop("ce_loss", None), history.pop("penalty", None)
     history["general_loss"] = [3.0 for _ in history["loss"]]
     run["recipe"]["method_options"] = options
-    (comparison,) = compare([run])
+    (comparison,) = by_task([as_results(run)])
     numbers = next(module for module in FIGURES if module.NAME == "losses").numbers(comparison)
     (curve,) = numbers["curves"]
     assert curve["total"] == history["loss"] and curve["penalty"] == [3.0 * weight] * len(history["loss"])
@@ -282,5 +287,5 @@ def test_the_committed_study_is_rendered_again(tmp_path: Path) -> None:
     if not study.is_file():
         pytest.skip("the study's results are not committed yet")
     numbers = json.loads(study.read_text())
-    again = json.loads(json.dumps(report_numbers(numbers["runs"])))
+    again = json.loads(json.dumps(report_numbers(read_runs([study]))))
     assert [one["table"] for one in again["comparisons"]] == [one["table"] for one in numbers["comparisons"]]

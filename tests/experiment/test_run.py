@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.reading import load_recipe
@@ -45,7 +46,7 @@ def fast_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def evaluate(model: Any, tokenizer: Any, *, samples_path: Path, **rest: Any) -> dict[str, Any]:
         calls.append(samples_path.parent.name)
         total = sum(float(p.detach().double().abs().sum()) for name, p in model.named_parameters() if "lora_" in name)
-        return {"general": {"token_perplexity": 10 + total, "subsets": {}}, "tasks": {"sums": {"acc": 0.5}}}
+        return Score(GeneralScore(token_perplexity=10 + total, subsets={}), {"sums": TaskScore(acc=0.5)})
 
     monkeypatch.setattr("alora_trainer.experiment.run.evaluate.evaluate_model", evaluate)
     return calls
@@ -172,7 +173,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     for module in (training, recording):
         monkeypatch.setattr(module, "train", train)
     results = run_recipe(recipe(), output_dir=tmp_path)
-    assert tuple(results["methods"]) == METHODS
+    assert tuple(results.methods) == METHODS
     for name in METHODS[1:]:
         assert_same(adapter(tmp_path / name), adapter(whole / name))
 
@@ -198,8 +199,9 @@ def test_the_cost_of_a_stopped_training_adds_up(
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     (tmp_path / "lora" / "training.json").unlink()
     results = run_recipe(recipe(methods="lora"), output_dir=tmp_path)
-    assert 1000 < results["methods"]["lora"]["train"]["seconds"] < 1100
-    assert results["methods"]["lora"]["train"]["peak_bytes"] == 2**50
+    cost = results.methods["lora"].train
+    assert cost is not None and cost.seconds is not None and 1000 < cost.seconds < 1100
+    assert cost.peak_bytes == 2**50
 
 
 def test_other_settings_are_refused_by_name_or_made_anew(
@@ -274,7 +276,7 @@ def test_methods_run_one_after_another_share_their_results(
 ) -> None:
     run_recipe(recipe(methods="lora"), output_dir=tmp_path)
     results = run_recipe(recipe(methods="base"), output_dir=tmp_path)
-    assert list(results["methods"]) == ["base", "lora"]
+    assert list(results.methods) == ["base", "lora"]
     assert not (tmp_path / "record").exists()
 
 
@@ -289,7 +291,7 @@ def test_the_steps_alone_end_where_the_whole_run_ends(
     evaluate_recipe(recipe(), output_dir=tmp_path / "tuned")
     evaluate_recipe(recipe(), output_dir=tmp_path / "tuned", method=get_method("alora"))
     results = evaluate_recipe(recipe(), output_dir=tmp_path / "tuned", adapter=whole / "lora" / "adapter")
-    assert list(results["methods"]) == ["base", "adapter"]  # alora's training here is not the recipe's own
+    assert list(results.methods) == ["base", "adapter"]  # alora's training here is not the recipe's own
     assert fast_evaluation == ["base", "alora", "adapter"]
 
 

@@ -16,15 +16,16 @@ import pytest
 
 from alora_trainer.cli.command_line import main
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.run.scheduling import scheduler
 from alora_trainer.experiment.run.sweep import (
     Cell,
     Grid,
+    cell,
+    cells_of,
     parse_over,
     parse_seeds,
-    plan,
     read_sweep_file,
     run_sweep,
-    schedule,
 )
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
@@ -65,7 +66,7 @@ def test_what_is_swept_over() -> None:
 
 
 def test_what_depends_on_lambda_is_varied_and_the_rest_is_shared(tiny: Path) -> None:
-    cells = plan(Grid(tiny, over={"alora.lam": ["0.1", "1"]}, seeds=[0, 1]))
+    cells = cells_of(Grid(tiny, over={"alora.lam": ["0.1", "1"]}, seeds=[0, 1]))
     assert [(cell.name, cell.folder, cell.methods, cell.variant, cell.after) for cell in cells[:3]] == [
         ("seed-0", "seed-0", ("base", "lora", "lora_ab"), None, ()),
         ("seed-0,lam=0.1", "seed-0", ("alora",), "lam=0.1", ("seed-0",)),
@@ -76,7 +77,7 @@ def test_what_depends_on_lambda_is_varied_and_the_rest_is_shared(tiny: Path) -> 
 
 
 def test_a_varied_recording_is_not_shared(tiny: Path) -> None:
-    cells = plan(Grid(tiny, over={"alora.record": ["path", "paper"]}))
+    cells = cells_of(Grid(tiny, over={"alora.record": ["path", "paper"]}))
     assert [(cell.folder, cell.variant) for cell in cells] == [
         ("seed-0,record=path", None),
         ("seed-0,record=paper", None),
@@ -86,12 +87,26 @@ def test_a_varied_recording_is_not_shared(tiny: Path) -> None:
 
 def test_a_setting_of_the_tuning_varies_all_that_tunes(tiny: Path) -> None:
     over = {"tune.learning_rate": ["1e-3", "1e-2"]}
-    assert [cell.methods for cell in plan(Grid(tiny, over=over))] == [("base",), *[("lora", "lora_ab", "alora")] * 2]
-    only = plan(Grid(tiny, over=over, only=["alora"]))
+    assert [cell.methods for cell in cells_of(Grid(tiny, over=over))] == [
+        ("base",),
+        *[("lora", "lora_ab", "alora")] * 2,
+    ]
+    only = cells_of(Grid(tiny, over=over, only=["alora"]))
     assert [cell.methods for cell in only] == [("base", "lora", "lora_ab"), ("alora",), ("alora",)]
-    assert [cell.methods for cell in plan(Grid(tiny))] == [("base", "lora", "lora_ab", "alora")]
+    assert [cell.methods for cell in cells_of(Grid(tiny))] == [("base", "lora", "lora_ab", "alora")]
     with pytest.raises(ALoRAError, match="the method osf is to be varied"):
-        plan(Grid(tiny, over=over, only=["osf"]))
+        cells_of(Grid(tiny, over=over, only=["osf"]))
+
+
+def test_a_single_value_is_not_left_out(tiny: Path) -> None:
+    """Nothing differs between the cells then; it differs from the recipe."""
+    cells = cells_of(Grid(tiny, over={"alora.lam": ["7"]}))
+    assert [(one.methods, one.overrides.get("alora.lam")) for one in cells] == [
+        (("base", "lora", "lora_ab"), None),
+        (("alora",), "7"),
+    ]
+    (alone,) = cells_of(Grid(tiny, over={"alora.record": ["paper"]}))
+    assert alone.folder == "seed-0,record=paper" and alone.overrides["alora.record"] == "paper"
 
 
 def test_a_sweep_file(tiny: Path, tmp_path: Path) -> None:
@@ -103,7 +118,7 @@ def test_a_sweep_file(tiny: Path, tmp_path: Path) -> None:
     (grid,) = read_sweep_file(path, {"tune.max_steps": "3"}) or []
     assert grid.overrides == {"tune.max_steps": "3", "methods": "[base, alora]", "alora.xi": "0.0001"}
     assert (grid.over, grid.seeds, grid.only, grid.name) == ({"alora.lam": ["0.1", "1"]}, [0, 1], ["alora"], "recipe")
-    assert [cell.folder for cell in plan(grid)] == ["recipe/seed-0"] * 3 + ["recipe/seed-1"] * 3
+    assert [cell.folder for cell in cells_of(grid)] == ["recipe/seed-0"] * 3 + ["recipe/seed-1"] * 3
     assert read_sweep_file(tiny, {}) is None
     for text, message in (
         ("recipes: recipe.yaml\n", "must be a list"),
@@ -123,7 +138,7 @@ def test_the_shipped_sweeps_can_be_planned(shared: Path) -> None:
         grids = read_sweep_file(file, {})
         assert grids
         for grid in grids:
-            assert len(plan(grid)) >= len(grid.seeds)
+            assert len(cells_of(grid)) >= len(grid.seeds)
 
 
 @pytest.fixture
@@ -131,7 +146,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Threads instead of processes, and cells that only say their names; the list has those that were worked on."""
     worked: list[str] = []
 
-    def work_on(cell: Cell, folder: str, overwrite: bool) -> dict[str, Any]:
+    def work_on_cell(cell: Cell, folder: Path, *, overwrite: bool) -> dict[str, Any]:
         worked.append(cell.name)
         entries = {f"{name}@{cell.variant}" if cell.variant else name: {"tasks": {}} for name in cell.methods}
         return {"entries": entries, "overlap": {"items": 3} if cell.variant is None else None}
@@ -142,8 +157,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __init__(self, workers: int, context: Any, initializer: Any, arguments: Any) -> None:
             super().__init__(workers)
 
-    monkeypatch.setattr(schedule, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(schedule, "work_on", work_on)
+    monkeypatch.setattr(scheduler, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(cell, "work_on_cell", work_on_cell)
     return worked
 
 
@@ -183,17 +198,17 @@ def test_a_seed_is_finished_before_the_next_is_begun(sweep: Callable[..., list[P
 def test_a_stopped_sweep_goes_on_and_a_failure_stops_only_what_needs_it(
     sweep: Callable[..., list[Path]], pretended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work_on = schedule.work_on
+    work_on_cell = cell.work_on_cell
 
     def failing(error: BaseException, at: str) -> Callable[..., dict[str, Any]]:
-        def work(cell: Cell, folder: str, overwrite: bool) -> dict[str, Any]:
-            if cell.name == at:
+        def work(one: Cell, folder: Path, *, overwrite: bool) -> dict[str, Any]:
+            if one.name == at:
                 raise error
-            return work_on(cell, folder, overwrite)
+            return work_on_cell(one, folder, overwrite=overwrite)
 
         return work
 
-    monkeypatch.setattr(schedule, "work_on", failing(ZeroDivisionError("no"), "seed-0,lam=0.1"))
+    monkeypatch.setattr(cell, "work_on_cell", failing(ZeroDivisionError("no"), "seed-0,lam=0.1"))
     with pytest.raises(ALoRAError, match=r"2 of 6 cells of the sweep failed; seed-0,lam=0.1: no"):
         sweep()
     assert sorted(pretended) == ["seed-0", "seed-1", "seed-1,lam=0.1", "seed-1,lam=1"]
@@ -203,12 +218,12 @@ def test_a_stopped_sweep_goes_on_and_a_failure_stops_only_what_needs_it(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(schedule, "work_on", work_on)
-    wait = schedule.wait
-    monkeypatch.setattr(schedule, "wait", interrupted)
+    monkeypatch.setattr(cell, "work_on_cell", work_on_cell)
+    wait = scheduler.wait
+    monkeypatch.setattr(scheduler, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep()
-    monkeypatch.setattr(schedule, "wait", wait)
+    monkeypatch.setattr(scheduler, "wait", wait)
     pretended.clear()
     sweep()
     assert pretended == ["seed-0,lam=0.1", "seed-0,lam=1"]

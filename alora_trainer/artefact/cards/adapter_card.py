@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.artefact.cards.evaluation import evaluation_entries, forgotten_text
+from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, loadable_name, public_name
 from alora_trainer.artefact.cards.map_card import render
 from alora_trainer.artefact.cards.tuning import Tuning
@@ -46,7 +46,7 @@ def adapter_card(
     *,
     repo_id: str | None = None,
     licences: Licences | None = None,
-    results: Mapping[str, Any] | None = None,
+    results: CardScores | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> AdapterCard:
     """The facts of an adapter's card; arguments as in `map_card.map_card`."""

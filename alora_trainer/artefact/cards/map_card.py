@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from alora_trainer.artefact.cards.evaluation import evaluation_entries, forgotten_text
+from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import (
     Licences,
     data_text,
@@ -98,7 +98,7 @@ def map_card(
     picture: bool,
     repo_id: str | None = None,
     licences: Licences | None = None,
-    results: Mapping[str, Any] | None = None,
+    results: CardScores | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> MapCard:
     """The facts of a map's card.
@@ -108,7 +108,7 @@ def map_card(
         picture: whether the heat map is there.
         repo_id: the repository that the map is published in.
         licences: of base and data, where the Hub was asked.
-        results: a method's entry of results.json, measured at theta*.
+        results: what was measured at theta*, with the base model's beside it.
         metadata: further metadata, over what the map itself gives.
     """
     info = config.info

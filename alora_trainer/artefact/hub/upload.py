@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from alora_trainer.artefact.adapter_file import write_public_adapter_config
 from alora_trainer.artefact.cards.adapter_card import write_adapter_card
+from alora_trainer.artefact.cards.evaluation import CardScores
 from alora_trainer.artefact.cards.facts import licensed_texts, public_name
 from alora_trainer.artefact.cards.map_card import write_map_card
 from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning
@@ -71,7 +72,7 @@ def push_folder(
     commit_message: str | None = None,
     base_model: str | None = None,
     license: str | None = None,
-    results: Mapping[str, Any] | None = None,
+    results: CardScores | None = None,
 ) -> str:
     """Publish what is in a folder: an importance map, or an adapter that was tuned with one.
 
@@ -84,7 +85,7 @@ def push_folder(
         commit_message: the commit's first line.
         base_model: the base model's Hub id, where the folder names it by a path.
         license: the licence to state; without it, the one that base model and data have if they have the same.
-        results: a method's results for the card, from `cards.evaluation.method_results`.
+        results: an evaluation for the card, such as `experiment.report.results.card_scores` reads from a run's results.
 
     Returns:
         The commit's address.
@@ -113,7 +114,7 @@ class _Statement:
     repo_id: str
     base_model: str | None
     license: str | None
-    results: Mapping[str, Any] | None
+    results: CardScores | None
     token: str | bool | None
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from alora_trainer.experiment.recipe.recipe import Recipe
+    from alora_trainer.experiment.report.results import RunResults
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Execute: TypeAlias = Callable[[argparse.Namespace, dict[str, str]], int]
@@ -83,9 +84,9 @@ def output_dir(arguments: argparse.Namespace, recipe: Recipe) -> Path:
     return Path("runs") / recipe.name
 
 
-def show(results: dict[str, Any], folder: Path) -> None:
+def show(results: RunResults, folder: Path) -> None:
     """Print the table of results.json."""
     from alora_trainer.experiment.report.text_table import format_table
 
-    print(format_table(results["methods"]))
+    print(format_table(results.methods))
     print(f"results: {folder / 'results.json'}")

@@ -24,12 +24,12 @@ def add(commands: Subcommands) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.basics.files import write_json
-    from alora_trainer.experiment.report.compare import compare_folders, describe
+    from alora_trainer.experiment.report.item_comparison import compare_folders, comparison_text
 
     found = compare_folders(
         Path(arguments.before), Path(arguments.after), method=arguments.method, examples=arguments.examples
     )
-    print(describe(found))
+    print(comparison_text(found))
     if arguments.output is not None:
         write_json(Path(arguments.output), found)
         print(f"as JSON: {arguments.output}")

@@ -76,7 +76,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             if arguments.model
             else "base"
         )
-        checks = run_gate(results["methods"], name, **limits)
+        checks = run_gate(results.methods, name, **limits)
         if is_main():
             for check in checks:
                 print(check)

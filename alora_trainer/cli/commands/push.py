@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alora_trainer.cli.commands.common import Subcommands, add_command
 from alora_trainer.errors import ALoRAError
+
+if TYPE_CHECKING:
+    from alora_trainer.artefact.cards.evaluation import CardScores
 
 
 def add(commands: Subcommands) -> None:
@@ -55,17 +58,17 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
-def _results(folder: Path, given: str | None, method: str | None) -> dict[str, Any] | None:
+def _results(folder: Path, given: str | None, method: str | None) -> CardScores | None:
     """The evaluation that belongs to a folder: the named one, or that of the run that the adapter is from."""
-    from alora_trainer.artefact.cards.evaluation import method_results
+    from alora_trainer.experiment.report.results import RESULTS_FILE, card_scores
 
     resolved = folder.resolve()
     name = method or resolved.parent.name
     if given is not None:
-        return method_results(Path(given), name)
-    beside = resolved.parent.parent / "results.json"
+        return card_scores(Path(given), name)
+    beside = resolved.parent.parent / RESULTS_FILE
     if resolved.name != "adapter" or not beside.is_file():
         if method is not None:
             raise ALoRAError("--method says whose results to take, and there are none: name their file with --results")
         return None
-    return method_results(beside, name)
+    return card_scores(beside, name)

@@ -22,7 +22,7 @@ def add(commands: Subcommands) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from alora_trainer.experiment.report.build import write_report
+    from alora_trainer.experiment.report.report_files import write_report
 
     print(f"report: {write_report(arguments.sources, arguments.output_dir)}")
     return 0

@@ -1,5 +1,7 @@
 """From finished runs to a page that says what was forgotten, what was learned, and how sure that is.
 
-gather.py reads runs and sorts them; table.py, significance.py and figures/ make numbers of them; page_html.py and
-page_markdown.py make pages of the numbers; build.py calls them in turn. Needs the extra `report` (scipy, matplotlib).
+method_result.py and results.py are what a run leaves behind, and its file; text_table.py and gate.py read it at the end of a
+command, item_comparison.py what was answered item by item. For a report, gather.py sorts the runs; variant_rows.py,
+significance.py and figures/ make numbers of them; page_html.py and page_markdown.py make pages of the numbers;
+report_files.py calls them in turn, which needs the extra `report` (scipy, matplotlib).
 """

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from alora_trainer.basics.scores import metric_definitions
+from alora_trainer.data.tasks import BUILT_IN
+from alora_trainer.experiment.recipe.recipe import Recipe
 
-if TYPE_CHECKING:
-    from alora_trainer.experiment.recipe.recipe import Recipe
-
-METRICS = {
-    "token_perplexity": "e to the mean negative log-likelihood (nats) a token of the model's own tokenizer (see 'tokenizer'), "
-    "pooled over all tokens of the held-out general text; documents are cut into windows, each token predicted once",
-    "token_perplexity_base2": "2 to the same mean in nats, which some papers print",
-    "word_perplexity": "e to the negative log-likelihood (nats) of the text over its number of words (white space parts them)",
-    "byte_perplexity": "e to the negative log-likelihood (nats) of the text over its number of UTF-8 bytes",
-    "bits_per_byte": "negative log-likelihood in bits over the number of UTF-8 bytes",
-    "kl_to_base": "mean over positions of sum_v p_base(v) (ln p_base(v) - ln p_model(v)), in nats a token",
-    "acc": "share of the items whose right choice has the highest log-likelihood of all choices",
-    "acc_norm": "the same with log-likelihoods divided by the choices' lengths in characters",
-    "acc_stderr": "standard error over items: sample standard deviation over the square root of their number",
-    "ece": "expected calibration error: 15 bins of equal width of the softmax over the choices' log-likelihoods",
-    "correct": "one bit an item, first item first, as hexadecimal digits",
-    "overlap": "items with a run of 13 words in one of their texts that the recording text has, too",
-}
-SPLITS = {
-    "medmcqa": "the validation split is scored, because the labels of the test split are not public; lm-eval's medmcqa "
-    "declares validation as its test split",
-    "piqa": "the validation split is scored, because the labels of the test split are not public",
-}
+_OVERLAP = "items with a run of 13 words in one of their texts that the recording text has, too"
 
 
 def definitions(recipe: Recipe) -> dict[str, str]:
     """Metric -> what it is, and what has to be known of the recipe's task."""
+    found = metric_definitions() | {"overlap": _OVERLAP}
     task = recipe.domain.task
     name = task if isinstance(task, str) else str(task.get("name"))
-    split = next((text for known, text in SPLITS.items() if name.startswith(known)), None)
-    return METRICS if split is None else METRICS | {f"split of {name}": split}
+    note = next((one.test_note for known, one in BUILT_IN.items() if one.test_note and name.startswith(known)), None)
+    return found if note is None else found | {f"split of {name}": note}

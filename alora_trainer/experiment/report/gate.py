@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.report.method_result import MethodResult
 
 FAILED_STATUS = 3  # the exit status of a command whose gate failed
 
@@ -49,7 +49,7 @@ def parse_share(text: str) -> float:
 
 
 def run_gate(
-    methods: Mapping[str, Mapping[str, Any]],
+    methods: Mapping[str, MethodResult],
     name: str,
     *,
     max_general_rise: float | None = None,
@@ -69,15 +69,17 @@ def run_gate(
     entry = methods[name]
     checks = []
     if max_general_rise is not None:
-        perplexities = [methods.get(one, {}).get("general", {}).get("token_perplexity") for one in (name, "base")]
-        if None in perplexities:
+        after, before = (methods.get(one, MethodResult()).general.token_perplexity for one in (name, "base"))
+        if after is None or before is None:
             raise ALoRAError("the gate needs the general perplexity of the model and of base: evaluate both")
-        rise = perplexities[0] / perplexities[1] - 1
+        rise = after / before - 1
         checks.append(Check("general perplexity's rise over base", rise, max_general_rise, rise <= max_general_rise))
     if min_accuracy is not None:
-        if not entry.get("tasks"):
+        if not entry.tasks:
             raise ALoRAError("the gate needs an accuracy, and no task was evaluated")
-        for task, scores in entry["tasks"].items():
-            found = scores["acc"]
+        for task, score in entry.tasks.items():
+            if score.acc is None:
+                raise ALoRAError(f"the gate needs an accuracy, and {task} has none in these results")
+            found = score.acc
             checks.append(Check(f"{task} accuracy", found, min_accuracy, found >= min_accuracy))
     return checks

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.scores import TaskScore
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS
-from alora_trainer.experiment.report.results import SCHEMA
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.results import RESULTS_FILE, RunResults, read_results
 
-RESULTS = "results.json"
 BASE, PLAIN, OURS = "base", "lora", "alora"
+_LEVELS = ("", "*/", "*/*/")  # a run, a sweep, a sweep of several recipes
 
 
 @dataclass
-class Variant:
+class MethodVariant:
     """A method with one set of settings, over seeds.
 
     Attributes:
         method: its name.
         settings: those of its settings that differ between its variants.
-        entries: seed -> its entry of results.json.
+        entries: seed -> its result.
     """
 
     method: str
     settings: dict[str, Any]
-    entries: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    entries: dict[int, MethodResult] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -37,6 +40,7 @@ class Variant:
 
     @property
     def varied(self) -> str:
+        """The varied settings alone, such as ``lam=0.1, r=8``."""
         return ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in self.settings.items())
 
     @property
@@ -45,16 +49,23 @@ class Variant:
         value = self.settings.get("protecting.lam")
         return float(value) if isinstance(value, (int, float)) else None
 
-    def values(self, *path: str) -> dict[int, float]:
-        """A number of the entries by seed, where it is there: ``values("tasks", "sciq", "acc")``."""
-        found = {}
-        for seed, entry in self.entries.items():
-            value: Any = entry
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if isinstance(value, (int, float)):
-                found[seed] = float(value)
-        return found
+    def values(self, measure: Callable[[MethodResult], float | None]) -> dict[int, float]:
+        """A number of the results by seed, where it was measured and is finite.
+
+        Args:
+            measure: the number in a result, None where it is not there.
+        """
+        found = {seed: measure(result) for seed, result in self.entries.items()}
+        return {seed: float(value) for seed, value in found.items() if value is not None and math.isfinite(value)}
+
+    def task_values(self, task: str, measure: Callable[[TaskScore], float | None]) -> dict[int, float]:
+        """The same of a task's score."""
+        return self.values(lambda result: measure(result.tasks.get(task, TaskScore())))
+
+    @property
+    def perplexities(self) -> dict[int, float]:
+        """Token perplexity on the general text, by seed."""
+        return self.values(lambda result: result.general.token_perplexity)
 
 
 @dataclass(eq=False)
@@ -70,36 +81,43 @@ class Comparison:
 
     task: str
     model: str
-    variants: list[Variant]
-    runs: list[Mapping[str, Any]]
+    variants: list[MethodVariant]
+    runs: list[RunResults]
 
     @property
     def methods(self) -> list[str]:
+        """Every method once, in the variants' order."""
         return list(dict.fromkeys(variant.method for variant in self.variants))
 
     @property
     def seeds(self) -> list[int]:
+        """All seeds that anything was run with."""
         return sorted({seed for variant in self.variants for seed in variant.entries})
 
-    def of(self, method: str) -> list[Variant]:
+    def of(self, method: str) -> list[MethodVariant]:
         """The variants of a method."""
         return [variant for variant in self.variants if variant.method == method]
 
-    def rises(self, variant: Variant) -> dict[int, float]:
+    def rises(self, variant: MethodVariant) -> dict[int, float]:
         """By how much, in per cent, general token perplexity lies over the base model's, by seed."""
         base = next(iter(self.of(BASE)), None)
         if base is None:
             return {}
-        before = base.values("general", "token_perplexity")
+        before = base.perplexities
         if not before:
             return {}
         # The base model is the same whatever the seed.
         default = next(iter(before.values()))
-        after = variant.values("general", "token_perplexity")
+        after = variant.perplexities
         return {seed: 100 * (value / before.get(seed, default) - 1) for seed, value in after.items()}
 
+    def accuracies(self, variant: MethodVariant) -> dict[int, float]:
+        """A variant's accuracy in the task, in per cent, by seed."""
+        found = variant.task_values(self.task, lambda score: score.acc)
+        return {seed: 100 * value for seed, value in found.items()}
 
-def read_runs(sources: Iterable[str | Path]) -> list[dict[str, Any]]:
+
+def read_runs(sources: Iterable[str | Path]) -> list[RunResults]:
     """The results of all runs that the sources hold.
 
     Args:
@@ -110,32 +128,18 @@ def read_runs(sources: Iterable[str | Path]) -> list[dict[str, Any]]:
     """
     runs = []
     for source in map(Path, sources):
-        files = [source] if source.is_file() else sorted(source.glob(RESULTS)) or sorted(source.glob(f"*/{RESULTS}"))
-        files = files or sorted(source.glob(f"*/*/{RESULTS}"))
+        levels = ([source],) if source.is_file() else (sorted(source.glob(f"{up}{RESULTS_FILE}")) for up in _LEVELS)
+        files = next((found for found in levels if found), [])
         if not files:
-            raise ALoRAError(f"{source} has no {RESULTS}, nor has a folder in it: name the folder of a finished run")
+            raise ALoRAError(
+                f"{source} has no {RESULTS_FILE}, nor has a folder in it: name the folder of a finished run"
+            )
         for file in files:
-            runs += _read(file)
+            runs += read_results(file)
     return runs
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ALoRAError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ALoRAError(f"{file} holds no results: name results.json of a run, or report.json of a report")
-    runs = content.get("runs", [content])
-    for run in runs:
-        if not isinstance(run, dict) or not isinstance(run.get("methods"), dict):
-            raise ALoRAError(f"{file} holds no results: name results.json of a run, or report.json of a report")
-        if run.get("schema") != SCHEMA:
-            raise ALoRAError(f"{file} has schema {run.get('schema')!r}, and this version reads {SCHEMA}")
-    return list(runs)
-
-
-def compare(runs: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+def by_task(runs: Sequence[RunResults]) -> list[Comparison]:
     """The runs by task and model, each with its methods' variants.
 
     A method with the same settings and seed in two runs (the base model, say) counts once.
@@ -143,29 +147,28 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> list[Comparison]:
     Raises:
         ALoRAError: there is no run, or none with a task.
     """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[RunResults]] = {}
     for run in runs:
-        tasks = dict.fromkeys(task for entry in run["methods"].values() for task in entry.get("tasks", {}))
-        for task in tasks:
-            groups.setdefault((task, str(run["recipe"].get("model", {}).get("path"))), []).append(run)
+        for task in dict.fromkeys(task for result in run.methods.values() for task in result.tasks):
+            groups.setdefault((task, str(run.recipe.get("model", {}).get("path"))), []).append(run)
     if not groups:
         raise ALoRAError("there is no run with a task to report on")
     return [Comparison(task, model, _variants(group, task), group) for (task, model), group in groups.items()]
 
 
-def _variants(runs: Sequence[Mapping[str, Any]], task: str) -> list[Variant]:
-    found: list[tuple[str, dict[str, Any], int, Mapping[str, Any]]] = []
+def _variants(runs: Sequence[RunResults], task: str) -> list[MethodVariant]:
+    found: list[tuple[str, dict[str, Any], int, MethodResult]] = []
     for run in runs:
-        for name, entry in run["methods"].items():
-            if task in entry.get("tasks", {}):
+        for name, result in run.methods.items():
+            if task in result.tasks:
                 method = name.partition("@")[0]
-                found.append((method, _settings(method, entry, run), int(run["recipe"].get("seed", 0)), entry))
+                found.append((method, _settings(method, result, run), run.seed, result))
     varied = {method: _varied([one for name, one, _, _ in found if name == method]) for method, *_ in found}
-    variants: dict[tuple[str, str], Variant] = {}
-    for method, settings, seed, entry in found:
+    variants: dict[tuple[str, str], MethodVariant] = {}
+    for method, settings, seed, result in found:
         own = {key: settings.get(key) for key in varied[method]}
-        variant = variants.setdefault((method, json.dumps(own, sort_keys=True)), Variant(method, own))
-        variant.entries.setdefault(seed, entry)
+        variant = variants.setdefault((method, json.dumps(own, sort_keys=True)), MethodVariant(method, own))
+        variant.entries.setdefault(seed, result)
     known = list(METHODS)
     order = {method: known.index(method) if method in known else len(known) for method in varied}
     return sorted(variants.values(), key=lambda one: (order[one.method], one.method, _sorting(one.settings)))
@@ -175,11 +178,11 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _settings(method: str, entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    if "settings" in entry:
-        return dict(entry["settings"])
+def _settings(method: str, result: MethodResult, run: RunResults) -> dict[str, Any]:
+    if result.settings is not None:
+        return dict(result.settings)
     # Written before entries had settings, when `alora` was the only method that the recipe's `alora` mattered to.
-    section = run["recipe"].get("alora", {}) if method == OURS else {}
+    section = run.recipe.get("alora", {}) if method == OURS else {}
     return {f"protecting.{key}": value for key, value in section.items() if key != "record"}
 
 

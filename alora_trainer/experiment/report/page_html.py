@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from alora_trainer.experiment.report import text
+from alora_trainer.experiment.report import page_text
 from alora_trainer.experiment.report.figures import FIGURES
-from alora_trainer.experiment.report.format import (
-    Printed,
+from alora_trainer.experiment.report.gather import figure_name
+from alora_trainer.experiment.report.page_tables import (
+    PageTable,
     ablation_table,
     further_table,
     main_table,
     overlap_table,
     significance_table,
 )
-from alora_trainer.experiment.report.gather import figure_name
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -70,18 +70,18 @@ def html_page(numbers: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 
 def _section(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[str]:
     yield f'<section id="{escape(comparison["id"])}">\n<h2>{escape(comparison["task"])}</h2>'
-    yield f"<p>{escape(text.headline(comparison))}</p>"
-    said = text.findings(comparison)
+    yield f"<p>{escape(page_text.headline(comparison))}</p>"
+    said = page_text.findings(comparison)
     if said:
         yield "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in said) + "</ul>"
-    ours = {place for place, row in enumerate(comparison["table"]) if row["method"] == text.OURS}
-    yield _table(main_table(comparison["table"]), ours) + _note(text.TABLE_NOTE)
+    ours = {place for place, row in enumerate(comparison["table"]) if row["method"] == page_text.OURS}
+    yield _table(main_table(comparison["table"]), ours) + _note(page_text.TABLE_NOTE)
     yield "<h3>Further measures and costs</h3>" + _table(further_table(comparison["table"]), ours)
     if comparison["ablation"]:
-        yield "<h3>Ablation</h3>" + _table(ablation_table(comparison["ablation"])) + _note(text.ABLATION_NOTE)
+        yield "<h3>Ablation</h3>" + _table(ablation_table(comparison["ablation"])) + _note(page_text.ABLATION_NOTE)
     if comparison["significance"]:
         yield "<h3>Significance</h3>" + _table(significance_table(comparison["significance"]))
-        yield _note(text.SIGNIFICANCE_NOTE)
+        yield _note(page_text.SIGNIFICANCE_NOTE)
     for module in FIGURES:
         name = figure_name(comparison, module.NAME)
         if name in pictures:
@@ -94,15 +94,15 @@ def _section(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> Iter
             )
     yield "<h3>Overlap of recording text and test</h3>"
     if comparison["overlap"]:
-        yield _table(overlap_table(comparison["overlap"])) + _note(text.OVERLAP_NOTE)
+        yield _table(overlap_table(comparison["overlap"])) + _note(page_text.OVERLAP_NOTE)
     else:
-        yield _note(text.NO_OVERLAP)
+        yield _note(page_text.NO_OVERLAP)
     if comparison["definitions"]:
         terms = "".join(
             f"<dt>{escape(name)}</dt><dd>{escape(what)}</dd>" for name, what in comparison["definitions"].items()
         )
         yield f"<h3>What the numbers are</h3>\n<dl>{terms}</dl>"
-    yield _note(f"Made with {text.environment(comparison)}.")
+    yield _note(f"Made with {page_text.made_with(comparison)}.")
     yield "</section>"
 
 
@@ -110,7 +110,7 @@ def _note(words: str) -> str:
     return f'<p class="note">{escape(words)}</p>'
 
 
-def _table(printed: Printed, marked: set[int] | None = None) -> str:
+def _table(printed: PageTable, marked: set[int] | None = None) -> str:
     """A table; rows in `marked` are those of our own method."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in printed.header)
     body = []

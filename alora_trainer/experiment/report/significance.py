@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from alora_trainer.evaluation.items import unpack_correct
-from alora_trainer.experiment.report.gather import OURS, Comparison, Variant
+from alora_trainer.experiment.report.gather import OURS, Comparison, MethodVariant
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
@@ -38,15 +38,13 @@ def significance(comparison: Comparison, resamples: int = RESAMPLES) -> list[dic
             shared = set(ours.settings) & set(other.settings)
             if other.method == OURS or any(ours.settings[key] != other.settings[key] for key in shared):
                 continue
-            accuracies = [list(one.values("tasks", comparison.task, "acc").values()) for one in (ours, other)]
-            perplexities = [list(one.values("general", "token_perplexity").values()) for one in (ours, other)]
+            accuracies = [list(comparison.accuracies(one).values()) for one in (ours, other)]
+            perplexities = [list(one.perplexities.values()) for one in (ours, other)]
             rows.append(
                 {
                     "ours": ours.label,
                     "other": other.label,
-                    "accuracy": welch(
-                        [100 * value for value in accuracies[0]], [100 * value for value in accuracies[1]]
-                    ),
+                    "accuracy": welch(*accuracies),
                     "perplexity": welch(*perplexities),
                     "items": _over_items(comparison.task, ours, other, resamples),
                 }
@@ -113,18 +111,18 @@ def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> 
     }
 
 
-def _over_items(task: str, ours: Variant, other: Variant, resamples: int) -> dict[str, Any] | None:
+def _over_items(task: str, ours: MethodVariant, other: MethodVariant, resamples: int) -> dict[str, Any] | None:
     answers: list[np.ndarray] = []
     digests = set()
     seeds = sorted(set(ours.entries) & set(other.entries))
     for variant in (ours, other):
         rows = []
         for seed in seeds:
-            scores = variant.entries[seed]["tasks"][task]
-            if "correct" not in scores:
+            score = variant.entries[seed].tasks[task]
+            if score.correct is None or score.items is None:
                 return None
-            digests.add(scores["items_digest"])
-            rows.append(unpack_correct(scores["correct"], scores["items"]))
+            digests.add(score.items_digest)
+            rows.append(unpack_correct(score.correct, score.items))
         answers.append(np.array(rows))
     if not seeds or len(digests) != 1:
         return None

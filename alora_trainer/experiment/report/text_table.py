@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+
+from alora_trainer.basics.scores import TaskScore
+from alora_trainer.experiment.report.method_result import MethodResult, TrainingCost
 
 _NONE = "-"
 
 
-def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(results: Mapping[str, MethodResult]) -> str:
     """A Markdown table that is also readable as plain text.
 
     Args:
-        results: method -> ``{"general": ..., "tasks": ..., "train": {"seconds", "peak_bytes"}}`` with the first two as
-            `evaluate_model` returns them. Anything may be missing; the change is against the method called ``base``.
+        results: by method. Anything may be missing in them; the change is against the method called ``base``.
 
     Returns:
         The lines: method, token perplexity of the general text and its change against ``base`` in per cent, accuracy ±
         standard error and length-normalised accuracy of each task in per cent, seconds and peak memory of training.
     """
-    tasks = list(dict.fromkeys(name for result in results.values() for name in result.get("tasks", {})))
+    tasks = list(dict.fromkeys(name for result in results.values() for name in result.tasks))
     header = ["method", "general perplexity", "change"]
     for task in tasks:
         header += [f"{task} acc (%)", "acc_norm (%)"]
     header += ["seconds", "peak memory"]
-    base = _perplexity(results.get("base", {}))
+    base = _perplexity(results.get("base", MethodResult()))
     rows = [header]
     for method, result in results.items():
-        perplexity, train = _perplexity(result), result.get("train", {})
+        perplexity, train = _perplexity(result), result.train or TrainingCost()
         row = [method, _NONE if perplexity is None else f"{perplexity:.2f}", _change(perplexity, base)]
         for task in tasks:
-            scores = result.get("tasks", {}).get(task, {})
-            row += [_accuracy(scores, "acc"), _accuracy(scores, "acc_norm")]
-        seconds = train.get("seconds")
-        row += [_NONE if seconds is None else f"{seconds:.0f}", _memory(train.get("peak_bytes"))]
+            score = result.tasks.get(task, TaskScore())
+            row += [_share(score.acc, score.acc_stderr), _share(score.acc_norm, score.acc_norm_stderr)]
+        seconds = _number(train.seconds)
+        row += [_NONE if seconds is None else f"{seconds:.0f}", _memory(train.peak_bytes)]
         rows.append(row)
     return _markdown(rows)
 
 
-def _perplexity(result: Mapping[str, Any]) -> float | None:
-    value = result.get("general", {}).get("token_perplexity")
-    return None if value is None else float(value)
+def _number(value: float | None) -> float | None:
+    """None for nan, too: null in results.json. An infinite perplexity is one that can be said."""
+    return None if value is None or math.isnan(value) else value
+
+
+def _perplexity(result: MethodResult) -> float | None:
+    return _number(result.general.token_perplexity)
 
 
 def _change(perplexity: float | None, base: float | None) -> str:
@@ -49,16 +55,18 @@ def _change(perplexity: float | None, base: float | None) -> str:
     return f"{100 * (perplexity / base - 1):+.1f} %"
 
 
-def _accuracy(scores: Mapping[str, Any], metric: str) -> str:
-    if scores.get(metric) is None:
+def _share(value: float | None, error: float | None) -> str:
+    if _number(value) is None:
         return _NONE
-    error = scores.get(f"{metric}_stderr")
-    return f"{100 * scores[metric]:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+    assert value is not None
+    spread = "" if error is None or math.isnan(error) else f" ± {100 * error:.1f}"
+    return f"{100 * value:.1f}{spread}"
 
 
 def _memory(peak: float | None) -> str:
-    if not peak:
+    if not _number(peak):
         return _NONE
+    assert peak is not None
     return f"{peak / 2**30:.2f} GiB" if peak >= 2**30 else f"{peak / 2**20:.0f} MiB"
 
 

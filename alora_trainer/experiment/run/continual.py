@@ -13,15 +13,19 @@ domain i (row 0: before the first). The output folder holds
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.files import write_text
+from alora_trainer.basics.scores import Score
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
-from alora_trainer.experiment.report.results import write_results
+from alora_trainer.experiment.report.method_result import ContinualScore, MethodResult, TrainingCost
+from alora_trainer.experiment.report.results import RunResults, write_results
 from alora_trainer.experiment.run import dependencies
 from alora_trainer.experiment.run.evaluate import evaluate
 from alora_trainer.experiment.run.prepare import PreparedData
@@ -41,7 +45,7 @@ def check_method(method: Method) -> None:
         raise ALoRAError(f"the method {method.name} is for one domain: over several use one of {able}")
 
 
-def run_continual(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> dict[str, Any]:
+def run_continual(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> RunResults:
     """Run all methods of a recipe over its `domains`; what is finished is not done again.
 
     Returns:
@@ -56,8 +60,7 @@ def run_continual(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = F
             as_trained(recipe, method, later=later)  # what does not go together is known before anything is computed
     run = ContinualRun(recipe, Path(output_dir), overwrite=overwrite)
     write_recipe(recipe, run.folder)
-    entries: dict[str, dict[str, Any]] = {}
-    results: dict[str, Any] = {}
+    entries: dict[str, MethodResult] = {}
     for method in recipe.methods:
         entries[method.name] = run.method(method)
         results = write_results(run.folder, recipe, entries)
@@ -94,7 +97,7 @@ class ContinualRun:
             for one, task in zip(self.recipes, self.tasks, strict=True)
         ]
 
-    def method(self, method: Method) -> dict[str, Any]:
+    def method(self, method: Method) -> MethodResult:
         """Train and evaluate one method over all domains; its entry of results.json."""
         made = self.general.importance_of(method)
         steps = dependencies.trainings(self.recipe, method)
@@ -116,20 +119,21 @@ class ContinualRun:
         }
         spent = {"train": train} | ({} if made is None else {"record": made})
         entry = entry_of(scores[-1], spent, steps[-1].settings, recorded)
-        return entry | {"continual": self._transfer(scores) | {"trainings": costs}}
+        return replace(entry, continual=self._transfer(scores, costs))
 
-    def _transfer(self, scores: list[dict[str, Any]]) -> dict[str, Any]:
+    def _transfer(self, scores: list[Score], costs: list[dict[str, Any]]) -> ContinualScore:
         """What results.json says of the domains' effect on each other."""
-        rows = tuple(tuple(score["tasks"][task]["acc"] for task in self.tasks) for score in scores)
+        rows = tuple(tuple(_measured(score.tasks[task].acc) for task in self.tasks) for score in scores)
         matrix = AccuracyMatrix(self.tasks, rows)
-        return {
-            "tasks": list(self.tasks),
-            "accuracy": [list(row) for row in matrix.rows],
-            "general_perplexity": [score["general"]["token_perplexity"] for score in scores],
-            "average_accuracy": matrix.average,
-            "backward_transfer": matrix.backward_transfer,
-            "forward_transfer": matrix.forward_transfer,
-        }
+        return ContinualScore(
+            tasks=list(self.tasks),
+            accuracy=[list(row) for row in matrix.rows],
+            general_perplexity=[_measured(score.general.token_perplexity) for score in scores],
+            average_accuracy=matrix.average,
+            backward_transfer=matrix.backward_transfer,
+            forward_transfer=matrix.forward_transfer,
+            trainings=[TrainingCost.from_json(cost, "training") for cost in costs],
+        )
 
     def _folder(self, method: Method, number: int) -> Path:
         """Of the domain of this number, from 1; 0 is before the first."""
@@ -168,14 +172,18 @@ class ContinualRun:
         learned = before / "adapter" if before is not None else None
         return Origin(importance, learned, sampled=first.parent if first is not None else None)
 
-    def _evaluate(self, method: Method, number: int, trained: str, adapter: Path | None) -> dict[str, Any]:
+    def _evaluate(self, method: Method, number: int, trained: str, adapter: Path | None) -> Score:
         """General ability and all domains, after `number` of them."""
         settings = dependencies.scores(self.recipes, trained).settings
         stage = Stage(self._folder(method, number), settings, "result")
         finished = stage.finished(overwrite=self.overwrite)
         if finished is not None:
-            return finished
+            return Score.from_json(finished, str(stage.folder))
         logger.info(f"{method.name}: evaluating after {number} of {len(self.tasks)} domains")
-        outcome = evaluate(self.recipes, self._data(), self.general.tokenizer, stage.folder, adapter=adapter)
-        stage.finish(outcome)
-        return outcome
+        score = evaluate(self.recipes, self._data(), self.general.tokenizer, stage.folder, adapter=adapter)
+        stage.finish(score.to_json())
+        return score
+
+
+def _measured(value: float | None) -> float:
+    return math.nan if value is None else value

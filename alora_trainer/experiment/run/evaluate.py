@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from alora_trainer.basics.scores import Score
 from alora_trainer.data.tasks import get_task
 from alora_trainer.evaluation.runner import evaluate_model
 from alora_trainer.experiment.recipe.recipe import Recipe
@@ -23,7 +23,7 @@ def evaluate(
     *,
     adapter: str | Path | None,
     model_source: str | None = None,
-) -> dict[str, Any]:
+) -> Score:
     """Score the base model with `adapter` on it (or without any) on general text and on every domain.
 
     Args:
@@ -34,9 +34,6 @@ def evaluate(
         adapter: a folder or Hub id; or a folder with a whole model that was tuned.
         model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
 
-    Returns:
-        general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
-
     Raises:
         ALoRAError: there is no such adapter or model, or it does not fit.
     """
@@ -45,7 +42,7 @@ def evaluate(
     model, base = load_to_score(recipe, adapter, model_source, device)
     tasks = [get_task(one.domain.task) for one in recipes]
     folder.mkdir(parents=True, exist_ok=True)
-    outcome = evaluate_model(
+    score = evaluate_model(
         model,
         tokenizer,
         general=data[0].general,
@@ -58,4 +55,4 @@ def evaluate(
     )
     del model, base
     release_memory()
-    return outcome
+    return score

@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from alora_trainer.artefact.files import LAYERS_FILE
 from alora_trainer.artefact.hub.download import fetch, pinned
 from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.basics.processes import is_main, launched, main_first
+from alora_trainer.basics.scores import Score
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import method_settings
 from alora_trainer.experiment.run import dependencies
 from alora_trainer.experiment.run.evaluate import evaluate
@@ -255,9 +258,7 @@ class Run:
         stage.finish(outcome)
         return outcome
 
-    def evaluate(
-        self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None
-    ) -> dict[str, Any]:
+    def evaluate(self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None) -> Score:
         """General ability and domain accuracy of the base model with `adapter` on it (or without any).
 
         Args:
@@ -265,38 +266,35 @@ class Run:
             trained: a digest of what the adapter or model depends on, the base model among it.
             adapter: a folder or Hub id.
             model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
-
-        Returns:
-            general, tasks and tokenizer, as `evaluation.runner.evaluate_model` gives them.
         """
         self._begin_run()
         stage = self._scores_stage(name, trained)
         finished = stage.finished(overwrite=self.overwrite)
         if finished is not None:
-            return finished
+            return Score.from_json(finished, str(stage.folder))
         with main_first():
             data = self.prepare_data()
         logger.info(f"{name}: evaluating")
-        outcome = evaluate(
+        score = evaluate(
             [self.recipe], [data], self.tokenizer, stage.folder, adapter=adapter, model_source=model_source
         )
         if is_main():
-            stage.finish(outcome)
-        return outcome
+            stage.finish(score.to_json())
+        return score
 
-    def method(self, method: Method) -> dict[str, Any]:
+    def method(self, method: Method) -> MethodResult:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
         stage = self._training_stage(method)
-        scores = self.evaluate(self.place(method), stage.digest, stage.folder / "adapter" if method.trains else None)
-        return entry_of(scores, costs, stage.settings, self._recorded_map(method))
+        score = self.evaluate(self.place(method), stage.digest, stage.folder / "adapter" if method.trains else None)
+        return entry_of(score, costs, stage.settings, self._recorded_map(method))
 
     def _recorded_map(self, method: Method) -> Path | None:
         """The map that this run recorded for the method."""
         recorded = method.needs_recording and (method.records_alone or self.importance is None)
         return self._recording_stage(method).folder / "map" if recorded else None
 
-    def trained_before(self, method: Method) -> dict[str, Any]:
+    def trained_before(self, method: Method) -> MethodResult:
         """Evaluate what an earlier command trained in this folder, whatever its training's settings were.
 
         Raises:
@@ -312,10 +310,10 @@ class Run:
                 f"--output_dir {self.folder}` first"
             )
         costs = {key: stored[key] for key in ("train", "record") if key in stored}
-        scores = self.evaluate(method.name, stored["settings_digest"], folder / "adapter")
-        return entry_of(scores, costs, stored["settings"], self._recorded_map(method))
+        score = self.evaluate(method.name, stored["settings_digest"], folder / "adapter")
+        return entry_of(score, costs, stored["settings"], self._recorded_map(method))
 
-    def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, MethodResult]:
         """Entries of further methods that are finished in this folder with the same recipe."""
         entries = {}
         for method in METHODS.values():
@@ -326,7 +324,8 @@ class Run:
             scores = self._scores_stage(method.name, training.digest).finished(overwrite=True)
             costs = training.finished(overwrite=True)
             if method.name not in exclude and costs is not None and scores is not None:
-                entries[method.name] = entry_of(scores, costs, training.settings, self._recorded_map(method))
+                score = Score.from_json(scores, str(self.folder / method.name))
+                entries[method.name] = entry_of(score, costs, training.settings, self._recorded_map(method))
         return entries
 
 
@@ -337,16 +336,16 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def entry_of(
-    scores: Mapping[str, Any], costs: Mapping[str, Any], settings: Mapping[str, Any], recorded: Path | None
-) -> dict[str, Any]:
+    score: Score, costs: Mapping[str, Any], settings: Mapping[str, Any], recorded: Path | None
+) -> MethodResult:
     """What results.json says of a method.
 
     Args:
-        scores: general, tasks and tokenizer.
+        score: of the evaluation.
         costs: train, and record if the run made what the method is held by.
         settings: what its training depends on.
         recorded: the map that the run recorded for it: how important each layer was found.
     """
-    entry = {**scores, **costs, "settings": method_settings(settings)}
-    table = read_json(recorded / "layer_importance.json") if recorded is not None else None
-    return entry if table is None else entry | {"layer_norms": {name: row["norm"] for name, row in table.items()}}
+    table = read_json(recorded / LAYERS_FILE) if recorded is not None else None
+    norms = None if table is None else {name: row["norm"] for name, row in table.items()}
+    return MethodResult.of(score, costs, settings=method_settings(settings), layer_norms=norms)

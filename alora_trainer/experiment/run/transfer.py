@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from alora_trainer.experiment.report.method_result import ContinualScore, MethodResult
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,27 @@ class AccuracyMatrix:
         return statistics.mean(gains) if gains else None
 
 
-def format_matrices(entries: Mapping[str, Mapping[str, Any]]) -> str:
+def format_matrices(entries: Mapping[str, MethodResult]) -> str:
     """A Markdown table a method: accuracies in per cent and general perplexity after each domain."""
     blocks = []
     for name, entry in entries.items():
-        continual = entry["continual"]
-        tasks: Sequence[str] = continual["tasks"]
-        lines = [f"{name}: average {_percent(continual['average_accuracy'])}, {_transfers(continual)}", ""]
+        continual = entry.continual
+        if continual is None:
+            continue
+        tasks = continual.tasks
+        lines = [f"{name}: average {_percent(continual.average_accuracy)}, {_transfers(continual)}", ""]
         lines.append("| after | " + " | ".join(f"{task} (%)" for task in tasks) + " | general perplexity |")
         lines.append("|---|" + "---:|" * (len(tasks) + 1))
-        rows = zip(("nothing", *tasks), continual["accuracy"], continual["general_perplexity"], strict=True)
+        rows = zip(("nothing", *tasks), continual.accuracy, continual.general_perplexity, strict=True)
         for after, accuracies, perplexity in rows:
             lines.append(f"| {after} | " + " | ".join(map(_percent, accuracies)) + f" | {perplexity:.2f} |")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
-def _transfers(continual: Mapping[str, Any]) -> str:
-    kinds = (("backward transfer", "backward_transfer"), ("forward transfer", "forward_transfer"))
-    return ", ".join(f"{label} {_percent(continual[key])}" for label, key in kinds)
+def _transfers(continual: ContinualScore) -> str:
+    kinds = (("backward transfer", continual.backward_transfer), ("forward transfer", continual.forward_transfer))
+    return ", ".join(f"{label} {_percent(value)}" for label, value in kinds)
 
 
 def _percent(value: float | None) -> str:

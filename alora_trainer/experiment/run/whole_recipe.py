@@ -23,7 +23,8 @@ from alora_trainer.basics.processes import is_main, launched
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
-from alora_trainer.experiment.report.results import results_of, write_results
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.results import RunResults, results_of, write_results
 from alora_trainer.experiment.run.continual import run_continual
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.stage import digest
@@ -32,7 +33,7 @@ from alora_trainer.experiment.run.training_recipe import as_trained
 
 def run_recipe(
     recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False, importance: str | None = None
-) -> dict[str, Any]:
+) -> RunResults:
     """Run all methods of a recipe, writing results.json and table.md anew after each of them.
 
     Args:
@@ -59,8 +60,7 @@ def run_recipe(
     if recipe.needs_recording and importance is None:
         run.record()  # before any method, so that what is wrong with the general text is known at once
     overlap = run.overlap()
-    entries: dict[str, dict[str, Any]] = {}
-    results = {}
+    entries: dict[str, MethodResult] = {}
     for method in recipe.methods:
         try:
             entries[method.name] = run.method(method)
@@ -134,7 +134,7 @@ def evaluate_recipe(
     adapter: str | Path | None = None,
     model: str | Path | None = None,
     with_base: bool = False,
-) -> dict[str, Any]:
+) -> RunResults:
     """Evaluate one method trained in `output_dir`, or an adapter or a model from anywhere, or (with none) the base model.
 
     In several processes that were launched together (see `basics.processes.joined`), each scores its share, all return
@@ -161,9 +161,11 @@ def evaluate_recipe(
     if with_base:
         entries["base"] = run.trained_before(METHODS["base"])
     if adapter is not None:
-        entries["adapter"] = run.evaluate("adapter", _identity(run, "adapter", adapter), adapter)
+        score = run.evaluate("adapter", _identity(run, "adapter", adapter), adapter)
+        entries["adapter"] = MethodResult.of(score, {})
     elif model is not None:
-        entries["model"] = run.evaluate("model", _identity(run, "model", model), None, str(model))
+        score = run.evaluate("model", _identity(run, "model", model), None, str(model))
+        entries["model"] = MethodResult.of(score, {})
     elif method is not None or not with_base:
         method = method or METHODS["base"]
         entries[method.name] = run.trained_before(method)

@@ -11,9 +11,6 @@ from alora_trainer.data.sources import stream_records
 from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.recipe.recipe import Recipe
 
-# Items of the built-in tasks on the Hub: (training, test), and the answers to choose from.
-HUB_ITEMS = {"sciq": (11679, 1000), "piqa": (16113, 1838), "medmcqa": (182822, 4183), "openbookqa": (4957, 500)}
-_CHOICES = {"sciq": 4, "piqa": 2, "medmcqa": 4, "openbookqa": 4}
 # Bytes of English text in a token, about; only for the tokens that evaluation reads.
 _BYTES_PER_TOKEN = 4
 
@@ -64,14 +61,14 @@ def general_blocks(recipe: Recipe) -> int | None:
 def domain_items(recipe: Recipe) -> tuple[int | None, int | None]:
     """(training items, test items); local files are counted, the built-in tasks' Hub data sets are known."""
     domain = recipe.domain
-    hub = HUB_ITEMS.get(get_task(domain.task).name, (None, None))
+    hub = get_task(domain.task).hub_items
     if domain.source is not None:
         total = _count(domain.source, recipe, None)
         held = int(dict(domain.holdout or {})["items"])
         train: int | None = None if total is None else total - held
         test: int | None = held
     else:
-        train, test = _count(domain.train, recipe, hub[0]), _count(domain.test, recipe, hub[1])
+        train, test = _count(domain.train, recipe, hub.get("train")), _count(domain.test, recipe, hub.get("test"))
     return _least(train, domain.train_items), _least(test, domain.test_items)
 
 
@@ -80,7 +77,7 @@ def evaluation_tokens(recipe: Recipe, test_items: int | None) -> int | None:
     limit = recipe.general.test_bytes
     if limit is None or test_items is None:
         return None
-    choices = _CHOICES.get(get_task(recipe.domain.task).name, 1)
+    choices = get_task(recipe.domain.task).choice_count or 1
     return len(recipe.general.test) * limit // _BYTES_PER_TOKEN + test_items * choices * recipe.domain.max_length
 
 

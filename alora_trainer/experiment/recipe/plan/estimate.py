@@ -20,7 +20,7 @@ from alora_trainer.experiment.recipe.plan.amounts import (
     training_amount,
 )
 from alora_trainer.experiment.recipe.plan.devices import Device
-from alora_trainer.experiment.recipe.plan.memory import Held, MemoryModel, Pass, Variant, describe
+from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.kinds.formats import listed_formats
@@ -45,12 +45,12 @@ class StagePlan:
     """
 
     name: str
-    held: Held
+    held: Memory
     host_bytes: int
     amount: Amount | None
     flops: float | None
     seconds: float | None
-    peak_of: Callable[[Variant], Held] = field(repr=False, compare=False)
+    peak_of: Callable[[Variant], Memory] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Planner:
         amount: Amount,
         shape: Pass,
         variant: Variant,
-        peak: Callable[[Pass, Variant], Held],
+        peak: Callable[[Pass, Variant], Memory],
         moved_bytes: float,
         extra_flops: float,
         *,
@@ -290,7 +290,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "w_bytes": memory.omega_bytes("float32"),
         "omega_bytes": {storage: memory.omega_bytes(storage) for storage in listed_formats()},
         "stages": {
-            stage.name: describe(stage.held)
+            stage.name: stage.held.to_json()
             | {
                 "host_bytes": stage.host_bytes,
                 "steps": stage.amount.steps if stage.amount else None,

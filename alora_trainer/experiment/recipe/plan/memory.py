@@ -51,7 +51,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Held:
+class Memory:
     """What a stage holds, in bytes, by name; `total` is its peak."""
 
     parts: Mapping[str, int]
@@ -59,6 +59,10 @@ class Held:
     @property
     def total(self) -> int:
         return sum(self.parts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data: ``peak_bytes`` and ``parts``."""
+        return {"peak_bytes": self.total, "parts": dict(self.parts)}
 
 
 class MemoryModel:
@@ -155,48 +159,43 @@ class MemoryModel:
             parts["a dequantised weight"] = max(m.weight.numel() * 2 for m in self._quantized_layers())
         return parts
 
-    def recording(self, shape: Pass, variant: Variant) -> Held:
+    def recording(self, shape: Pass, variant: Variant) -> Memory:
         """Stage A: the path integral w, and the factors that it started with."""
         parts = self.training(shape, variant)
         if variant.omega_device == "device" or (self.host and variant.omega_device == "cpu"):
             parts["w"] = self.omega_bytes("float32")
         parts["factors at the start"] = self.factor_elements * 4
-        return Held(parts)
+        return Memory(parts)
 
-    def protecting(self, shape: Pass, variant: Variant) -> Held:
+    def protecting(self, shape: Pass, variant: Variant) -> Memory:
         """Stage B with a penalty: Omega, theta*, the penalty's gradients and the blocks that it is computed in."""
         parts = self.training(shape, variant)
         parts["Omega"] = self.omega_bytes(variant.storage)
         parts["theta* and the penalty's gradients"] = 2 * self.factor_elements * 4
         parts["blocks"] = self._block_bytes()
-        return Held(parts)
+        return Memory(parts)
 
-    def fisher(self, shape: Pass, samples: int) -> Held:
+    def fisher(self, shape: Pass, samples: int) -> Memory:
         """The Fisher information: its sums, and a block for every sample."""
         parts = self.training(shape, Variant())
         del parts["optimizer"]
         parts["sums"] = self.omega_bytes("float32")
         parts["blocks"] = self._block_bytes()
-        return Held(parts)
+        return Memory(parts)
 
-    def plain(self, shape: Pass, variant: Variant) -> Held:
+    def plain(self, shape: Pass, variant: Variant) -> Memory:
         """A training that nothing holds."""
-        return Held(self.training(shape, variant))
+        return Memory(self.training(shape, variant))
 
-    def evaluation(self, shape: Pass, variant: Variant) -> Held:
+    def evaluation(self, shape: Pass, variant: Variant) -> Memory:
         """Scoring a batch with lm-eval."""
         parts = {
             "base weights": self.base_bytes(variant.quantization),
             "LoRA factors": self.factor_bytes,
             "activations and logits": self.trace(shape, False).peak_bytes,
         }
-        return Held(parts)
+        return Memory(parts)
 
     def _block_bytes(self) -> int:
         device = torch.device("cpu" if self.host else "cuda")
         return max(2 * block_rows(*weight.shape, device) * weight.shape[1] * 4 for weight in self.planned.weights)
-
-
-def describe(held: Held) -> dict[str, Any]:
-    """As plain data."""
-    return {"peak_bytes": held.total, "parts": dict(held.parts)}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from alora_trainer.experiment.report.figures import (
     cost,
-    drift,
-    importance,
     intervals,
+    lambda_curves,
+    layer_drift,
+    layer_importance,
     learning,
     losses,
     pareto,
-    strength,
 )
 
 # In the order of the page.
-FIGURES = (pareto, intervals, strength, losses, learning, cost, importance, drift)
+FIGURES = (pareto, intervals, lambda_curves, losses, learning, cost, layer_importance, layer_drift)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alora_trainer.experiment.report.gather import BASE, Comparison
 from alora_trainer.experiment.report.style import dress, look, new_figure
-from alora_trainer.experiment.report.table import seconds_before
+from alora_trainer.experiment.report.variant_rows import seconds_before
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,15 +24,15 @@ CAPTION = (
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
     rows = []
     for method in comparison.methods:
-        entries = [entry for variant in comparison.of(method) for entry in variant.entries.values()]
-        entries = [entry for entry in entries if entry.get("train", {}).get("seconds")]
-        if method != BASE and entries:
+        results = [result for variant in comparison.of(method) for result in variant.entries.values()]
+        trained = [(result, result.train) for result in results if result.train is not None and result.train.seconds]
+        if method != BASE and trained:
             rows.append(
                 {
                     "method": method,
-                    "seconds": statistics.fmean(entry["train"]["seconds"] for entry in entries),
-                    "seconds_before": statistics.fmean(seconds_before(entry) for entry in entries),
-                    "peak_bytes": statistics.fmean(entry["train"]["peak_bytes"] for entry in entries),
+                    "seconds": statistics.fmean(cost.seconds or 0 for _, cost in trained),
+                    "seconds_before": statistics.fmean(seconds_before(result) for result, _ in trained),
+                    "peak_bytes": statistics.fmean(cost.peak_bytes or 0 for _, cost in trained),
                 }
             )
     return {"methods": comparison.methods, "rows": rows} if rows else None

@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.experiment.methods.general_text import GeneralTextOptions
-from alora_trainer.experiment.report.gather import Comparison, Variant
+from alora_trainer.experiment.report.gather import Comparison, MethodVariant
 from alora_trainer.experiment.report.style import dress, legend, look, new_figure, strokes
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
             total, penalty = found.get("loss"), found.get("penalty")
             task = found.get("ce_loss", total)
             if total is not None and penalty is None and "general_loss" in found:
-                options = comparison.runs[0]["recipe"].get("method_options", {}).get(variant.method, {})
+                options = comparison.runs[0].recipe.get("method_options", {}).get(variant.method, {})
                 weight = float(options.get("weight", GeneralTextOptions().weight))
                 penalty = [weight * value for value in found["general_loss"]]
                 task = [whole - added for whole, added in zip(total, penalty, strict=True)]
@@ -40,10 +40,11 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
     return {"methods": comparison.methods, "curves": curves} if curves else None
 
 
-def mean_columns(variant: Variant, kind: str, keys: tuple[str, ...]) -> dict[str, list[Any]] | None:
+def mean_columns(variant: MethodVariant, kind: str, keys: tuple[str, ...]) -> dict[str, list[Any]] | None:
     """A variant's log columns, averaged over the seeds that logged at the same steps; those that are missing are left out."""
-    histories = [entry.get("train", {}).get("history", {}).get(kind) for entry in variant.entries.values()]
-    histories = [one for one in histories if one and one["step"] == next(h for h in histories if h)["step"]]
+    logs = [one.train.history.get(kind) for one in variant.entries.values() if one.train and one.train.history]
+    kept = [log for log in logs if log]
+    histories = [log for log in kept if log["step"] == kept[0]["step"]]
     if not histories:
         return None
     columns: dict[str, list[Any]] = {"step": histories[0]["step"]}

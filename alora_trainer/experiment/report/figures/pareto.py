@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from alora_trainer.experiment.report.gather import Comparison
 from alora_trainer.experiment.report.style import dress, legend, look, new_figure
-from alora_trainer.experiment.report.table import summary
+from alora_trainer.experiment.report.variant_rows import summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
     points = []
     for variant in comparison.variants:
         rise = summary(list(comparison.rises(variant).values()))
-        accuracy = summary([100 * value for value in variant.values("tasks", comparison.task, "acc").values()])
+        accuracy = summary(list(comparison.accuracies(variant).values()))
         if rise is not None and accuracy is not None:
             points.append({"method": variant.method, "varied": variant.varied, "rise": rise, "accuracy": accuracy})
     return {"methods": comparison.methods, "task": comparison.task, "points": points} if points else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from alora_trainer.experiment.run.sweep.file import read_sweep_file
-from alora_trainer.experiment.run.sweep.grid import Cell, Grid, parse_over, parse_seeds, plan
-from alora_trainer.experiment.run.sweep.schedule import run_sweep
+from alora_trainer.experiment.run.sweep.cell import Cell
+from alora_trainer.experiment.run.sweep.grid import Grid, cells_of, parse_over, parse_seeds
+from alora_trainer.experiment.run.sweep.sweep_file import read_sweep_file
+from alora_trainer.experiment.run.sweep.whole_sweep import run_sweep
 
-__all__ = ["Cell", "Grid", "parse_over", "parse_seeds", "plan", "read_sweep_file", "run_sweep"]
+__all__ = ["Cell", "Grid", "cells_of", "parse_over", "parse_seeds", "read_sweep_file", "run_sweep"]

@@ -18,33 +18,11 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import KEYS, Recipe
 from alora_trainer.experiment.run.dependencies import result, shared
+from alora_trainer.experiment.run.sweep.cell import Cell
 from alora_trainer.experiment.run.training_recipe import check_one_domain
 from alora_trainer.trainer.config import ALoRAConfig
 
 _OUTSIDE_BRACKETS = re.compile(r",(?![^\[{]*[\]}])")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A piece of a sweep that one process works on.
-
-    Attributes:
-        recipe: the YAML file.
-        name: unique in the sweep; names its file.
-        folder: the run folder, relative to the sweep's.
-        overrides: what is set over the recipe (dotted name -> text), the seed and the methods among it.
-        methods: what is trained and evaluated in it; none if it only records.
-        variant: names the values of the swept settings in method folders and results; None where nothing depends on them.
-        after: the cells that must be finished before.
-    """
-
-    recipe: str
-    name: str
-    folder: str
-    overrides: Mapping[str, str]
-    methods: tuple[str, ...]
-    variant: str | None
-    after: tuple[str, ...] = ()
 
 
 def parse_over(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -111,7 +89,7 @@ class Grid:
     name: str = ""
 
 
-def plan(grid: Grid) -> list[Cell]:
+def cells_of(grid: Grid) -> list[Cell]:
     """The cells of a sweep, in an order in which they can be worked on.
 
     Raises:
@@ -127,7 +105,8 @@ def _cells_of_seed(grid: Grid, combinations: list[dict[str, str]], seed: int) ->
     methods = [method.name for method in recipes[0].methods]
     if unknown := [name for name in grid.only or () if name not in methods]:
         raise ALoRAError(f"the method {unknown[0]} is to be varied, and is none of the recipe's: {', '.join(methods)}")
-    depends = [_depends_on(recipe) for recipe in recipes]
+    # The recipe without the swept settings is among them, so that a single value is told from the recipe's own.
+    depends = [_depends_on(recipe) for recipe in (load_recipe(path, common), *recipes)]
     folder = f"{grid.name}/seed-{seed}" if grid.name else f"seed-{seed}"
     name = folder.replace("/", ",")
     if any(one["shared"] != depends[0]["shared"] for one in depends):

@@ -55,7 +55,7 @@ def compare_folders(before: Path, after: Path, *, method: str | None = None, exa
     }
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def comparison_text(found: Mapping[str, Any]) -> str:
     """What `compare_folders` found, for people."""
     lines = [f"A: {found['before']}", f"B: {found['after']}"]
     for name, task in found["tasks"].items():
@@ -122,7 +122,7 @@ def _subsets(
 ) -> dict[str, dict[str, float]]:
     found = {}
     for name, own in pairs.items():
-        perplexities = [pooled([pair[side] for pair in own])["token_perplexity"] for side in (0, 1)]
+        perplexities = [pooled([pair[side] for pair in own]).token_perplexity or math.nan for side in (0, 1)]
         change = 100 * (perplexities[1] / perplexities[0] - 1)
         found[name] = {"before": perplexities[0], "after": perplexities[1], "change": change}
     return dict(sorted(found.items(), key=lambda item: -item[1]["change"]))

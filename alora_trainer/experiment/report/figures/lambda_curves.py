@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from alora_trainer.experiment.report.gather import BASE, PLAIN, Comparison
 from alora_trainer.experiment.report.style import dress, legend, look, new_figure
-from alora_trainer.experiment.report.table import summary
+from alora_trainer.experiment.report.variant_rows import summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
     curves: dict[str, list[dict[str, Any]]] = {}
     levels = []
     for variant in comparison.variants:
-        accuracy = summary([100 * value for value in variant.values("tasks", comparison.task, "acc").values()])
+        accuracy = summary(list(comparison.accuracies(variant).values()))
         measured = {"accuracy": accuracy, "rise": summary(list(comparison.rises(variant).values()))}
         if variant.lam is not None:
             curves.setdefault(variant.method, []).append({"lam": variant.lam, **measured})

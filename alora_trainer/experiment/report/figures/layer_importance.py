@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.artefact.heatmap import arrange
@@ -22,11 +23,11 @@ CAPTION = (
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
-    by_seed: dict[int, dict[str, float]] = {}
+    by_seed: dict[int, Mapping[str, float]] = {}
     for variant in comparison.variants:
-        for seed, entry in variant.entries.items():
-            if "layer_norms" in entry:
-                by_seed.setdefault(seed, entry["layer_norms"])
+        for seed, result in variant.entries.items():
+            if result.layer_norms is not None:
+                by_seed.setdefault(seed, result.layer_norms)
     if not by_seed:
         return None
     names = list(next(iter(by_seed.values())))

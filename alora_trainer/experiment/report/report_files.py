@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.files import write_bytes, write_json, write_text
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.report.gather import Comparison, compare, figure_name, read_runs
-from alora_trainer.experiment.report.results import SCHEMA
-
-logger = logging.getLogger(__name__)
+from alora_trainer.experiment.report.figures import FIGURES
+from alora_trainer.experiment.report.gather import Comparison, by_task, figure_name, read_runs
+from alora_trainer.experiment.report.page_html import html_page
+from alora_trainer.experiment.report.page_markdown import markdown_page
+from alora_trainer.experiment.report.results import SCHEMA, RunResults
+from alora_trainer.experiment.report.significance import significance
+from alora_trainer.experiment.report.style import to_png, to_svg
+from alora_trainer.experiment.report.variant_rows import ablation_rows, variant_rows
 
 NUMBERS = "report.json"
 _NEEDED = {"scipy": "scipy", "matplotlib": "matplotlib"}
@@ -32,9 +35,6 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
     Raises:
         ALoRAError: there are no results, or scipy or matplotlib is not installed.
     """
-    from alora_trainer.experiment.report.page_html import html_page
-    from alora_trainer.experiment.report.page_markdown import markdown_page
-
     for module, package in _NEEDED.items():
         if importlib.util.find_spec(module) is None:
             raise ALoRAError(f"a report needs {package}: pip install 'alora-trainer[report]'")
@@ -55,7 +55,7 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
     return folder / "report.html"
 
 
-def report_numbers(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def report_numbers(runs: Sequence[RunResults]) -> dict[str, Any]:
     """Everything that a report says, as plain data: the runs themselves, and what is computed from them.
 
     Returns:
@@ -63,14 +63,15 @@ def report_numbers(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ``seeds``, ``table``, ``ablation``, ``significance``, ``overlap``, ``definitions``, ``environment``, ``tokenizer`` and
         ``figures`` (what each of them draws, by name).
     """
-    return {"schema": SCHEMA, "runs": list(runs), "comparisons": [_numbers(one) for one in compare(runs)]}
+    return {
+        "schema": SCHEMA,
+        "runs": [run.to_json() for run in runs],
+        "comparisons": [_numbers(one) for one in by_task(runs)],
+    }
 
 
 def draw_figures(comparison: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
     """The figures of one comparison of `report_numbers` as (SVG, PNG), by the names of their files without ending."""
-    from alora_trainer.experiment.report.figures import FIGURES
-    from alora_trainer.experiment.report.style import to_png, to_svg
-
     drawn = {}
     for module in FIGURES:
         data = comparison["figures"].get(module.NAME)
@@ -81,26 +82,22 @@ def draw_figures(comparison: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
 
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:
-    from alora_trainer.experiment.report.figures import FIGURES
-    from alora_trainer.experiment.report.significance import significance
-    from alora_trainer.experiment.report.table import ablation, table
-
-    rows = table(comparison)
+    rows = variant_rows(comparison)
     first = comparison.runs[0]
-    entry = next(iter(comparison.variants[0].entries.values()))
+    result = next(iter(comparison.variants[0].entries.values()))
     return {
         "id": _identifier(comparison),
         "task": comparison.task,
         "model": comparison.model,
-        "recipe": first["recipe"],
+        "recipe": first.recipe,
         "seeds": comparison.seeds,
         "table": rows,
-        "ablation": ablation(rows),
+        "ablation": ablation_rows(rows),
         "significance": significance(comparison),
         "overlap": _overlap(comparison),
-        "definitions": first.get("definitions", {}),
-        "environment": first["environment"],
-        "tokenizer": entry.get("tokenizer"),
+        "definitions": first.definitions or {},
+        "environment": first.environment,
+        "tokenizer": result.tokenizer,
         "figures": {module.NAME: data for module in FIGURES if (data := module.numbers(comparison)) is not None},
     }
 
@@ -113,6 +110,6 @@ def _identifier(comparison: Comparison) -> str:
 def _overlap(comparison: Comparison) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for run in comparison.runs:
-        if run.get("overlap") is not None:
-            found.setdefault(int(run["recipe"].get("seed", 0)), dict(run["overlap"]))
+        if run.overlap is not None:
+            found.setdefault(run.seed, dict(run.overlap))
     return [{"seed": seed, **found[seed]} for seed in sorted(found)]

@@ -53,7 +53,7 @@ def findings(comparison: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def environment(comparison: Mapping[str, Any]) -> str:
+def made_with(comparison: Mapping[str, Any]) -> str:
     """Versions, device and tokenizer in a line."""
     parts = [f"{key} {value}" for key, value in comparison["environment"].items()]
     tokenizer = comparison.get("tokenizer")

@@ -1,4 +1,4 @@
-"""The numbers of the main table and of the ablation: mean and spread over seeds, differences, and what is best."""
+"""The numbers of the report's tables, a row a variant: mean and spread over seeds, differences, and what is best."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alora_trainer.experiment.report.gather import BASE, OURS, PLAIN, Comparison, Variant
+from alora_trainer.experiment.report.gather import BASE, OURS, PLAIN, Comparison, MethodVariant
+from alora_trainer.experiment.report.method_result import MethodResult, TrainingCost
 
 # The paper's table 2, and controls beyond it: method -> what is taken away.
 ABLATION = {
@@ -27,7 +28,7 @@ def summary(values: Sequence[float]) -> dict[str, Any] | None:
     return {"mean": statistics.fmean(values), "sd": spread, "n": len(values)}
 
 
-def table(comparison: Comparison) -> list[dict[str, Any]]:
+def variant_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One row a variant.
 
     Every measure is ``{"mean", "sd", "n"}`` over seeds or None: ``perplexity`` (general, by token), ``rise`` (over base, %),
@@ -56,7 +57,7 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def ablation(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def ablation_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the paper's table 2: `alora` and what is left when parts of it are taken away; empty without `alora`."""
     if not any(row["method"] == OURS for row in rows):
         return []
@@ -69,37 +70,33 @@ def ablation(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found if len({row["method"] for row in found}) > 1 else []
 
 
-def seconds_before(entry: Mapping[str, Any]) -> float:
-    """What came before the training on the domain, in seconds: the recording, and other parts with a time of their own."""
-    return sum(
-        float(part["seconds"])
-        for key, part in entry.items()
-        if key != "train" and isinstance(part, Mapping) and isinstance(part.get("seconds"), (int, float))
-    )
+def seconds_before(result: MethodResult) -> float:
+    """What came before the training on the domain, in seconds: the recording, or the Fisher information."""
+    return float((result.record or TrainingCost()).seconds or 0)
 
 
-def _row(comparison: Comparison, variant: Variant) -> dict[str, Any]:
-    task = ("tasks", comparison.task)
-
-    def percent(*path: str) -> list[float]:
-        return [100 * value for value in variant.values(*path).values()]
-
-    errors = percent(*task, "acc_stderr")
+def _row(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
+    task = comparison.task
+    errors = [100 * value for value in variant.task_values(task, lambda score: score.acc_stderr).values()]
+    normalised = [100 * value for value in variant.task_values(task, lambda score: score.acc_norm).values()]
+    kl = variant.values(lambda one: one.general.kl_to_base.nats_per_token if one.general.kl_to_base else None)
+    seconds = variant.values(lambda one: one.train.seconds if one.train else None)
+    peak_bytes = variant.values(lambda one: one.train.peak_bytes if one.train else None)
     return {
         "label": variant.label,
         "method": variant.method,
         "settings": variant.settings,
         "seeds": sorted(variant.entries),
-        "perplexity": summary(list(variant.values("general", "token_perplexity").values())),
+        "perplexity": summary(list(variant.perplexities.values())),
         "rise": summary(list(comparison.rises(variant).values())),
-        "accuracy": summary(percent(*task, "acc")),
-        "accuracy_norm": summary(percent(*task, "acc_norm")),
+        "accuracy": summary(list(comparison.accuracies(variant).values())),
+        "accuracy_norm": summary(normalised),
         "item_error": statistics.fmean(errors) if errors else None,
-        "kl": summary(list(variant.values("general", "kl_to_base", "nats_per_token").values())),
-        "ece": summary(list(variant.values(*task, "ece").values())),
-        "seconds": summary(list(variant.values("train", "seconds").values())),
-        "seconds_before": summary([seconds_before(entry) for entry in variant.entries.values()]),
-        "peak_bytes": summary(list(variant.values("train", "peak_bytes").values())),
+        "kl": summary(list(kl.values())),
+        "ece": summary(list(variant.task_values(task, lambda score: score.ece).values())),
+        "seconds": summary(list(seconds.values())),
+        "seconds_before": summary([seconds_before(result) for result in variant.entries.values()]),
+        "peak_bytes": summary(list(peak_bytes.values())),
     }
 
 

@@ -24,7 +24,7 @@ CAPTION = (
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
     curves = []
     for variant in comparison.variants:
-        found = [entry["train"]["drift"] for entry in variant.entries.values() if entry.get("train", {}).get("drift")]
+        found = [one.train.drift for one in variant.entries.values() if one.train is not None and one.train.drift]
         if found:
             names = [name for name in found[0] if all(name in one for one in found)]
             weights = {name: statistics.fmean(one[name] for one in found) for name in names}

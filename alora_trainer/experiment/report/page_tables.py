@@ -1,4 +1,4 @@
-"""Numbers as the report writes them, in tables that both kinds of page print."""
+"""The report's tables as texts, which both kinds of page print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NONE = "-"
 
 
 @dataclass
-class Printed:
+class PageTable:
     """A table of texts.
 
     Attributes:
@@ -25,12 +25,13 @@ class Printed:
 
 
 def number(value: float | None, digits: int, *, sign: bool = False) -> str:
+    """With so many digits after the point, and with its sign if that is asked for."""
     if value is None:
         return NONE
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
-def spread(measure: Mapping[str, Any] | None, digits: int, *, sign: bool = False) -> str:
+def mean_and_sd(measure: Mapping[str, Any] | None, digits: int, *, sign: bool = False) -> str:
     """Mean ± standard deviation; the mean alone where there is no spread."""
     if measure is None:
         return NONE
@@ -39,12 +40,14 @@ def spread(measure: Mapping[str, Any] | None, digits: int, *, sign: bool = False
 
 
 def p_value(value: float | None) -> str:
+    """With three digits after the point."""
     if value is None:
         return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def memory(measure: Mapping[str, Any] | None) -> str:
+def gibibytes(measure: Mapping[str, Any] | None) -> str:
+    """The mean of a measure in bytes, in GiB."""
     if measure is None or not measure["mean"]:
         return NONE
     return f"{measure['mean'] / 2**30:.2f}"
@@ -53,15 +56,15 @@ def memory(measure: Mapping[str, Any] | None) -> str:
 Column: TypeAlias = "tuple[str, str | None, list[str]]"  # header, the measure that `best` names, a text for each row
 
 
-def main_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
+def main_table(rows: Sequence[Mapping[str, Any]]) -> PageTable:
     """What the methods forgot and learned."""
     return _columns(
         rows,
         [
-            ("general perplexity", "perplexity", [spread(row["perplexity"], 2) for row in rows]),
-            ("rise over base (%)", "rise", [spread(row["rise"], 1, sign=True) for row in rows]),
+            ("general perplexity", "perplexity", [mean_and_sd(row["perplexity"], 2) for row in rows]),
+            ("rise over base (%)", "rise", [mean_and_sd(row["rise"], 1, sign=True) for row in rows]),
             ("perplexity to LoRA (%)", None, [number(row["perplexity_over_lora"], 1, sign=True) for row in rows]),
-            ("accuracy (%)", "accuracy", [spread(row["accuracy"], 1) for row in rows]),
+            ("accuracy (%)", "accuracy", [mean_and_sd(row["accuracy"], 1) for row in rows]),
             ("its standard error over items", None, [number(row["item_error"], 1) for row in rows]),
             ("accuracy to base (points)", None, [number(row["accuracy_over_base"], 1, sign=True) for row in rows]),
             ("accuracy to LoRA (points)", None, [number(row["accuracy_over_lora"], 1, sign=True) for row in rows]),
@@ -70,34 +73,34 @@ def main_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
     )
 
 
-def further_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
+def further_table(rows: Sequence[Mapping[str, Any]]) -> PageTable:
     """Further measures and costs."""
     return _columns(
         rows,
         [
-            ("acc_norm (%)", "accuracy_norm", [spread(row["accuracy_norm"], 1) for row in rows]),
-            ("KL to base (nats a token)", "kl", [spread(row["kl"], 3) for row in rows]),
-            ("calibration error", "ece", [spread(row["ece"], 3) for row in rows]),
-            ("tuning (s)", None, [spread(row["seconds"], 0) for row in rows]),
-            ("before it (s)", None, [spread(row["seconds_before"], 0) for row in rows]),
-            ("peak memory (GiB)", None, [memory(row["peak_bytes"]) for row in rows]),
+            ("acc_norm (%)", "accuracy_norm", [mean_and_sd(row["accuracy_norm"], 1) for row in rows]),
+            ("KL to base (nats a token)", "kl", [mean_and_sd(row["kl"], 3) for row in rows]),
+            ("calibration error", "ece", [mean_and_sd(row["ece"], 3) for row in rows]),
+            ("tuning (s)", None, [mean_and_sd(row["seconds"], 0) for row in rows]),
+            ("before it (s)", None, [mean_and_sd(row["seconds_before"], 0) for row in rows]),
+            ("peak memory (GiB)", None, [gibibytes(row["peak_bytes"]) for row in rows]),
         ],
     )
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], columns: list[Column]) -> Printed:
+def _columns(rows: Sequence[Mapping[str, Any]], columns: list[Column]) -> PageTable:
     """A table of methods; columns that nothing was measured for are left out."""
     columns = [column for column in columns if any(text != NONE for text in column[2])]
-    printed = Printed(["method", *(header for header, _, _ in columns)], [])
+    printed = PageTable(["method", *(header for header, _, _ in columns)], [])
     for place, row in enumerate(rows):
         printed.rows.append([row["label"], *(texts[place] for _, _, texts in columns)])
         printed.bold |= {(place, at) for at, (_, measure, _) in enumerate(columns, start=1) if measure in row["best"]}
     return printed
 
 
-def significance_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
+def significance_table(rows: Sequence[Mapping[str, Any]]) -> PageTable:
     """One row a pair: the tests over seeds and the bootstrap over items."""
-    printed = Printed(
+    printed = PageTable(
         [
             "pair (first - second)",
             "accuracy (pt)",
@@ -128,18 +131,22 @@ def significance_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
     return printed
 
 
-def ablation_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
+def ablation_table(rows: Sequence[Mapping[str, Any]]) -> PageTable:
     """The paper's table 2."""
-    printed = Printed(["what", "method", "general perplexity", "rise over base (%)", "accuracy (%)"], [])
+    printed = PageTable(["what", "method", "general perplexity", "rise over base (%)", "accuracy (%)"], [])
     for row in rows:
-        texts = [spread(row["perplexity"], 2), spread(row["rise"], 1, sign=True), spread(row["accuracy"], 1)]
+        texts = [
+            mean_and_sd(row["perplexity"], 2),
+            mean_and_sd(row["rise"], 1, sign=True),
+            mean_and_sd(row["accuracy"], 1),
+        ]
         printed.rows.append([row["what"], row["label"], *texts])
     return printed
 
 
-def overlap_table(rows: Sequence[Mapping[str, Any]]) -> Printed:
+def overlap_table(rows: Sequence[Mapping[str, Any]]) -> PageTable:
     """Test items that the recording text holds."""
-    printed = Printed(["seed", "test items", "with a run of 13 words", "sharing one with the recording text"], [])
+    printed = PageTable(["seed", "test items", "with a run of 13 words", "sharing one with the recording text"], [])
     for row in rows:
         printed.rows.append([str(row["seed"]), str(row["items"]), str(row["long_enough"]), str(row["overlapping"])])
     return printed

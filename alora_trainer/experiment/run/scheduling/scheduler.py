@@ -1,0 +1,192 @@
+"""Pieces of work over worker processes: each after those that it needs, what is done remembered, progress told.
+
+A sweep's cells are such pieces, and so are the cases of a study; the scheduler knows nothing of either.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.run.scheduling.worker import prepare_worker
+from alora_trainer.experiment.run.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """A piece of work that one process does.
+
+    Attributes:
+        name: unique among the units.
+        memory: the folder that remembers its outcome, and the settings that the outcome depends on.
+        work: a call without arguments that can be pickled; its outcome is plain data.
+        after: the names of the units that must be finished before; they come earlier in the list.
+        size: how much work it is against the others, for the time that is left.
+    """
+
+    name: str
+    memory: Stage
+    work: Callable[[], dict[str, Any]]
+    after: tuple[str, ...] = ()
+    size: float = 1.0
+
+
+class Scheduler:
+    """Works through units in their order, and remembers what is done.
+
+    Made again with the same units, it goes on where it was stopped: finished units are not begun. What fails does not stop the
+    rest, except for what comes after it.
+
+    Attributes:
+        outcomes: of the finished units, by name; from the beginning on, those that were finished before.
+        failures: of the failed units, by name.
+
+    Args:
+        units: the work.
+        name: of the whole, for messages, such as "sweep".
+        overwrite: make anew what other settings made.
+
+    Raises:
+        ALoRAError: a folder remembers an outcome of other settings, or holds other files.
+    """
+
+    def __init__(self, units: Sequence[WorkUnit], *, name: str, overwrite: bool = False) -> None:
+        self.name = name
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, BaseException] = {}
+        self._units = list(units)
+        for unit in self._units:
+            unit.memory.begin(overwrite=overwrite)
+            finished = unit.memory.finished()
+            if finished is not None:
+                self.outcomes[unit.name] = finished
+        self._progress = _Progress(name, self._units, self.outcomes)
+
+    def work(self, workers: int, finished: Callable[[WorkUnit], None] | None = None) -> None:
+        """Do all that is not done.
+
+        Args:
+            workers: processes to work with; each gets its share of the processor's threads, or OMP_NUM_THREADS of them.
+            finished: called with each unit that is finished, its outcome being in `outcomes`.
+
+        Raises:
+            ALoRAError: units failed; the message has the first reason. All others are finished then.
+        """
+        waiting = [unit for unit in self._units if unit.name not in self.outcomes]
+        if waiting:
+            with _processes(min(workers, len(waiting))) as pool:
+                self._work_through(waiting, pool, min(workers, len(waiting)), finished)
+        if self.failures:
+            first = next(iter(self.failures))
+            raise ALoRAError(
+                f"{len(self.failures)} of {len(self._units)} cells of the {self.name} failed; {first}: "
+                f"{self.failures[first]} (the same command tries them again)"
+            )
+
+    def _work_through(
+        self,
+        waiting: list[WorkUnit],
+        pool: ProcessPoolExecutor,
+        workers: int,
+        finished: Callable[[WorkUnit], None] | None,
+    ) -> None:
+        running: dict[Future[dict[str, Any]], tuple[WorkUnit, float]] = {}
+        while waiting or running:
+            for unit in self._ready(waiting) if len(running) < workers else ():
+                waiting.remove(unit)
+                blocked = [name for name in unit.after if name in self.failures]
+                if blocked:
+                    self.failures[unit.name] = ALoRAError(f"not begun, because {blocked[0]} failed")
+                    continue
+                running[pool.submit(unit.work)] = (unit, time.monotonic())
+                if len(running) == workers:
+                    break  # what is submitted cannot be overtaken, and a seed that is begun is to be finished first
+            if not running:
+                continue
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                unit, begun = running.pop(future)
+                error = future.exception()
+                if error is not None:
+                    self.failures[unit.name] = error
+                    logger.warning(f"{unit.name} failed: {type(error).__name__}: {error}")
+                    continue
+                unit.memory.finish(future.result())
+                self.outcomes[unit.name] = future.result()
+                if finished is not None:
+                    finished(unit)
+                self._progress.tell(unit, time.monotonic() - begun, min(workers, len(waiting) + len(running)))
+
+    def _ready(self, waiting: list[WorkUnit]) -> list[WorkUnit]:
+        """Those that wait for nothing any more."""
+        return [unit for unit in waiting if all(name in self.outcomes or name in self.failures for name in unit.after)]
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes; if the block is left by an exception, they end with it."""
+    # Read when tqdm is imported, which a worker may do before anything of ours runs in it.
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker, (workers,))
+    try:
+        yield pool
+    except BaseException:
+        _stop(pool)
+        raise
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
+    pool.shutdown()
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers; their trainings go on from the last checkpoint another time."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGTERM)
+
+
+class _Progress:
+    """Says how much is done and how much time is left, by what units of the same size took."""
+
+    def __init__(self, name: str, units: Sequence[WorkUnit], outcomes: dict[str, Any]) -> None:
+        self._name = name
+        self._left = {unit.name: unit.size for unit in units if unit.name not in outcomes}
+        self._total = len(units)
+        self._seconds = 0.0
+        self._size = 0.0
+        if outcomes:
+            logger.info(f"{name}: {len(outcomes)} of {self._total} cells are finished already")
+
+    def tell(self, unit: WorkUnit, seconds: float, workers: int) -> None:
+        """`unit` took so many seconds; `workers` units are worked on at once."""
+        self._size += self._left.pop(unit.name)
+        self._seconds += seconds
+        left = self._seconds / self._size * sum(self._left.values()) / max(workers, 1)
+        done = self._total - len(self._left)
+        logger.info(
+            f"{self._name}: {done} of {self._total} cells done ({unit.name}: {_duration(seconds)})"
+            + (f", about {_duration(left)} left" if self._left else "")
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

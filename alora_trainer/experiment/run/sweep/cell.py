@@ -1,0 +1,95 @@
+"""A cell: a few methods of a recipe under some settings, in a run folder that it may share, as one piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.run.run import Run
+from alora_trainer.experiment.run.scheduling.scheduler import WorkUnit
+from alora_trainer.experiment.run.stage import Stage
+
+CELLS = "cells"  # the folder that remembers what cells are finished
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of a sweep that one process works on.
+
+    Attributes:
+        recipe: the YAML file.
+        name: unique in the sweep; names its file.
+        folder: the run folder, relative to the sweep's.
+        overrides: what is set over the recipe (dotted name -> text), the seed and the methods among it.
+        methods: what is trained and evaluated in it; none if it only records.
+        variant: names the values of the swept settings in method folders and results; None where nothing depends on them.
+        after: the cells that must be finished before.
+    """
+
+    recipe: str
+    name: str
+    folder: str
+    overrides: Mapping[str, str]
+    methods: tuple[str, ...]
+    variant: str | None
+    after: tuple[str, ...] = ()
+
+    def run(self, folder: Path, *, overwrite: bool = False) -> Run:
+        """The run that the cell works in, `folder` being the sweep's."""
+        return Run(
+            load_recipe(self.recipe, self.overrides), folder / self.folder, overwrite=overwrite, variant=self.variant
+        )
+
+    def remembered(self, folder: Path) -> Stage:
+        """What the cell's outcome depends on, and where the sweep in `folder` keeps it."""
+        resolved = load_recipe(self.recipe, self.overrides).resolved()
+        described = {key: value for key, value in asdict(self).items() if key in ("name", "methods", "variant")}
+        settings = {"cell": described, "recipe": resolved | {"methods": None}}
+        return Stage(folder / CELLS / self.name, settings, "outcome")
+
+
+def cell_unit(cell: Cell, folder: Path, *, overwrite: bool = False) -> WorkUnit:
+    """A cell of the sweep in `folder` as the scheduler wants it."""
+    # In trainings; a cell that comes first records, too.
+    size = len(cell.methods) + (0 if cell.after else 1)
+    work = partial(work_on_cell, cell, folder, overwrite=overwrite)
+    return WorkUnit(cell.name, cell.remembered(folder), work, cell.after, size)
+
+
+def work_on_cell(cell: Cell, folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Train and evaluate a cell's methods.
+
+    Args:
+        cell: the cell.
+        folder: the sweep's.
+        overwrite: make anew what other settings made.
+
+    Returns:
+        ``entries``, what results.json is to say of each method, by the names that `Run.place` gives them; and ``overlap``.
+
+    Raises:
+        ALoRAError: as `run_recipe`.
+    """
+    disable_progress_bar()
+    run = cell.run(folder, overwrite=overwrite)
+    run.prepare_data()
+    overlap = None
+    if run.recipe.needs_recording:
+        run.record()
+        overlap = run.overlap()
+    methods = [get_method(name) for name in cell.methods]
+    entries = {run.place(method): run.method(method).to_json() for method in methods}
+    return {"entries": entries, "overlap": overlap}
+
+
+def results_of_cell(outcome: Mapping[str, Any]) -> dict[str, MethodResult]:
+    """The results in an outcome of `work_on_cell`, by the methods' names in the run."""
+    return {name: MethodResult.from_json(entry, name) for name, entry in outcome["entries"].items()}

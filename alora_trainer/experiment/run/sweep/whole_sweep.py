@@ -1,0 +1,61 @@
+"""A sweep from end to end: the cells of its grids over worker processes, and the results of every run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.report.results import write_results
+from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
+from alora_trainer.experiment.run.sweep.cell import Cell, cell_unit, results_of_cell
+from alora_trainer.experiment.run.sweep.grid import Grid, cells_of
+
+
+def run_sweep(
+    grids: Sequence[Grid], *, output_dir: str | Path, workers: int = 1, overwrite: bool = False
+) -> list[Path]:
+    """Run recipes for every combination of values and every seed.
+
+    Called again with the same folder, it goes on where it was stopped: cells that are finished are not begun, and in an
+    unfinished one a training goes on from its last checkpoint. What fails does not stop the rest.
+
+    Args:
+        grids: one for each recipe.
+        output_dir: the sweep's folder; ``seed-N/results.json`` in it has everything that was found with a seed.
+        workers: processes to work with; each gets its share of the processor's threads, or OMP_NUM_THREADS of them.
+        overwrite: make anew what other settings made there.
+
+    Returns:
+        The folders of the runs.
+
+    Raises:
+        ALoRAError: a setting cannot be used, the folder holds another sweep, or cells failed (the others are finished then).
+    """
+    if workers < 1:
+        raise ALoRAError(f"--workers {workers} must be at least 1")
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
+    cells = {cell.name: cell for grid in grids for cell in cells_of(grid)}
+    scheduler = Scheduler(
+        [cell_unit(cell, folder, overwrite=overwrite) for cell in cells.values()], name="sweep", overwrite=overwrite
+    )
+    runs = {cell.folder for cell in cells.values()}
+    for run in runs:
+        _write_run(run, cells.values(), scheduler.outcomes, folder)
+    scheduler.work(
+        workers, lambda unit: _write_run(cells[unit.name].folder, cells.values(), scheduler.outcomes, folder)
+    )
+    return sorted(folder / run for run in runs)
+
+
+def _write_run(run: str, cells: Iterable[Cell], outcomes: Mapping[str, Any], folder: Path) -> None:
+    """results.json of a run folder: the entries of all its cells that are finished."""
+    own = [cell for cell in cells if cell.folder == run and cell.name in outcomes]
+    entries = {name: result for cell in own for name, result in results_of_cell(outcomes[cell.name]).items()}
+    if entries:
+        overlap = next((found for cell in own if (found := outcomes[cell.name]["overlap"]) is not None), None)
+        write_results(folder / run, load_recipe(own[0].recipe, own[0].overrides), entries, overlap)
