@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeGuard
+
+from huggingface_hub import EvalResult
 
 from alora_trainer.basics.scores import Score, TaskScore
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,6 @@ class CardScores:
 
 def evaluation_entries(scores: CardScores) -> list[Any]:
     """The score as `huggingface_hub.EvalResult`: accuracies of the tasks, and perplexity on general text."""
-    from huggingface_hub import EvalResult
-
     entries = []
     for name, task in scores.score.tasks.items():
         # Results that are older than `source` do not say which data set the items are of.

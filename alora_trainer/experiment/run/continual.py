@@ -33,7 +33,7 @@ from alora_trainer.experiment.run.run import Run, entry_of, write_recipe
 from alora_trainer.experiment.run.stage import Stage
 from alora_trainer.experiment.run.training_recipe import as_trained
 from alora_trainer.experiment.run.transfer import AccuracyMatrix, format_matrices
-from alora_trainer.experiment.run.tune import Origin, tune
+from alora_trainer.experiment.run.tune import Beginning, tune
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class ContinualRun:
         outcome = tune(
             self.recipes[number - 1],
             method,
-            self._origin(method, number),
+            self._beginning(method, number),
             self._data()[number - 1],
             self.general.tokenizer,
             stage.folder,
@@ -160,7 +160,7 @@ class ContinualRun:
         stage.finish(outcome)
         return outcome
 
-    def _origin(self, method: Method, number: int) -> Origin:
+    def _beginning(self, method: Method, number: int) -> Beginning:
         """What the training on the domain of this number goes on from.
 
         Where importance adds up, it is held by that of all that was learned before it; Fisher information stays the base's.
@@ -170,7 +170,7 @@ class ContinualRun:
         if before is not None and method.importance == "recorded":
             importance = before / "map"
         learned = before / "adapter" if before is not None else None
-        return Origin(importance, learned, sampled=first.parent if first is not None else None)
+        return Beginning(importance, learned, sampled=first.parent if first is not None else None)
 
     def _evaluate(self, method: Method, number: int, trained: str, adapter: Path | None) -> Score:
         """General ability and all domains, after `number` of them."""

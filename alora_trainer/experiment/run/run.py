@@ -30,7 +30,7 @@ from alora_trainer.experiment.run.prepare import PreparedData, write_data
 from alora_trainer.experiment.run.record import record_importance
 from alora_trainer.experiment.run.stage import Stage
 from alora_trainer.experiment.run.training_recipe import check_one_domain
-from alora_trainer.experiment.run.tune import Origin, tune
+from alora_trainer.experiment.run.tune import Beginning, tune
 from alora_trainer.weights.parameterization import Parameterization
 
 logger = logging.getLogger(__name__)
@@ -237,8 +237,8 @@ class Run:
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
             found = self.map_folder(method)
-            origin = Origin(found, sampled=found.parent if found is not None and made is not None else None)
-            costs["train"] = tune(self.recipe, method, origin, self.prepare_data(), self.tokenizer, stage.folder)
+            beginning = Beginning(found, sampled=found.parent if found is not None and made is not None else None)
+            costs["train"] = tune(self.recipe, method, beginning, self.prepare_data(), self.tokenizer, stage.folder)
         self._finish(stage, costs)
         return costs
 

@@ -30,7 +30,7 @@ from alora_trainer.trainer.publishing import save_protected_adapter
 
 
 @dataclass(frozen=True)
-class Origin:
+class Beginning:
     """What a training on a domain goes on from.
 
     Attributes:
@@ -47,7 +47,7 @@ class Origin:
 def tune(
     recipe: Recipe,
     method: Method,
-    origin: Origin,
+    beginning: Beginning,
     data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
@@ -59,7 +59,7 @@ def tune(
     Args:
         recipe: with the one domain.
         method: what to train.
-        origin: what it goes on from.
+        beginning: what it goes on from.
         data: the files of the domain.
         tokenizer: the base model's.
         folder: of the training; it goes on where it was stopped there.
@@ -72,24 +72,23 @@ def tune(
     Raises:
         ALoRAError: the recipe, the method and the map do not go together.
     """
-    own = as_trained(recipe, method, later=origin.learned is not None)
+    own = as_trained(recipe, method, later=beginning.learned is not None)
     options, collate = recipe.options(method), collator(tokenizer)
-    items = _items(own, data, tokenizer)
     general = _general_rows(own, method, tokenizer, folder) if method.needs_general_text else None
     adapter = starting_model(
         own,
         method,
         options,
-        importance=origin.importance,
-        learned=origin.learned,
+        importance=beginning.importance,
+        learned=beginning.learned,
         folder=folder,
         general=general,
         collate=collate,
     )
-    held, settings = _holding(own, method, origin, records)
+    held, settings = _holding(own, method, beginning, records)
     watched = None
     if held is not None and watches_probe(own):
-        watched = text_to_watch(own, tokenizer, origin.sampled or folder)
+        watched = text_to_watch(own, tokenizer, beginning.sampled or folder)
     trainer = method.make_trainer(
         options=options.own,
         importance=to_be_added_to(held, adapter.model, own) if held is not None and records else held,
@@ -98,7 +97,7 @@ def tune(
         general=general,
         model=adapter.model,
         args=own.training_arguments("tune", folder / "checkpoints"),
-        train_dataset=items,
+        train_dataset=_items(own, data, tokenizer),
         data_collator=collate,
     )
     if own.evaluation.curve_steps is not None:
@@ -136,13 +135,13 @@ def _general_rows(recipe: Recipe, method: Method, tokenizer: PreTrainedTokenizer
 
 
 def _holding(
-    recipe: Recipe, method: Method, origin: Origin, records: bool
+    recipe: Recipe, method: Method, beginning: Beginning, records: bool
 ) -> tuple[ImportanceMap | None, ALoRAConfig | None]:
     """The map that holds the training, and the settings of that; a domain is recorded to the end of its training."""
     if not method.penalty:
         return None, None
-    assert origin.importance is not None
-    held = held_map(recipe, method, origin.importance, origin.learned)
+    assert beginning.importance is not None
+    held = held_map(recipe, method, beginning.importance, beginning.learned)
     if records:
         return held, replace(recipe.alora, record_tokens=None)
     return held, replace(recipe.alora, record=None)
