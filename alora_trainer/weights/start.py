@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from alora_trainer.basics.output import OlderSpelling
 from alora_trainer.errors import ALoRAError
 
 
@@ -27,7 +28,7 @@ class StartFrom(str, Enum):
         """The member that a setting means, in today's spelling or in the older one, which had two settings for it.
 
         Args:
-            start: a member or its value; or, with a `FutureWarning`, "continue" or "fresh".
+            start: a member or its value; or, with an `OlderSpelling` warning, "continue" or "fresh".
             fresh_base: of the older spelling, what a fresh adapter is put on: "merged" (the same as None) or "bare".
 
         Raises:
@@ -43,7 +44,7 @@ class StartFrom(str, Enum):
         given = (
             f"start={_text(start)}" if fresh_base is None else f"start={_text(start)} with fresh_base={fresh_base!r}"
         )
-        warnings.warn(f"{given} is an older spelling: say start={meant.value!r}", FutureWarning, stacklevel=4)
+        warnings.warn(f"{given} is an older spelling: say start={meant.value!r}", OlderSpelling, stacklevel=4)
         return meant
 
 

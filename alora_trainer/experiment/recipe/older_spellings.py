@@ -1,4 +1,4 @@
-"""Recipes as earlier versions wrote them: every old key is put where it belongs today, with a `FutureWarning`."""
+"""Recipes as earlier versions wrote them: every old key is put where it belongs today, with a warning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from alora_trainer.basics.output import OlderSpelling
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.settings import as_mapping
 from alora_trainer.weights.start import with_start
@@ -21,7 +22,7 @@ def in_todays_spelling(sections: Mapping[str, dict[str, Any]]) -> dict[str, dict
     if "save_storage" in alora:
         if "storage" in saved:
             raise ALoRAError("alora.save_storage is an older spelling of map.storage: leave it out")
-        warnings.warn("alora.save_storage is an older spelling: say map.storage", FutureWarning, stacklevel=2)
+        warnings.warn("alora.save_storage is an older spelling: say map.storage", OlderSpelling, stacklevel=2)
         saved["storage"] = alora.pop("save_storage")
     options = {
         method: {**given, "alora": with_start(as_mapping(given["alora"], f"method_options.{method}.alora"), over=alora)}
