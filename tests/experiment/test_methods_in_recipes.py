@@ -148,6 +148,8 @@ def test_full_tuning_holds_all_parameters_from_where_it_starts(all_methods: tupl
         for held in (recorded, fisher)
     )
     end = dict(AutoModelForCausalLM.from_pretrained(folder / "si_full" / "adapter").named_parameters())
+    norms = json.loads((folder / "results.json").read_text())["methods"]["si_full"]["layer_norms"]
+    assert set(norms) == set(recorded)  # and not those of the recording that the others share
     assert all(torch.equal(of_base[name], p) for name, p in base.items())
     assert all(not torch.equal(start[name], p) and not torch.equal(start[name], end[name]) for name, p in base.items())
     for held in (recorded, fisher):

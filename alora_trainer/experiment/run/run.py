@@ -169,12 +169,15 @@ class Run:
         """Write the held-out general text and the domain's items, both as evaluation and training read them."""
         self._begin_run()
         with main_first():
-            stage = self._data_stage()
-            stage.begin(overwrite=self.overwrite)
-            outcome = stage.finished()
-            if outcome is None:
-                outcome = write_data(self.recipe, self.tokenizer, stage.folder, self.folder)
-                stage.finish(outcome)
+            return self._prepared()
+
+    def _prepared(self) -> PreparedData:
+        stage = self._data_stage()
+        stage.begin(overwrite=self.overwrite)
+        outcome = stage.finished()
+        if outcome is None:
+            outcome = write_data(self.recipe, self.tokenizer, stage.folder, self.folder)
+            stage.finish(outcome)
         return PreparedData.from_outcome(outcome, self.folder)
 
     def record(self, method: Method | None = None) -> dict[str, Any]:
@@ -254,7 +257,8 @@ class Run:
         if finished is not None:
             return finished
         logger.info("comparing the recording text with the test items")
-        outcome = recorded_overlap(self.recipe, self.tokenizer, test=self.prepare_data().test, record=recorded.folder)
+        # One process alone does this, so that nothing in it may wait for others.
+        outcome = recorded_overlap(self.recipe, self.tokenizer, test=self._prepared().test, record=recorded.folder)
         stage.finish(outcome)
         return outcome
 
