@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import find_executable_batch_size
 
 _MOST = 256
 # A CPU gives no warning before memory runs out, so there the logits of a batch are kept below this.
@@ -16,8 +17,6 @@ def largest_batch_size(model: Any, length: int, device: torch.device | str) -> i
 
     On a GPU it is tried, from many downwards by a tenth; on a CPU it is reckoned from the size of the logits.
     """
-    from accelerate.utils import find_executable_batch_size
-
     vocabulary = int(model.config.get_text_config().vocab_size)
     device = torch.device(device)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeGuard
 
 from alora_trainer.basics.scores import Score, TaskScore
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
 
 
 @dataclass(frozen=True)
