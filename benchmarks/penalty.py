@@ -26,13 +26,14 @@ from alora_trainer.importance.kinds.formats import store
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.recording import fold
 from alora_trainer.penalty import QuadraticPenalty
-from alora_trainer.penalty.backends.blocked import PenaltyResult
-from alora_trainer.penalty.backends.choice import Backend, choose
+from alora_trainer.penalty.backends.backend import Backend, PenaltyResult
+from alora_trainer.penalty.backends.choice import choose
 from alora_trainer.penalty.backends.dense import dense_penalty
 from alora_trainer.penalty.loss_term import penalty_loss
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.reference import Reference
 from alora_trainer.weights.steps import Factors, movement_factors
+from alora_trainer.weights.theta import AdapterTheta
 
 STORAGES = ("float32", "bfloat16", "log8", "factored")
 SCALING = 4.0
@@ -139,9 +140,7 @@ class Training:
         where = "cpu" if streamed else self.device
         importance = ImportanceMap(
             {w.name: made_omega(w.shape, storage, where) for w in self.weights},
-            {w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in self.weights},
-            adapter_state={},
-            adapter_config=None,
+            AdapterTheta({w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in self.weights}),
         )
         return QuadraticPenalty(self.weights, importance, lam=LAM, streamed=streamed)
 

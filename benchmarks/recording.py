@@ -211,12 +211,7 @@ def artefact_bytes() -> dict[str, dict[str, float]]:
     sizes: dict[str, dict[str, float]] = {}
     for model, weights in QV_WEIGHTS.items():
         sizes[model] = {
-            name: sum(
-                torch.Size(size).numel() * dtype.itemsize
-                for shape in weights
-                for dtype, size in FORMATS[name].encoded_kinds(shape).values()
-            )
-            / 2**30
+            name: sum(FORMATS[name].made_bytes(shape) for shape in weights) / 2**30
             for name in ("float32", "bfloat16", "log8", "factored")
         }
     published = {"Llama-3.2-3B q,v": (1.3, 11.97), "GPT-J-6B q,v": (3.5, 22.65)}

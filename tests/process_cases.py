@@ -10,6 +10,7 @@ import torch
 from alora_trainer import ALoRAConfig, ALoRATrainer, ImportanceMap
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.reference import Reference
+from alora_trainer.weights.theta import AdapterTheta
 from tests.tiny_training import move_factors, quiet_arguments, tiny_llama, token_rows, with_lora
 
 RECORDED: dict[str, dict[str, Any]] = {
@@ -37,9 +38,7 @@ def reference_map(model: Any) -> ImportanceMap:
     weights = adapted_weights(model)
     return ImportanceMap(
         {w.name: torch.rand(w.shape, generator=generator) for w in weights},
-        {w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in weights},
-        adapter_state={},
-        adapter_config=None,
+        AdapterTheta({w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in weights}),
     )
 
 

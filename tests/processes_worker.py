@@ -15,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
+from alora_trainer.trainer.recording import Recording
 from tests.process_cases import (
     PROTECTED,
     RECORDED,
@@ -51,12 +52,12 @@ def share() -> None:
     class Looks(ALoRATrainer):
         def _after_optimizer_step(self) -> None:
             super()._after_optimizer_step()
-            if self._recorder is not None:
-                FACTS["integrated here"] = sorted(self._recorder._integral.tensors())
-            if self._protection is not None:
-                held = self._protection.penalty.held
-                FACTS["held here"] = sorted(held)
-                FACTS["bytes here"] = sum(omega.nbytes for omega in self._protection.penalty._omegas.in_order())
+            (part,) = self.parts
+            if isinstance(part, Recording):
+                FACTS["integrated here"] = sorted(part.recorder._integral.tensors())
+            else:
+                FACTS["held here"] = sorted(part.penalty.held)
+                FACTS["bytes here"] = sum(omega.nbytes for omega in part.penalty._omegas.in_order())
 
     args = quiet_arguments(str(FOLDER / "share"), max_steps=1)
     Looks(with_lora(tiny_llama()), args, train_dataset=token_rows(), alora=ALoRAConfig(record="path")).train()

@@ -14,6 +14,7 @@ from alora_trainer.artefact.config_file import _digest
 from alora_trainer.artefact.files import CONFIG_FILE
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.reference import Reference
+from alora_trainer.weights.theta import AdapterTheta
 
 BLOCKS, RANK, ALPHA = 2, 3, 6
 SHAPES = {"q_proj": (16, 16), "v_proj": (8, 16)}
@@ -49,9 +50,7 @@ def make_map(*, blocks: int = BLOCKS, values: int = 0, **info: Any) -> Importanc
     }
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     config.base_model_name_or_path = "tiny-org/tiny-llama"
-    return ImportanceMap(
-        omega, reference, adapter_state=state, adapter_config=config, info=ImportanceInfo(**(facts | info))
-    )
+    return ImportanceMap(omega, AdapterTheta(reference, state, config), info=ImportanceInfo(**(facts | info)))
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], Any], *, honest: bool = True) -> None:

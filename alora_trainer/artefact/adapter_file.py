@@ -8,18 +8,32 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 
-from alora_trainer.artefact.config_file import MapConfig, TensorEntry, WeightEntry
+from alora_trainer.artefact.entries import (
+    MapConfig,
+    ThetaEntries,
+    WeightEntry,
+    checked_tensor,
+    checked_text,
+    demand,
+    described_tensors,
+)
 from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_inside, read_json, shown, write_json
 from alora_trainer.artefact.tensor_file import read_header, read_tensor
+from alora_trainer.artefact.theta_storage import ThetaReader, ThetaStorage
+from alora_trainer.basics.safetensors_writer import write_safetensors
+from alora_trainer.basics.sizes import size_text
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
+from alora_trainer.weights.theta import AdapterTheta, Theta
 
 # What says nothing about the adapter's weights: bookkeeping, and settings of what happens before or during training.
 _BOOKKEEPING = frozenset(
@@ -29,17 +43,72 @@ _BOOKKEEPING = frozenset(
 _ENDLESS = re.compile(r"\)\s*[*+{]")
 
 
-def write_adapter(folder: Path, state: Mapping[str, torch.Tensor], config: Any) -> dict[str, TensorEntry]:
-    """Write theta* as PEFT would; what the map's config says of its tensors."""
-    from alora_trainer.basics.safetensors_writer import write_safetensors
+class AdapterStorage(ThetaStorage):
+    """An ordinary PEFT adapter, as PEFT itself writes it."""
 
-    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
-    digests = write_safetensors(folder / ADAPTER_FILE, kinds, state.__getitem__)
-    write_json(folder / ADAPTER_CONFIG_FILE, plain_settings(config))
-    return {
-        name: TensorEntry(ADAPTER_FILE, name, str(dtype).removeprefix("torch."), shape, digests[name])
-        for name, (dtype, shape) in kinds.items()
-    }
+    section = "adapter"
+    files = (ADAPTER_CONFIG_FILE, ADAPTER_FILE)
+    library = "peft"
+    relation = "adapter"
+    tags = ("lora",)
+
+    def write(self, folder: Path, theta: Theta) -> ThetaEntries:
+        assert isinstance(theta, AdapterTheta)
+        state, settings = theta.state, plain_settings(theta.config)
+        types = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+        digests = write_safetensors(folder / ADAPTER_FILE, types, state.__getitem__)
+        write_json(folder / ADAPTER_CONFIG_FILE, settings)
+        tensors = described_tensors(ADAPTER_FILE, types, digests)
+        return ThetaEntries(Parameterization.ADAPTER, tensors, settings_digest(settings))
+
+    def weight_entry(self, reference: Reference, base_sample: list[float] | None) -> WeightEntry:
+        return WeightEntry(reference.shape, reference.scaling, base_sample, reference.stack)
+
+    def section_content(self, theta: ThetaEntries) -> dict[str, Any]:
+        tensors = {key: asdict(entry) for key, entry in theta.tensors.items()}
+        return {"settings_sha256": theta.settings, "tensors": tensors}
+
+    def parse_section(self, content: Mapping[str, Any]) -> ThetaEntries:
+        tensors = {key: checked_tensor(entry) for key, entry in content["tensors"].items()}
+        return ThetaEntries(Parameterization.ADAPTER, tensors, checked_text(content["settings_sha256"]))
+
+    def check(self, config: MapConfig) -> None:
+        demand({ADAPTER_FILE, ADAPTER_CONFIG_FILE} <= set(config.files), "the adapter's files are not listed")
+        demand(all(weight.scaling is not None for weight in config.weights.values()), "a weight has no scaling")
+
+    def open(self, folder: Path, config: MapConfig) -> ThetaReader:
+        return _AdapterReader(folder, config)
+
+    def rewritten_for_public(self, folder: Path, target: Path, base_model: str | None) -> dict[str, Path]:
+        return {ADAPTER_CONFIG_FILE: write_public_adapter_config(folder, target, base_model)}
+
+    def described(self, config: MapConfig) -> tuple[str, str]:
+        return "adapter", f"{len(config.theta.tensors)} tensors, {size_text(config.files[ADAPTER_FILE])}"
+
+
+class _AdapterReader(ThetaReader):
+    """Reads the whole adapter, which is small, at once."""
+
+    def __init__(self, folder: Path, config: MapConfig) -> None:
+        assert config.theta.settings is not None  # as `read_config` has it for every map with an adapter
+        self._weights = config.weights
+        self._state = read_adapter(folder, config)
+        self._config = read_adapter_config(folder, config.theta.settings)
+
+    def theta(self, names: Sequence[str]) -> AdapterTheta:
+        references = {name: reference(name, self._state, weight) for name, weight in self._weights.items()}
+        return AdapterTheta(references, self._state, self._config).restricted(names)
+
+    def theta_of(self, name: str) -> AdapterTheta:
+        return AdapterTheta({name: reference(name, self._state, self._weights[name])})
+
+
+def write_public_adapter_config(folder: Path, target: Path, base_model: str | None) -> Path:
+    """An adapter's configuration with no path of this machine in it, written into the folder `target`."""
+    settings = read_json(check_inside(folder, ADAPTER_CONFIG_FILE))
+    settings |= {"base_model_name_or_path": base_model, "auto_mapping": None}
+    write_json(target / ADAPTER_CONFIG_FILE, settings)
+    return target / ADAPTER_CONFIG_FILE
 
 
 def plain_settings(config: Any) -> dict[str, Any]:
@@ -87,8 +156,6 @@ def checked_adapter_config(settings: Mapping[str, Any], what: str) -> Any:
     Raises:
         ALoRAError: they are no plain LoRA adapter's.
     """
-    from peft import LoraConfig
-
     known = {item.name for item in fields(LoraConfig)}
     unknown = [key for key, value in settings.items() if key not in known and value not in (None, False, {}, [])]
     unknown = [key for key in unknown if key != "peft_version"]
@@ -138,12 +205,6 @@ def _patterns(settings: Mapping[str, Any]) -> Iterable[str]:
         yield from map(str, settings.get(key) or {})
 
 
-def read_checked_adapter(folder: Path, config: MapConfig) -> tuple[dict[str, torch.Tensor], Any]:
-    """theta*'s state dict and configuration; raises ALoRAError as `read_adapter` and `read_adapter_config`."""
-    assert config.adapter_settings is not None  # as `read_config` has it for every map with an adapter
-    return read_adapter(folder, config), read_adapter_config(folder, config.adapter_settings)
-
-
 def read_adapter(folder: Path, config: MapConfig) -> dict[str, torch.Tensor]:
     """theta*'s state dict, every tensor of it checked.
 
@@ -152,9 +213,9 @@ def read_adapter(folder: Path, config: MapConfig) -> dict[str, torch.Tensor]:
     """
     path = check_inside(folder, ADAPTER_FILE)
     header = read_header(path)
-    if set(header) != set(config.adapter):
+    if set(header) != set(config.theta.tensors):
         raise ALoRAError(f"{path} has other tensors than the importance map's config names: fetch it again")
-    return {key: read_tensor(path, header, entry) for key, entry in config.adapter.items()}
+    return {key: read_tensor(path, header, entry) for key, entry in config.theta.tensors.items()}
 
 
 def reference(name: str, state: Mapping[str, torch.Tensor], weight: WeightEntry) -> Reference:

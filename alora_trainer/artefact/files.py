@@ -37,8 +37,8 @@ HEATMAP_FILE = "layer_importance.png"
 CARD_FILE = "README.md"
 
 _SHARD = r"(-\d{5}-of-\d{5})?"
-_OMEGA = re.compile(rf"importance(\.[a-z0-9]+)?{_SHARD}\.safetensors")
-_INDEX = re.compile(r"importance(\.[a-z0-9]+)?\.safetensors\.index\.json")
+_OMEGA = re.compile(rf"importance(\.[a-z0-9_]+)?{_SHARD}\.safetensors")
+_INDEX = re.compile(r"importance(\.[a-z0-9_]+)?\.safetensors\.index\.json")
 _OTHERS = (CONFIG_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE, REFERENCE_FILE, LAYERS_FILE, HEATMAP_FILE, CARD_FILE)
 
 # More than any importance_config.json needs: a model with 40,000 adapted weights has 20 MB.
@@ -46,9 +46,19 @@ _LARGEST_JSON = 1 << 28
 
 
 def omega_file(storage: str | None, shard: int = 1, shards: int = 1) -> str:
-    """The name of a file with Omega; `storage` is None for the map's first format."""
+    """The name of a file with Omega; `storage` is None for the map's first format.
+
+    Raises:
+        ALoRAError: the format's name cannot be a part of one.
+    """
     stem = "importance" if storage is None else f"importance.{storage}"
-    return f"{stem}.safetensors" if shards == 1 else f"{stem}-{shard:05d}-of-{shards:05d}.safetensors"
+    name = f"{stem}.safetensors" if shards == 1 else f"{stem}-{shard:05d}-of-{shards:05d}.safetensors"
+    if not is_omega_file(name):
+        raise ALoRAError(
+            f"the storage format {storage!r} cannot be written beside another one: name it in lower-case letters, digits "
+            "and underscores"
+        )
+    return name
 
 
 def index_file(storage: str | None) -> str:

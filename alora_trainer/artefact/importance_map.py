@@ -18,11 +18,13 @@ from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.matching import match_model
 from alora_trainer.importance.selection import Layers
 from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
 class ImportanceMap(ImportanceValues):
-    """Omega of every adapted weight by module name, with theta* and its provenance; saved, published, and read again.
+    """The importance of every trained weight by module name, with theta* and its provenance; saved, published, and read again.
 
     See `ImportanceValues` for what it holds and how maps are added.
     """
@@ -31,10 +33,11 @@ class ImportanceMap(ImportanceValues):
         self,
         model: torch.nn.Module,
         *,
-        start: str = "continue",
-        fresh_base: str = "merged",
+        start: StartFrom | str = StartFrom.RECORDED,
+        fresh_base: str | None = None,
         missing: str = "error",
-        full_parameters: bool = False,
+        parameterization: Parameterization = Parameterization.ADAPTER,
+        full_parameters: bool | None = None,
         allow_other_revision: bool = False,
     ) -> Sequence[TrainedWeight]:
         """The trained weights of `model`, after checking that this map was made for it.
@@ -43,11 +46,12 @@ class ImportanceMap(ImportanceValues):
         say. The rank of the adapter is free.
 
         Args:
-            model: with a trainable LoRA adapter.
-            start, fresh_base: as in `ALoRAConfig`: a "fresh" adapter over the "merged" base has the recorded adapter in its
-                base weights, and that is checked.
+            model: what is to be trained.
+            start: as in `ALoRAConfig`: for "merged", the recorded adapter must be in the base weights, else it must not.
+            fresh_base: of an older spelling, see `StartFrom.parse`.
             missing: "error", or anything else to let weights without an importance pass.
-            full_parameters: the model is tuned itself, without an adapter.
+            parameterization: what of the model is trained: a LoRA adapter, or the model itself.
+            full_parameters: the same as `ALoRAConfig` says it; None leaves it to `parameterization`.
             allow_other_revision: take the map though it was recorded on another revision of the base model.
 
         Raises:
@@ -57,10 +61,9 @@ class ImportanceMap(ImportanceValues):
         return match_model(
             self,
             model,
-            start=start,
-            fresh_base=fresh_base,
+            start=StartFrom.parse(start, fresh_base),
             missing=missing,
-            full_parameters=full_parameters,
+            parameterization=parameterization if full_parameters is None else Parameterization.of(full_parameters),
             allow_other_revision=allow_other_revision,
         )
 
@@ -144,7 +147,7 @@ def load_reference(model: nn.Module, importance: ImportanceMap) -> None:
     Raises:
         ALoRAError: the map is of an adapter; a weight of it is not in the model, or of another shape.
     """
-    if not importance.is_full:
+    if importance.parameterization is not Parameterization.FULL:
         raise ALoRAError(
             "the importance map was recorded with a LoRA adapter: load that with PeftModel.from_pretrained(base, MAP)"
         )

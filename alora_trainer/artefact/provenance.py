@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
 
 from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.basics.versions import software_versions
 from alora_trainer.importance.base_model import base_revision, commit_of
+from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.recording.fisher import FisherEstimate
 from alora_trainer.importance.recording.recorder import Recorder
-from alora_trainer.weights.adapted import AdaptedWeight
-from alora_trainer.weights.reference import PEFT_PREFIX, FullReference, Reference
-from alora_trainer.weights.trained_weight import TrainedWeight, whole
+from alora_trainer.weights.model_weights import adapter_of, present_theta
+from alora_trainer.weights.trained_weight import TrainedWeight
 
 
 def describe_recording(trainer: Any, recorder: Recorder, *, so_far: bool = False) -> ImportanceMap:
@@ -57,39 +56,21 @@ def describe_fisher(
 
 
 def map_at_present(
-    model: Any, weights: Sequence[TrainedWeight], omega: Mapping[str, torch.Tensor], info: ImportanceInfo
+    model: Any,
+    weights: Sequence[TrainedWeight],
+    omega: Mapping[str, torch.Tensor | Importance],
+    info: ImportanceInfo,
 ) -> ImportanceMap:
-    """An importance map whose theta* is what the weights are now."""
-    adapter = adapter_of(weights)
-    return ImportanceMap(
-        omega,
-        {weight.name: _reference(weight) for weight in weights},
-        adapter_state=_adapter_state(model, adapter) if adapter is not None else {},
-        adapter_config=model.peft_config[adapter] if adapter is not None else None,
-        base_samples={weight.name: weight.base_sample() for weight in weights},
-        info=info,
-    )
+    """An importance map whose theta* is what the weights are now. All processes must call it together.
 
-
-def adapter_of(weights: Sequence[TrainedWeight]) -> str | None:
-    """The name of the adapter that moves the weights; None where they are tuned themselves."""
-    return weights[0].adapter if isinstance(weights[0], AdaptedWeight) else None
-
-
-def _reference(weight: TrainedWeight) -> Reference | FullReference:
-    matrices = [matrix.cpu().clone() for matrix in weight.matrices]
-    if isinstance(weight, AdaptedWeight):
-        return Reference(matrices[0], matrices[1], weight.scaling, weight.stack)
-    return FullReference(matrices[0])
-
-
-def _adapter_state(model: Any, adapter: str) -> dict[str, Any]:
-    """theta* as PEFT saves it."""
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    return {
-        key if key.startswith(PEFT_PREFIX) else PEFT_PREFIX + key: whole(tensor.detach()).cpu().clone()
-        for key, tensor in state.items()
-    }
+    Args:
+        model: with `weights` in it, as `present_theta` takes it.
+        weights: those that the map is about.
+        omega: their importance by name.
+        info: where it comes from.
+    """
+    samples = {weight.name: weight.base_sample() for weight in weights}
+    return ImportanceMap(omega, present_theta(model, weights), base_samples=samples, info=info)
 
 
 def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> ImportanceInfo:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
-
-from alora_trainer.artefact.adapter_file import read_checked_adapter, reference
-from alora_trainer.artefact.config_file import MapConfig, TensorEntry, read_config
+from alora_trainer.artefact.config_file import read_config
+from alora_trainer.artefact.entries import MapConfig, TensorEntry
 from alora_trainer.artefact.files import check_inside
-from alora_trainer.artefact.reference_file import reference_reader
 from alora_trainer.artefact.tensor_file import TensorHeader, read_header, read_tensor
+from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
-from alora_trainer.importance.kinds.elementwise import check_values
-from alora_trainer.importance.kinds.formats import storage_format, store
+from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import Origin
 from alora_trainer.importance.selection import Layers, select_weights
-from alora_trainer.weights.reference import FullReference, Reference, restricted
+from alora_trainer.weights.parameterization import Parameterization
 
 Values = TypeVar("Values", bound=ImportanceValues)
 
 
 def load_map(
     folder: Path,
-    kind: type[Values],
+    as_type: type[Values],
     *,
     storage: str | None = None,
     layers: Layers | None = None,
@@ -37,9 +34,9 @@ def load_map(
 
     Args:
         folder: from `save_map`, or fetched from the Hub.
-        kind: what to make of it: `ImportanceMap`, or the values alone.
+        as_type: what to make of it: `ImportanceMap`, or the values alone.
         storage: the format to have it in; converted on the way unless it is stored in this one.
-        layers: the weights to read (see `layers.select_weights`); None reads all.
+        layers: the weights to read (see `select_weights`); None reads all.
         origin: the repository that the folder was fetched from.
 
     Raises:
@@ -47,36 +44,22 @@ def load_map(
     """
     config = read_config(folder)
     names = select_weights(config.weights, layers)
-    theta, state, adapter_config = _theta(folder, config)
-    references = {name: theta(name) for name in names}
-    if len(names) < len(config.weights) and not config.is_full:
-        state, adapter_config = restricted(state, adapter_config, names)
-    return kind(
+    theta = THETA_FILES[config.parameterization].open(folder, config).theta(names)
+    return as_type(
         dict(read_omega(folder, config, names, storage)),
-        references,
-        adapter_state=state,
-        adapter_config=adapter_config,
+        theta,
         base_samples={name: config.weights[name].base_sample for name in names},
         info=config.info,
         origin=origin,
     )
 
 
-def _theta(
-    folder: Path, config: MapConfig
-) -> tuple[Callable[[str], Reference | FullReference], dict[str, torch.Tensor], Any]:
-    """What gives theta* of a weight, and the adapter's state dict and configuration where it is one."""
-    if config.is_full:
-        return reference_reader(folder, config), {}, None
-    state, adapter_config = read_checked_adapter(folder, config)
-    return (lambda name: reference(name, state, config.weights[name])), state, adapter_config
-
-
 def read_omega(
     folder: Path, config: MapConfig, names: Sequence[str], storage: str | None
 ) -> Iterator[tuple[str, Importance]]:
-    """Omega of the weights in `names`, one by one."""
+    """The importance of the weights in `names`, one by one, in the format `storage` (None: as it is stored)."""
     stored = config.format_for(storage)
+    wanted = storage_format(storage or stored)
     headers = OmegaFiles(folder, config, stored)
     for name in names:
         parts = {
@@ -84,8 +67,8 @@ def read_omega(
             for part, entry in config.formats[stored][name].items()
         }
         omega = storage_format(stored)(config.weights[name].shape, parts)
-        check_values(name, omega)
-        yield name, omega if storage in (None, stored) else store(omega.dense(), storage)
+        omega.check_parts(name)
+        yield name, omega.convert(wanted)
 
 
 class OmegaFiles:
@@ -128,11 +111,11 @@ def check_reference(folder: Path) -> None:
         ALoRAError: as `load_map`; theta* is no adapter.
     """
     config = read_config(folder)
-    if config.is_full:
+    if config.parameterization is not Parameterization.ADAPTER:
         raise ALoRAError(
             f"the importance map in {folder} is of a training without adapters: there is none to put on a model"
         )
-    read_checked_adapter(folder, config)
+    THETA_FILES[config.parameterization].open(folder, config)
 
 
 def verify_map(folder: Path, storages: Sequence[str] | None = None) -> MapConfig:
@@ -145,8 +128,8 @@ def verify_map(folder: Path, storages: Sequence[str] | None = None) -> MapConfig
         ALoRAError: as `load_map`.
     """
     config = read_config(folder)
-    theta, _, adapter_config = _theta(folder, config)
+    reader = THETA_FILES[config.parameterization].open(folder, config)
     for storage in storages if storages is not None else list(config.formats):
         for name, omega in read_omega(folder, config, list(config.weights), storage):
-            ImportanceValues({name: omega}, {name: theta(name)}, adapter_state={}, adapter_config=adapter_config)
+            ImportanceValues({name: omega}, reader.theta_of(name))
     return config

@@ -1,4 +1,4 @@
-"""One tensor out of a safetensors file, after its header and before its checksum has been believed."""
+"""Reading a stranger's safetensors file: its header first, then one tensor at a time, each against its checksum."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from alora_trainer.artefact.config_file import TensorEntry
+from alora_trainer.artefact.entries import TensorEntry
 from alora_trainer.artefact.files import CONFIG_FILE, parse_json, shown
-from alora_trainer.basics.safetensors_writer import _DTYPES, tensor_digest
+from alora_trainer.basics.safetensors_writer import DTYPE_NAMES, tensor_digest
 from alora_trainer.errors import ALoRAError
+
+# The header's length stands in front of it, in so many bytes.
+PREFIX_BYTES = 8
+# What the safetensors library itself accepts.
+_LONGEST_HEADER = 100_000_000
+# By the names of dtypes in a safetensors file.
+TORCH_NAMES = {short: str(dtype).removeprefix("torch.") for dtype, short in DTYPE_NAMES.items()}
+_SIZES = {short: dtype.itemsize for dtype, short in DTYPE_NAMES.items()}
 
 
 def check_header(path: Path, header: Mapping[str, TensorHeader], entry: TensorEntry) -> None:
@@ -105,18 +113,4 @@ def _tensor_header(entry: Any) -> TensorHeader:
         raise ValueError("a size is no whole number")
     if math.prod(shape) * _SIZES[dtype] != stop - start:
         raise ValueError("a tensor's shape and its bytes do not fit")
-    return TensorHeader(_TORCH_NAMES[dtype], tuple(shape))
-
-
-# The header's length stands in front of it, in so many bytes.
-PREFIX_BYTES = 8
-
-
-# What the safetensors library itself accepts.
-_LONGEST_HEADER = 100_000_000
-
-
-_TORCH_NAMES = {short: str(dtype).removeprefix("torch.") for dtype, short in _DTYPES.items()}
-
-
-_SIZES = {short: dtype.itemsize for dtype, short in _DTYPES.items()}
+    return TensorHeader(TORCH_NAMES[dtype], tuple(shape))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from alora_trainer.artefact.adapter_file import plain_settings, settings_digest, write_adapter
-from alora_trainer.artefact.config_file import MapConfig, TensorEntry, WeightEntry, write_config
+from alora_trainer.artefact.cards.map_card import layer_table, write_map_card
+from alora_trainer.artefact.config_file import write_config
+from alora_trainer.artefact.entries import MapConfig, TensorEntry, described_tensors
 from alora_trainer.artefact.files import (
     CARD_FILE,
     HEATMAP_FILE,
@@ -21,12 +22,12 @@ from alora_trainer.artefact.files import (
     write_json,
 )
 from alora_trainer.artefact.heatmap import draw_heatmap
-from alora_trainer.artefact.reference_file import write_reference
+from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.basics.safetensors_writer import write_safetensors
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.kinds.formats import storage_format
-from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.kinds.kind import Importance, PartType
 from alora_trainer.importance.selection import block_name
 
 # Large enough for a few files only, small enough for some transformer blocks to be fetched without the others.
@@ -51,11 +52,15 @@ def chosen_formats(importance: ImportanceValues, storage: str | Sequence[str] | 
     """The storage formats to write, the map's first one first; by default the one that it is kept in.
 
     Raises:
-        ALoRAError: one is unknown, or none is left.
+        ALoRAError: one is unknown or of another kind of importance; the map is empty.
     """
     formats = [storage] if isinstance(storage, str) else list(dict.fromkeys(storage or [importance.storage]))
     for name in formats:
-        storage_format(name)
+        if storage_format(name).kind != importance.kind:
+            raise ALoRAError(
+                f"storage={name!r} keeps {storage_format(name).kind} importance, and that of this map is {importance.kind}: "
+                "leave storage out, or name a format of its kind"
+            )
     if len(importance) == 0:
         raise ALoRAError("the importance map has no weights: there is nothing to save")
     return formats
@@ -63,45 +68,28 @@ def chosen_formats(importance: ImportanceValues, storage: str | Sequence[str] | 
 
 def write_map(importance: ImportanceValues, folder: Path, formats: Sequence[str], max_shard_bytes: int) -> None:
     """Write everything into an empty folder."""
-    from alora_trainer.artefact.cards.map_card import layer_table, write_map_card
-
     entries: Formats = {}
     for number, storage in enumerate(formats):
         entries[storage] = _write_omega(importance, folder, storage, storage if number else None, max_shard_bytes)
-    adapter, settings, reference = _write_theta(importance, folder)
+    theta_files = THETA_FILES[importance.parameterization]
+    theta = theta_files.write(folder, importance.theta)
     write_json(folder / LAYERS_FILE, layer_table(importance))
     draw_heatmap(importance.layer_norms, folder / HEATMAP_FILE)
     config = MapConfig(
+        kind=importance.kind,
         storage=formats[0],
         info=importance.info,
         layer_norms=importance.layer_norms,
         weights={
-            name: WeightEntry(
-                importance.stored(name).shape,
-                None if importance.is_full else importance.reference[name].scaling,
-                importance.base_samples.get(name),
-                None if importance.is_full else importance.reference[name].stack,
-            )
+            name: theta_files.weight_entry(importance.theta[name], importance.base_samples.get(name))
             for name in importance
         },
         formats=entries,
-        adapter=adapter,
-        adapter_settings=settings,
-        reference=reference,
+        theta=theta,
         files=dict(sizes(folder)),
     )
     write_map_card(config, folder / CARD_FILE, picture=(folder / HEATMAP_FILE).is_file())
     write_config(config, folder)
-
-
-def _write_theta(
-    importance: ImportanceValues, folder: Path
-) -> tuple[dict[str, TensorEntry], str | None, dict[str, TensorEntry]]:
-    """Write theta*; what the config says of it: the adapter's tensors, the digest of its settings, the weights themselves."""
-    if importance.is_full:
-        return {}, None, write_reference(folder, {name: importance.reference[name] for name in importance})
-    adapter = write_adapter(folder, importance.adapter_state, importance.adapter_config)
-    return adapter, settings_digest(plain_settings(importance.adapter_config)), {}
 
 
 def _write_omega(
@@ -113,15 +101,10 @@ def _write_omega(
     entries: dict[str, dict[str, TensorEntry]] = {}
     for number, names in enumerate(shards, start=1):
         file = omega_file(infix, number, len(shards))
-        kinds = {_key(name, part): kind for name in names for part, kind in source.kinds(name).items()}
-        digests = write_safetensors(folder / file, kinds, source.read)
+        types = {_key(name, part): type_ for name in names for part, type_ in source.types(name).items()}
+        described = described_tensors(file, types, write_safetensors(folder / file, types, source.read))
         for name in names:
-            entries[name] = {
-                part: TensorEntry(
-                    file, _key(name, part), str(dtype).removeprefix("torch."), shape, digests[_key(name, part)]
-                )
-                for part, (dtype, shape) in source.kinds(name).items()
-            }
+            entries[name] = {part: described[_key(name, part)] for part in source.types(name)}
     if len(shards) > 1:
         weight_map = {part.key: part.file for parts in entries.values() for part in parts.values()}
         size = sum((folder / file).stat().st_size for file in set(weight_map.values()))
@@ -140,23 +123,25 @@ class _Parts:
     def __init__(self, importance: ImportanceValues, storage: str) -> None:
         self._importance = importance
         self._format = storage_format(storage)
-        self._homes = {_key(name, part): (name, part) for name in importance for part in self.kinds(name)}
+        self._homes = {_key(name, part): (name, part) for name in importance for part in self.types(name)}
         self._latest: tuple[str, Importance] | None = None
 
-    def kinds(self, name: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def types(self, name: str) -> dict[str, PartType]:
         stored = self._importance.stored(name)
-        return stored.kinds if stored.format == self._format.format else self._format.encoded_kinds(stored.shape)
+        return (
+            stored.present_part_types
+            if isinstance(stored, self._format)
+            else self._format.made_part_types(stored.shape)
+        )
 
     def nbytes(self, name: str) -> int:
-        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.kinds(name).values())
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.types(name).values())
 
     def read(self, key: str) -> torch.Tensor:
         name, part = self._homes[key]
         if self._latest is None or self._latest[0] != name:
             self._latest = None  # let go of the last one before the next is made
-            stored = self._importance.stored(name)
-            same = stored.format == self._format.format
-            self._latest = (name, stored if same else self._format.encode(stored.dense()))
+            self._latest = (name, self._importance.stored(name).convert(self._format))
         return self._latest[1].parts[part]
 
 

@@ -1,4 +1,4 @@
-"""."""
+"""Keys of a section that somebody wrote: those that are not known are refused."""
 
 from __future__ import annotations
 

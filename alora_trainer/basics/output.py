@@ -8,8 +8,12 @@ import sys
 import warnings
 
 
+class OlderSpelling(FutureWarning):
+    """Something was said as earlier versions wanted it. It is understood, and the message says how it is written now."""
+
+
 def configure_output() -> None:
-    """Progress of ours on standard error; from libraries only what is an error."""
+    """Progress of ours on standard error, and warnings of older spellings; from libraries only what is an error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("alora_trainer")
@@ -23,3 +27,6 @@ def configure_output() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("default", OlderSpelling)
+        # A recipe has no line of Python that is to be changed.
+        warnings.showwarning = lambda message, *_, **__: own.warning(str(message))

@@ -103,11 +103,7 @@ def _device() -> torch.device:
 
 
 Key = TypeVar("Key")
-
-
 Value = TypeVar("Value")
-
-
 Item = TypeVar("Item")
 
 

@@ -40,6 +40,14 @@ class Registry(Mapping[str, Entry]):
         self._entries[name] = entry
         return entry
 
+    def remove(self, name: str) -> Entry:
+        """Take an entry out, and give it back: for what was registered for a while, by a test say.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        return self._entries.pop(name)
+
     def find(self, name: object, setting: str | None = None) -> Entry:
         """The entry of this name.
 
@@ -61,6 +69,10 @@ class Registry(Mapping[str, Entry]):
     def __getitem__(self, name: str) -> Entry:
         load_plugins()
         return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        load_plugins()
+        return isinstance(name, str) and name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         load_plugins()

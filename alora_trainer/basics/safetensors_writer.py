@@ -1,4 +1,4 @@
-"""Safetensors files: written tensor by tensor, so that saving never holds a second copy of a map, and read header first.
+"""Safetensors files, written tensor by tensor, so that saving never holds a second copy of a map.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes with the header's length, the header as JSON, the
 tensors' bytes one after the other. ``safetensors.torch.save_file`` writes the same and copies all tensors first.
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-_DTYPES = {
+# The names of dtypes in a safetensors file.
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -27,7 +28,7 @@ _CHUNK = 1 << 26
 
 def write_safetensors(
     path: Path,
-    kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    types: Mapping[str, tuple[torch.dtype, Sequence[int]]],
     read: Callable[[str], torch.Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -35,20 +36,20 @@ def write_safetensors(
 
     Args:
         path: the file; it is written in place, so let it be a temporary one.
-        kinds: dtype and shape of every tensor, by name.
+        types: dtype and shape of every tensor, by name.
         read: gives one tensor, on any device; called once a tensor, in the order of the file.
         metadata: strings for the header.
 
     Returns:
         the sha256 of every tensor's bytes, by name.
     """
-    names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+    names = sorted(types, key=lambda name: (-types[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name in names:
-        dtype, shape = kinds[name]
+        dtype, shape = types[name]
         end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -58,8 +59,8 @@ def write_safetensors(
         file.write(encoded)
         for name in names:
             tensor = read(name)
-            if (tensor.dtype, tuple(tensor.shape)) != (kinds[name][0], tuple(kinds[name][1])):
-                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {kinds[name]} as announced")
+            if (tensor.dtype, tuple(tensor.shape)) != (types[name][0], tuple(types[name][1])):
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {types[name]} as announced")
             digest = hashlib.sha256()
             data = tensor_bytes(tensor)
             for start in range(0, len(data), _CHUNK):
@@ -74,8 +75,8 @@ def write_safetensors(
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """`write_safetensors` for tensors that are all there."""
-    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    write_safetensors(path, kinds, tensors.__getitem__, metadata)
+    types = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, types, tensors.__getitem__, metadata)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

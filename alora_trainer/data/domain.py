@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from alora_trainer.data.general import check_count
 from alora_trainer.data.sources import Source, check_keys, load_source, read_lines, source_name, write_lines
 from alora_trainer.data.tasks import Doc, Record, Task, get_task
 from alora_trainer.errors import ALoRAError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -207,8 +207,6 @@ def tokenize_domain(
     Raises:
         ALoRAError: the file has no items, or one whose completion is no token, or does not fit; none fits.
     """
-    from datasets import Dataset, Features, List, Value
-
     if loss_on not in LOSSES:
         raise ALoRAError(f"loss_on must be one of {', '.join(LOSSES)}, not {loss_on!r}")
     docs = read_lines(Path(path))
@@ -243,10 +241,6 @@ def tokenize_domain(
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
     """Pads ``input_ids`` (and labels with -100) to the longest item of a batch and adds the attention mask."""
-    import copy
-
-    from transformers import DataCollatorForSeq2Seq
-
     if tokenizer.pad_token_id is None:
         tokenizer = copy.deepcopy(tokenizer)  # padding is masked, so any token will do; the caller's stays as it is
         tokenizer.pad_token = tokenizer.eos_token

@@ -8,18 +8,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.data.self_text import SelfTextConfig
 from alora_trainer.data.sources import Source, check_keys, load_texts, named_sources, write_lines
 from alora_trainer.errors import ALoRAError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 _BATCH = 64  # documents tokenised at a time: enough for the fast tokenizers' threads, little beyond what is taken
 
@@ -129,8 +127,6 @@ def pack_general_text(
     Raises:
         ALoRAError: a source cannot be read, or there is not enough text for one block.
     """
-    from datasets import Dataset, Features, List, Value
-
     if tokenizer.eos_token_id is None:
         raise ALoRAError("the tokenizer has no EOS token to end documents with: set tokenizer.eos_token")
     subsets = []

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from tqdm.auto import tqdm
+
 from alora_trainer.errors import ALoRAError
 
 
@@ -108,9 +111,6 @@ def _whole_batches(partial: Path, config: SelfTextConfig) -> tuple[int, int]:
 def _batches(
     model: Any, tokenizer: Any, config: SelfTextConfig, first: int
 ) -> Iterator[tuple[int, list[tuple[str, int]]]]:
-    import torch
-    from tqdm.auto import tqdm
-
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise ALoRAError("the tokenizer has no beginning- or end-of-text token to start sampling from")

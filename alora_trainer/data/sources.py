@@ -6,15 +6,16 @@ import difflib
 import glob
 import gzip
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+import pyarrow  # type: ignore[import-untyped]
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
+from pyarrow import parquet
+
+from alora_trainer.basics.files import replacing
 from alora_trainer.errors import ALoRAError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Source: TypeAlias = str | Mapping[str, Any]
 
@@ -145,11 +146,8 @@ def source_name(source: Source) -> str:
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records as JSON lines, so that no reader ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(partial, path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -184,8 +182,6 @@ def _name_of(source: Source) -> str:
 
 
 def _load_hub(settings: Mapping[str, Any], *, streaming: bool = False) -> Dataset:
-    from datasets import Dataset, IterableDataset, load_dataset
-
     name, split = settings["hub"], settings.get("split", "train")
     try:
         dataset = load_dataset(
@@ -200,8 +196,6 @@ def _load_hub(settings: Mapping[str, Any], *, streaming: bool = False) -> Datase
 
 
 def _load_files(settings: Mapping[str, Any], base: Path) -> Dataset:
-    from datasets import Dataset, concatenate_datasets
-
     paths = _find(str(settings["path"]), base)
     if paths[0].name.endswith(".parquet"):
         parts = [_load_parquet(path) for path in paths]
@@ -231,10 +225,6 @@ def _find(pattern: str, base: Path) -> list[Path]:
 
 
 def _load_parquet(path: Path) -> Dataset:
-    import pyarrow  # type: ignore[import-untyped]
-    from datasets import Dataset
-    from pyarrow import parquet
-
     try:
         return Dataset(parquet.read_table(path, memory_map=True))
     except pyarrow.ArrowInvalid as error:

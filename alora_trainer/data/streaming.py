@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import IterableDataset, interleave_datasets
+from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.data.sources import Source, check_text, stream_records
 from alora_trainer.errors import ALoRAError
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-    from transformers import PreTrainedTokenizerBase
 
 # Documents that are shuffled among each other: a stream cannot be shuffled as a whole.
 SHUFFLE_BUFFER = 1000
@@ -43,8 +42,6 @@ def stream_general_text(
     Raises:
         ALoRAError: the tokenizer has no EOS token; a source cannot be found. While reading: a record cannot be used.
     """
-    from datasets import IterableDataset, interleave_datasets
-
     if tokenizer.eos_token_id is None:
         raise ALoRAError("the tokenizer has no EOS token to end documents with: set tokenizer.eos_token")
     streams = []

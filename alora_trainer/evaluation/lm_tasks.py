@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+
 from alora_trainer.data.sources import read_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
@@ -33,8 +35,6 @@ def load_documents(*, path: str, **metadata: Any) -> dict[str, Dataset]:
 
     lm-eval passes a task's ``metadata`` (such as its version) along, which has nothing to do with the documents.
     """
-    from datasets import Dataset
-
     return {SPLIT: Dataset.from_list(read_lines(Path(path)))}
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset
 
 from alora_trainer.data.sources import Source, load_source, load_texts
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 PACKAGE = Path(__file__).resolve().parent / "task_package"
 SPLIT = "test"
@@ -39,8 +38,6 @@ def load_documents(
     Raises:
         ALoRAError: there are no such documents, or one cannot be scored.
     """
-    from datasets import Dataset
-
     if task == "text" and text is None:
         raise ALoRAError('alora_text needs a text: pass --metadata \'{"text": "FILE.jsonl"}\' to lm_eval')
     if task == "text":

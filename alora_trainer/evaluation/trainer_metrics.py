@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset, Features, List, Value
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from alora_trainer.data.domain import IGNORED_LABEL
 from alora_trainer.data.sources import read_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 MODULES = Path(__file__).resolve().parent / "metrics"
 
@@ -102,8 +100,6 @@ def choice_rows(
     Raises:
         ALoRAError: the task has free answers; the file has no items, or a choice that does not fit.
     """
-    from datasets import Dataset, Features, List, Value
-
     if task.choices is None:
         raise ALoRAError(f"the task {task.name} has no choices, so there is no accuracy to measure while training")
     docs = read_lines(Path(path))[:items]

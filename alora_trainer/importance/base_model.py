@@ -6,16 +6,17 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.trained_weight import TrainedWeight
-
-if TYPE_CHECKING:
-    from alora_trainer.importance.importance_values import ImportanceValues
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,7 @@ def commit_of(name: str | None, revision: str, kind: str = "model") -> str | Non
 
 def _cache_folder(name: str | None, part: str, kind: str = "model") -> Path | None:
     """A folder of a repository in the cache; None for what is no Hub id or not there."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    if not name or name.count("/") != 1 or Path(name).exists():
+    if name is None or not is_hub_id(name):
         return None
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / part
     return folder if folder.is_dir() else None
@@ -106,7 +104,7 @@ def check_base(
         named = named_base(importance)
         if not allow_other_revision:
             otherwise = (
-                "merge the map's own adapter into the base that the map names, or say fresh_base='bare'"
+                "merge the map's own adapter into the base that the map names, or say start='bare'"
                 if merged
                 else "load the base model that the map names, record a map for this one"
             )
@@ -143,7 +141,7 @@ def _check_merged(compared: Sequence[tuple[str, list[float], list[float], list[f
         found, wanted = (bare_text, merged_text) if merged else (merged_text, bare_text)
         raise ALoRAError(
             f"the base weights are {found}, and should be {wanted}: "
-            + ("merge the map's adapter first, or say fresh_base='bare'" if merged else "load the base model as it was")
+            + ("merge the map's adapter first, or say start='bare'" if merged else "load the base model as it was")
         )
 
 

@@ -17,8 +17,7 @@ import torch
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
-from alora_trainer.importance.kinds.factored import FactoredOmega
-from alora_trainer.importance.kinds.formats import store
+from alora_trainer.importance.kinds.formats import KINDS
 from alora_trainer.importance.kinds.kind import Importance
 
 Values = TypeVar("Values", bound=ImportanceValues)
@@ -41,12 +40,7 @@ def even(importance: Values, seed: int = 0) -> Values:
 
 def shuffled(importance: Values, seed: int = 0) -> Values:
     """Each layer's values in a random order, which `seed` and the layer's name decide; norms and sums stay as they were."""
-    omega: dict[str, Importance] = {}
-    for name in importance:
-        stored = importance.stored(name)
-        # A factored Omega has no places to exchange, and its values in another order have no factors.
-        kind = "float32" if stored.format == "factored" else stored.format
-        omega[name] = store(_permuted(stored.dense(), f"{seed}:{name}"), kind)
+    omega = {name: importance.stored(name).shuffled(_generator(f"{seed}:{name}")) for name in importance}
     return _with_omega(importance, omega, "shuffled")
 
 
@@ -69,14 +63,13 @@ def control_map(name: str, importance: Values, seed: int = 0) -> Values:
 
 
 def _constant(importance: ImportanceValues, name: str, value: float) -> Importance:
-    """A constant matrix as one outer product, which the penalty never needs to write out."""
-    rows, columns = importance.stored(name).shape
-    return FactoredOmega((rows, columns), {"rows": torch.full((rows, 1), value), "columns": torch.ones(columns, 1)})
+    """``value I``, which the penalty never needs to write out."""
+    stored = importance.stored(name)
+    return KINDS.find(stored.kind).uniform(stored.shape, value)
 
 
-def _permuted(omega: torch.Tensor, key: str) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
-    return omega.flatten()[torch.randperm(omega.numel(), generator=generator)].view(omega.shape)
+def _generator(key: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
 
 
 def _with_omega(importance: Values, omega: Mapping[str, Importance], what: str) -> Values:

@@ -11,33 +11,36 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.kinds.elementwise import LARGEST_NORM
-from alora_trainer.importance.kinds.factored import uniform
-from alora_trainer.importance.kinds.formats import store
+from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
+from alora_trainer.importance.kinds.formats import KINDS, storage_format, store
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import ImportanceInfo, Origin
 from alora_trainer.importance.selection import Layers, select_weights
-from alora_trainer.weights.reference import FullReference, Reference
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.theta import AdapterTheta, Theta
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# Beyond this, Omega times its layer's weight (eq. 17), as the penalty multiplies them in float32, would leave its range.
+LARGEST_NORM = 1e15
+
 Later = TypeVar("Later", bound="ImportanceValues")
 
 
 class ImportanceValues(Mapping[str, torch.Tensor]):
-    """Omega of every adapted weight by module name, with theta* and its provenance.
+    """The importance of every trained weight by module name, with theta* and its provenance.
 
-    Indexing gives the literal Omega of eq. 15, (out_features, in_features), never a normalised one. Adding two maps adds
-    their importance up and keeps the right one's theta*, as learning one task after the other does.
+    Indexing gives how much each element matters by itself, (out_features, in_features): of element-wise importance the literal
+    Omega of arXiv 2501.13669 eq. 15, never a normalised one. ``later.after(earlier)``, or ``earlier + later``, adds the
+    importance of two tasks up, learned one after the other. Two are equal that have the same importance, in the same kind and
+    format, and the same theta*, bit by bit, wherever they come from.
 
     Args:
-        omega: by module name (as the base model knows it), non-negative, (out_features, in_features); a plain tensor is kept
-            as exactly as its dtype is.
-        reference: theta* by the same names.
-        adapter_state: theta* as PEFT's own state dict (``get_peft_model_state_dict``), so that it can be saved as an adapter.
-        adapter_config: PEFT's configuration of that adapter; None where the weights themselves were tuned.
+        omega: by module name (as the base model knows it), all of one kind; a plain tensor is element-wise importance,
+            non-negative, (out_features, in_features), and kept as exactly as its dtype is.
+        theta: theta* of the same weights.
         base_samples: a few base weights by name (`TrainedWeight.base_sample`), to tell one base model from another.
         info: provenance.
         origin: the Hub repository that the map was fetched from, if it was.
@@ -49,51 +52,66 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
     def __init__(
         self,
         omega: Mapping[str, torch.Tensor | Importance],
-        reference: Mapping[str, Reference | FullReference],
+        theta: Theta,
         *,
-        adapter_state: Mapping[str, torch.Tensor],
-        adapter_config: Any,
         base_samples: Mapping[str, list[float] | None] | None = None,
         info: ImportanceInfo | None = None,
         origin: Origin | None = None,
     ) -> None:
         self._omega = {name: o if isinstance(o, Importance) else store(o) for name, o in omega.items()}
-        self.reference: dict[str, Any] = dict(reference)
-        self.adapter_state = dict(adapter_state)
-        self.adapter_config = adapter_config
+        self.theta = theta
         self.base_samples = dict(base_samples or {})
         self.info = info or ImportanceInfo()
         self.origin = origin
         self._norms: dict[str, float] = {}
-        self._sums: dict[str, float] = {}
+        self._traces: dict[str, float] = {}
         for name in self._omega:
             self._measure(name)
 
     def _measure(self, name: str) -> None:
-        omega, reference = self._omega[name], self.reference.get(name)
+        omega, reference = self._omega[name], self.theta.get(name)
         if reference is None:
             raise ALoRAError(f"the importance map has no reference weights for {name}: record it again")
         if omega.shape != reference.shape:
             raise ALoRAError(f"importance and reference of {name} differ in shape: the map is damaged, record it again")
-        total, squares, smallest = omega.measure()
-        if not (math.isfinite(squares) and math.isfinite(total)):
+        measure = omega.measure()
+        if not (math.isfinite(measure.norm) and math.isfinite(measure.trace)):
             raise ALoRAError(
                 f"the importance of {name} holds NaN or infinite values: the map is damaged, record it again"
             )
-        if smallest < 0:
+        if measure.least < 0:
             raise ALoRAError(f"the importance of {name} holds negative values: the map is damaged, record it again")
-        norm = math.sqrt(squares)
-        if norm > LARGEST_NORM:
+        if measure.norm > LARGEST_NORM:
             raise ALoRAError(
-                f"the importance of {name} is absurdly large ({norm:.3g}): the map is damaged, record it again"
+                f"the importance of {name} is absurdly large ({measure.norm:.3g}): the map is damaged, record it again"
             )
-        self._norms[name], self._sums[name] = norm, total
+        self._norms[name], self._traces[name] = measure.norm, measure.trace
+
+    @property
+    def reference(self) -> Mapping[str, Any]:
+        """theta* of every weight by name: a `Reference` where an adapter was trained, a `FullReference` without one."""
+        return self.theta
+
+    @property
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """theta* as PEFT's own state dict (``get_peft_model_state_dict``); empty where there is no adapter."""
+        return self.theta.state if isinstance(self.theta, AdapterTheta) else {}
+
+    @property
+    def adapter_config(self) -> Any:
+        """PEFT's configuration of theta*; None where there is no adapter."""
+        return self.theta.config if isinstance(self.theta, AdapterTheta) else None
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """What was trained while importance was recorded: an adapter, or the weights themselves."""
+        return self.theta.parameterization
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.stored(name).dense()
+        return self.stored(name).diagonal()
 
     def stored(self, name: str) -> Importance:
-        """Omega of one weight in the format that it is kept in."""
+        """The importance of one weight, as it is kept."""
         try:
             return self._omega[name]
         except KeyError:
@@ -105,9 +123,9 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
         return next(iter(self._omega.values())).format if self._omega else "float32"
 
     @property
-    def is_full(self) -> bool:
-        """Whether theta* is the weights themselves (full tuning), and not an adapter on them."""
-        return any(isinstance(reference, FullReference) for reference in self.reference.values())
+    def kind(self) -> str:
+        """The name of the kind of importance."""
+        return next(iter(self._omega.values())).kind if self._omega else ELEMENTWISE
 
     @property
     def nbytes(self) -> int:
@@ -115,14 +133,19 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
         return sum(omega.nbytes for omega in self._omega.values())
 
     def convert(self, storage: str) -> Self:
-        """The same map in another storage format ("float32", "bfloat16", "log8", "factored"); see `importance.storage`.
+        """The same map in another storage format.
+
+        Args:
+            storage: a name in `FORMATS`, such as "log8".
 
         Raises:
-            ALoRAError: there is no such format.
+            ALoRAError: there is no such format, or it keeps importance of another kind.
         """
         if storage == self.storage:
             return self
-        return self.with_omega({name: store(self[name], storage) for name in self}, origin=self.origin)
+        format = storage_format(storage)
+        omega = {name: stored.convert(format) for name, stored in self._omega.items()}
+        return self.with_omega(omega, origin=self.origin)
 
     def select(self, layers: Layers) -> Self:
         """The map of some weights alone, with a theta* of these alone.
@@ -133,18 +156,11 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
         Raises:
             ALoRAError: one of `layers` means no weight of this map.
         """
-        from alora_trainer.weights.reference import restricted
-
         names = select_weights(self, layers)
-        state, config = self.adapter_state, self.adapter_config
-        if not self.is_full:
-            state, config = restricted(state, config, names)
         return self.with_omega(
             {name: self.stored(name) for name in names},
-            reference={name: self.reference[name] for name in names},
+            theta=self.theta.restricted(names),
             base_samples={name: self.base_samples.get(name) for name in names},
-            adapter_state=state,
-            adapter_config=config,
         )
 
     def with_info(self, **changes: Any) -> Self:
@@ -155,12 +171,10 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
 
     def with_omega(self, omega: Mapping[str, torch.Tensor | Importance], **changes: Any) -> Self:
         """The same with another Omega, and with `changes` of what else the map was made of; its origin is not kept."""
-        kept = {
-            "adapter_state": self.adapter_state,
-            "adapter_config": self.adapter_config,
+        kept: dict[str, Any] = {
+            "theta": self.theta,
             "base_samples": self.base_samples,
             "info": self.info,
-            "reference": self.reference,
         }
         return type(self)(omega, **(kept | changes))
 
@@ -169,6 +183,17 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._omega)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ImportanceValues):
+            return NotImplemented
+        return (
+            self.keys() == other.keys()
+            and all(omega.equals(other.stored(name)) for name, omega in self._omega.items())
+            and self.theta == other.theta
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # equal by value, and its tensors have no hash by value
 
     def __repr__(self) -> str:
         return f"ImportanceValues({len(self)} weights, {self.elements:,} elements, {self.storage}, {self.info.estimator!r})"
@@ -185,33 +210,42 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
 
     @property
     def mean(self) -> float:
-        """The mean of Omega over all elements of all weights."""
+        """The mean of Omega over all elements of all weights: the trace of all metrics by their number of rows."""
         return self.total(list(self)) / self.elements
 
     def total(self, names: Sequence[str]) -> float:
-        """The sum of Omega over all elements of the weights in `names`."""
-        return sum(self._sums[name] for name in names)
+        """The sum of Omega over all elements of the weights in `names`: the trace of their metrics."""
+        return sum(self._traces[name] for name in names)
 
-    def __add__(self, later: Later) -> Later:
-        """Importance of both tasks, at the later task's theta*.
+    def after(self, earlier: ImportanceValues) -> Self:
+        """The importance of both tasks, at this task's theta*, where this one was learned after `earlier`.
+
+        Args:
+            earlier: has no weight that this one has not; its theta* is given up.
 
         Raises:
-            ALoRAError: a weight of this map is missing from the later one, or has another shape.
+            ALoRAError: a weight of `earlier` is missing from this one, or has another shape or kind of importance.
         """
+        for name, omega in earlier._omega.items():
+            if name not in self or self.stored(name).shape != omega.shape:
+                raise ALoRAError(f"the maps do not fit: {name} {omega.shape} is not in the later one with this shape")
+            if self.stored(name).kind != omega.kind:
+                raise ALoRAError(
+                    f"the maps do not fit: the importance of {name} is {omega.kind} in the earlier one and "
+                    f"{self.stored(name).kind} in the later one: record both alike"
+                )
+        both = {
+            name: omega.add(earlier.stored(name)) if name in earlier else omega for name, omega in self._omega.items()
+        }
+        own = {k: v for k, v in vars(earlier.info).items() if k not in ("earlier_tasks", "base_model", "base_revision")}
+        tasks = (*earlier.info.earlier_tasks, own, *self.info.earlier_tasks)
+        return self.with_omega(both, info=replace(self.info, earlier_tasks=tasks))
+
+    def __add__(self, later: Later) -> Later:
+        """``later.after(self)``: the importance of both tasks, at the right one's theta*. Raises as `after`."""
         if not isinstance(later, ImportanceValues):
             return NotImplemented
-        for name, omega in self._omega.items():
-            if name not in later or later.stored(name).shape != omega.shape:
-                raise ALoRAError(f"the maps do not fit: {name} {omega.shape} is not in the later one with this shape")
-        total = {
-            name: store(later[name] + self[name].to(later[name]), later.stored(name).format)
-            if name in self
-            else later.stored(name)
-            for name in later
-        }
-        own = {k: v for k, v in vars(self.info).items() if k not in ("earlier_tasks", "base_model", "base_revision")}
-        earlier = (*self.info.earlier_tasks, own, *later.info.earlier_tasks)
-        return later.with_omega(total, info=replace(later.info, earlier_tasks=earlier))
+        return later.after(self)
 
     def with_uniform(self, weights: Sequence[TrainedWeight]) -> Self:
         """This map with an importance for those of `weights` that it has none of: the mean of the others on every element.
@@ -224,9 +258,7 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
             return self
         recorded = [weight.name for weight in weights if weight.name in self] or list(self)
         mean = self.total(recorded) / sum(math.prod(self.stored(name).shape) for name in recorded)
-        omega: dict[str, Importance] = {weight.name: uniform(weight.shape, mean) for weight in new}
-        zero = {
-            weight.name: Reference(torch.zeros(0, weight.shape[1]), torch.zeros(weight.shape[0], 0), 1.0)
-            for weight in new
-        }
-        return self.with_omega(self._omega | omega, reference=self.reference | zero)
+        kind = KINDS.find(self.kind)
+        uniform = {weight.name: kind.uniform(weight.shape, mean) for weight in new}
+        theta = self.theta.with_unmoved({weight.name: weight.shape for weight in new})
+        return self.with_omega(self._omega | uniform, theta=theta)

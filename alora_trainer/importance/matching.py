@@ -10,8 +10,10 @@ import torch
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.base_model import check_base, named_base
 from alora_trainer.importance.importance_values import ImportanceValues
-from alora_trainer.weights.adapted import adapted_weights, base_name
-from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.adapted import base_name
+from alora_trainer.weights.model_weights import trained_weights
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -19,50 +21,38 @@ def match_model(
     importance: ImportanceValues,
     model: torch.nn.Module,
     *,
-    start: str = "continue",
-    fresh_base: str = "merged",
+    start: StartFrom = StartFrom.RECORDED,
     missing: str = "error",
-    full_parameters: bool = False,
+    parameterization: Parameterization = Parameterization.ADAPTER,
     allow_other_revision: bool = False,
 ) -> Sequence[TrainedWeight]:
-    """The adapted weights of `model`, after checking that `importance` was made for it; see `ImportanceMap.check_model`."""
-    weights = trained_weights(model, full_parameters)
-    _check_kind(importance, full_parameters)
+    """The trained weights of `model`, after checking that `importance` was made for it; see `ImportanceMap.check_model`."""
+    weights = trained_weights(model, parameterization)
+    _check_parameterization(importance, parameterization)
     known = {weight.name: weight for weight in weights}
     recorded = {name: weight for name, weight in known.items() if name in importance}
-    _check_names(importance, model, [name for name in known if name not in recorded], start, missing)
+    _check_names(importance, model, [name for name in known if name not in recorded], missing)
     for name, weight in recorded.items():
         if importance.stored(name).shape != weight.shape:
             raise ALoRAError(
                 f"the importance map is for another model{named_base(importance)}: {name} is {weight.shape} here and "
                 f"{importance.stored(name).shape} in the map"
             )
-    merged = start == "fresh" and fresh_base == "merged"
+    merged = start is StartFrom.MERGED
     check_base(model, importance, recorded, merged=merged, allow_other_revision=allow_other_revision)
     return weights
 
 
-def trained_weights(model: torch.nn.Module, full_parameters: bool) -> Sequence[TrainedWeight]:
-    """What a training of `model` moves and we can hold: its own weights, or those that a LoRA adapter moves.
-
-    Raises:
-        ALoRAError: there are none, or some of them cannot be held.
-    """
-    return full_weights(model) if full_parameters else adapted_weights(model)
-
-
-def _check_kind(importance: ImportanceValues, full_parameters: bool) -> None:
-    full = importance.is_full
-    if full != full_parameters and importance.reference:
-        kind = "whole weights (full_parameters=True)" if full else "a LoRA adapter (full_parameters=False)"
+def _check_parameterization(importance: ImportanceValues, parameterization: Parameterization) -> None:
+    recorded = importance.parameterization
+    if recorded is not parameterization and importance.theta:
         raise ALoRAError(
-            f"the importance map was recorded for {kind}: set full_parameters={full}, or record another map"
+            f"the importance map was recorded for {recorded.words} (full_parameters={recorded.full_parameters}): set "
+            f"full_parameters={recorded.full_parameters}, or record another map"
         )
 
 
-def _check_names(
-    importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], start: str, policy: str
-) -> None:
+def _check_names(importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], policy: str) -> None:
     if missing and policy == "error":
         raise ALoRAError(
             f"the importance map has no importance of {_some(missing)}, which the adapter moves: adapt only what was recorded "

@@ -2,18 +2,17 @@
 
 With `W` the model's own base weight and `s B A` its adapter, the penalty is on ``s B A - anchor``:
 
-    start      fresh_base   anchor: reference      anchor: base
-    continue                s* B* A* (theta*)      0
-    fresh      merged       0 (theta* is in W)     -s* B* A*
-    fresh      bare         0                      0
+    start       anchor: reference      anchor: base
+    recorded    s* B* A* (theta*)      0
+    merged      0 (theta* is in W)     -s* B* A*
+    bare        0                      0
 """
 
 from __future__ import annotations
 
-import torch
-
 from alora_trainer.importance.importance_values import ImportanceValues
-from alora_trainer.weights.reference import FullReference, Reference
+from alora_trainer.weights.reference import FullReference, Reference, no_movement
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -21,8 +20,7 @@ def anchor_of(
     weight: TrainedWeight,
     importance: ImportanceValues,
     *,
-    start: str = "continue",
-    fresh_base: str = "merged",
+    start: StartFrom = StartFrom.RECORDED,
     anchor: str = "reference",
 ) -> Reference | FullReference:
     """The anchor of one weight as factors: a (k, n), b (m, k); k is 0 where the anchor is the model's own base weight.
@@ -30,13 +28,13 @@ def anchor_of(
     Args:
         weight: a trained weight; a full one (tuned itself) is anchored at theta* alone.
         importance: has theta* of it, unless the weight was not recorded (its anchor is then its base weight).
-        start, fresh_base, anchor: as in `ALoRAConfig`.
+        start: where the training starts.
+        anchor: "reference" or "base", as in `ALoRAConfig`.
     """
     recorded = importance.reference.get(weight.name)
     if recorded is not None:
-        if start == "continue" and anchor == "reference":
+        if start is StartFrom.RECORDED and anchor == "reference":
             return recorded
-        if start == "fresh" and fresh_base == "merged" and anchor == "base":
+        if start is StartFrom.MERGED and anchor == "base":
             return Reference(recorded.a, recorded.b, -recorded.scaling)
-    rows, columns = weight.shape
-    return Reference(torch.zeros(0, columns), torch.zeros(rows, 0), 1.0)
+    return no_movement(weight.shape)

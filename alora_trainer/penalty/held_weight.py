@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.penalty.backends.choice import Backend, choose
-from alora_trainer.penalty.backends.pull import pull_back
+from alora_trainer.penalty.backends.backend import Backend
+from alora_trainer.penalty.backends.choice import choose
 from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.full import FullWeight
 from alora_trainer.weights.reference import FullReference, Reference
 from alora_trainer.weights.row_blocks import row_blocks
 from alora_trainer.weights.steps import Factors, movement_factors
@@ -34,11 +35,11 @@ class HeldWeight(ABC):
     backend: str
 
     @abstractmethod
-    def evaluate(self, omega: Importance, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
+    def evaluate(self, importance: Importance, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
         """R (a float64 scalar) and its gradients by the weight's parameters.
 
         Args:
-            omega: the weight's importance, (m, n), on its device.
+            importance: of the weight, (m, n), on its device.
             matrices: the values of the weight's parameters, in the dtype of the computation.
         """
 
@@ -47,7 +48,7 @@ class HeldWeight(ABC):
         """``||theta - anchor||_2``."""
 
     @abstractmethod
-    def pull(self, omega: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         """Move the parameters by an implicit step of their learning rate times lambda; R before it."""
 
 
@@ -73,39 +74,47 @@ class HeldAdapted(HeldWeight):
         left = torch.cat([b * scaling, there.b * -there.scaling], dim=1)
         return Factors(left, torch.cat([a, there.a], dim=0))
 
-    def evaluate(self, omega: Importance, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
+    def evaluate(self, importance: Importance, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
         a, b = matrices
-        result = self.chosen(omega, self.drift(a, b), a, b, self.weight.scaling)
+        result = self.chosen(importance, self.drift(a, b), a, b, self.weight.scaling)
         return result.value, (result.gradient_a, result.gradient_b)
 
     def drift_norm(self, matrices: Matrices) -> float:
-        factors = self.drift(*matrices)
-        # From the small Gram matrices of the drift's factors.
-        left, right = factors.left.double(), factors.right.double()
-        squared = float(((left.T @ left) * (right @ right.T)).sum())
-        return math.sqrt(max(squared, 0.0))
+        return self.drift(*matrices).norm()
 
-    def pull(self, omega: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+        if self.chosen.pull is None:
+            raise ALoRAError(
+                f"the penalty backend {self.chosen.name!r} has no decoupled update for {self.weight.name}: say "
+                "application='coupled', and leave budget out"
+            )
         rate_a, rate_b = (rates.get(id(p), 0.0) * lam * self.coefficient for p in self.weight.parameters)
-        return pull_back(self.weight, omega, self.drift, rate_a, rate_b)
+        return self.chosen.pull(self.weight, importance, self.drift, rate_a, rate_b)
 
 
 @dataclass(frozen=True)
 class HeldFull(HeldWeight):
-    """A weight that is a parameter itself: EWC's and Synaptic Intelligence's penalty as published, in blocks of rows."""
+    """A weight that is a parameter itself: EWC's and Synaptic Intelligence's penalty as published, in blocks of rows.
 
-    weight: TrainedWeight
+    Importance of another kind than element-wise is applied to the whole drift at once.
+    """
+
+    weight: FullWeight
     coefficient: float
     reference: torch.Tensor
     backend: str = "full"
 
-    def evaluate(self, omega: Importance, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
+    def evaluate(self, importance: Importance, matrices: Matrices) -> tuple[torch.Tensor, Matrices]:
         (theta,) = matrices
+        if not isinstance(importance, Elementwise):
+            drift = theta - self.reference
+            weighted = importance.apply(drift)
+            return (weighted * drift).sum(dtype=torch.float64), (weighted.mul_(2),)
         value = torch.zeros((), dtype=torch.float64, device=theta.device)
         gradient = torch.empty_like(theta)
-        for rows in row_blocks(*omega.shape, theta.device):
+        for rows in row_blocks(*importance.shape, theta.device):
             drift = theta[rows] - self.reference[rows]
-            weighted = omega.rows(rows, theta.dtype) * drift
+            weighted = importance.rows(rows, theta.dtype) * drift
             value += torch.dot(weighted.reshape(-1), drift.reshape(-1)).double()
             gradient[rows] = weighted.mul_(2)
         return value, (gradient,)
@@ -113,46 +122,50 @@ class HeldFull(HeldWeight):
     def drift_norm(self, matrices: Matrices) -> float:
         return float(torch.linalg.vector_norm(matrices[0] - self.reference, dtype=torch.float64))
 
-    def pull(self, omega: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         """The exact minimum of ``|theta' - theta|**2 / 2 t + Omega (theta' - theta*)**2``, element by element."""
+        if not isinstance(importance, Elementwise):
+            raise ALoRAError(
+                f"whole weights have no decoupled update for {importance.kind} importance: say application='coupled', and "
+                "leave budget out"
+            )
         strength = rates.get(id(self.weight.parameters[0]), 0.0) * lam * self.coefficient
         value = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         theta = self.weight.matrices[0]
-        for rows in row_blocks(*omega.shape, theta.device):
+        for rows in row_blocks(*importance.shape, theta.device):
             drift = theta[rows].to(self.weight.dtype) - self.reference[rows]
-            importance = omega.rows(rows, self.weight.dtype)
-            value += (importance * drift * drift).sum(dtype=torch.float64)
-            stiffness = importance * (2 * strength)
+            omega = importance.rows(rows, self.weight.dtype)
+            value += (omega * drift * drift).sum(dtype=torch.float64)
+            stiffness = omega * (2 * strength)
             theta[rows] -= (drift * stiffness / (1 + stiffness)).to(theta.dtype)
         return value
 
 
 def hold(
     weight: TrainedWeight,
-    omega: Importance,
-    reference: Reference | FullReference,
+    importance: Importance,
+    anchor: Reference | FullReference,
     coefficient: float,
     backend: str | None,
 ) -> HeldWeight:
-    """What holds `weight` at `reference`.
+    """What holds `weight` at `anchor`.
 
     Args:
-        omega: of the weight, wherever it is; only its format counts here.
+        importance: of the weight, wherever it is; only what it offers counts here.
+        anchor: the weight's own, for its parameterization.
+        coefficient: what stands before R: w_l, and what normalises.
         backend: forced, or None; a full weight knows one way only.
 
     Raises:
-        ALoRAError: the backend or the kind of the reference does not fit.
+        ALoRAError: the backend does not fit, or the anchor is for another parameterization than the weight has.
     """
-    if isinstance(weight, AdaptedWeight) and isinstance(reference, Reference):
-        chosen = choose(omega, weight.device, backend, weight.dtype)
-        there = Reference(
-            reference.a.to(weight.device, weight.dtype), reference.b.to(weight.device, weight.dtype), reference.scaling
-        )
+    there = anchor.to(weight.device, weight.dtype)
+    if isinstance(weight, AdaptedWeight) and isinstance(there, Reference):
+        chosen = choose(importance, weight.device, backend, weight.dtype)
         return HeldAdapted(weight, coefficient, chosen, there)
-    if isinstance(reference, FullReference) and not isinstance(weight, AdaptedWeight):
-        return HeldFull(weight, coefficient, reference.weight.to(weight.device, weight.dtype))
-    kind = "whole weights" if isinstance(reference, FullReference) else "a LoRA adapter"
+    if isinstance(weight, FullWeight) and isinstance(there, FullReference):
+        return HeldFull(weight, coefficient, there.weight)
     raise ALoRAError(
-        f"the importance map was recorded for {kind}, and {weight.name} is trained otherwise: set full_parameters as it was "
-        "for the recording"
+        f"the importance map was recorded for {anchor.parameterization.words}, and {weight.name} is trained otherwise: set "
+        "full_parameters as it was for the recording"
     )

@@ -31,7 +31,7 @@ class PenaltyStep:
 
 
 class QuadraticPenalty:
-    """``lambda sum_l w_l R_l`` with ``R_l = sum_k Omega_k (theta_k - theta*_k)**2`` (arXiv 2501.13669 eq. 16-18).
+    """``lambda sum_l w_l R_l`` with ``R_l = <D, M_l D>`` of the drift ``D = theta - theta*`` (arXiv 2501.13669 eq. 16-18).
 
     Of several processes, each keeps Omega of its own share of the weights and computes their part (`Processes.owners`); what
     comes out is whole on all of them. They must call every method together.
@@ -42,9 +42,9 @@ class QuadraticPenalty:
         lam: lambda; may be set anew between two evaluations.
         layer_weights: "l2" for ``w_l = ||Omega_l||_2`` (eq. 17), "none" for 1, or a mapping, see `given_layer_weights`.
         normalize: divide Omega by its mean over all held weights and w_l by its mean over layers.
-        backend: how it is computed, one of `backends.BACKENDS`; None takes the fastest that fits.
+        backend: how it is computed, a name in `BACKENDS`; None takes the preferred one of those that fit.
         anchors: what to pull every weight towards, by name; None is theta*, for the adapter that was recorded.
-        streamed: keep Omega in host memory, and bring it to the weights' device piece by piece (see `residence`).
+        streamed: keep Omega in host memory, and bring it to the weights' device piece by piece (see `StreamedOmegas`).
 
     Raises:
         ALoRAError: normalisation is asked for and all importance is zero; the backend or a layer weight does not fit.
@@ -162,7 +162,7 @@ class QuadraticPenalty:
     def pull(self, learning_rates: Mapping[int, float]) -> torch.Tensor:
         """Move the weights towards their anchors, beside the optimizer: the decoupled application of the penalty.
 
-        Every parameter moves by an implicit step of its learning rate times lambda (see `decoupled`).
+        Every parameter moves by an implicit step of its learning rate times lambda (see `backends.pull`).
 
         Args:
             learning_rates: by ``id(parameter)``; a parameter that is not in it (frozen, say) stays.

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.mixin import ALoRAMixin, ALoRATrainer
+from alora_trainer.trainer.part import Part
 
-__all__ = ["ALoRAConfig", "ALoRAMixin", "ALoRATrainer"]
+__all__ = ["ALoRAConfig", "ALoRAMixin", "ALoRATrainer", "Part"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from alora_trainer.basics.files import read_json, write_json
+from alora_trainer.basics.files import read_json, replacing, write_json
 from alora_trainer.basics.processes import Processes
 from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.recorder import Recorder
 
 RECORDER_FILE = "importance_recorder.safetensors"
-PROTECTION_FILE = "penalty_strength.json"
+STEERING_FILE = "penalty_strength.json"
 
 
 def save_recorder(recorder: Recorder, folder: str | Path) -> None:
@@ -31,9 +30,8 @@ def save_recorder(recorder: Recorder, folder: str | Path) -> None:
     if processes.count > 1:
         path = path.with_name(f"{path.stem}-{processes.rank + 1:05d}-of-{processes.count:05d}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    write_tensors(partial, tensors, counters)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        write_tensors(partial, tensors, counters)
 
 
 def load_recorder(recorder: Recorder, folder: str | Path) -> None:
@@ -64,18 +62,18 @@ def load_recorder(recorder: Recorder, folder: str | Path) -> None:
         recorder.load_state_dict(homes, lambda name: homes[name].get_tensor(name), counters)
 
 
-def save_protection(state: Mapping[str, Any], folder: str | Path) -> None:
-    """Write `Protection.state_dict` into a checkpoint folder; the file appears whole or not at all."""
-    write_json(Path(folder) / PROTECTION_FILE, state)
+def save_steering(state: Mapping[str, Any], folder: str | Path) -> None:
+    """Write `Steering.state_dict` into a checkpoint folder; the file appears whole or not at all."""
+    write_json(Path(folder) / STEERING_FILE, state)
 
 
-def load_protection(folder: str | Path) -> dict[str, Any]:
-    """What `save_protection` wrote.
+def load_steering(folder: str | Path) -> dict[str, Any]:
+    """What `save_steering` wrote.
 
     Raises:
         ALoRAError: it is not there, or damaged.
     """
-    state = read_json(Path(folder) / PROTECTION_FILE)
+    state = read_json(Path(folder) / STEERING_FILE)
     if not isinstance(state, dict):
         raise ALoRAError(
             f"{folder} has no state of lambda (it was saved without lam='auto' and probe_dataset, or with save_only_model): "

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from collections.abc import Collection, Mapping
+from dataclasses import InitVar, asdict, dataclass, field, fields
+from typing import Any, Literal, TypeGuard
 
+from alora_trainer.basics.registry import Registry
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.integral import LOCATIONS
 from alora_trainer.penalty.backends.choice import BACKENDS
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.start import StartFrom
 
 LAYER_WEIGHTS = ("l2", "none")
-APPLICATIONS = ("coupled", "decoupled")
-SCHEDULES = ("constant", "linear", "cosine")
-STARTS = ("continue", "fresh")
-FRESH_BASES = ("merged", "bare")
-ANCHORS = ("reference", "base")
-MISSING = ("error", "uniform", "free")
-STORAGES = ("float32", "bfloat16", "log8", "factored", "float64")
+_DEFAULT_LAM = 0.3
+
+# Which of a training's two parts a setting is for.
+ReadBy = Literal["recording", "protecting", "both"]
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, read_by: ReadBy, choices: Collection[str] | None = None) -> Any:
+    """A field: what it is for, which part reads it, and the names that it can have (a registry's are looked up when asked).
+
+    A field that None is the default of takes None beside its choices.
+    """
+    return field(default=default, metadata={"help": text, "read_by": read_by, "choices": choices})
 
 
 @dataclass
@@ -39,132 +44,174 @@ class ALoRAConfig:
         "Record importance while training: 'paper' takes learning rate times gradient for the movement (eq. 13-14), 'path' the "
         "movement that the optimizer really made, 'projected' also an estimate of the weights' true gradient, and 'exact' "
         "that gradient itself, at the cost of one more matrix of each weight's size. None records nothing.",
+        "recording",
+        ESTIMATORS,
     )
     full_parameters: bool = _option(
         False,
         "Record and hold the model's own weights, for a training without LoRA (Synaptic Intelligence and EWC as published). "
         "Takes as much memory again as the weights, once while recording and once while protecting.",
+        "both",
     )
     xi: float = _option(
-        1e-3, "Damping added to the squared total movement in eq. 15; larger values calm weights that hardly moved."
+        1e-3,
+        "Damping added to the squared total movement in eq. 15; larger values calm weights that hardly moved.",
+        "recording",
     )
     omega_device: str = _option(
         "device",
         "Where the recording keeps its running sums: 'device' beside the weights, 'cpu' in host memory, 'disk' in "
         "memory-mapped files under the output folder.",
+        "recording",
+        LOCATIONS,
     )
     fold_every: int = _option(
-        1, "Keep the factors of this many steps and fold them into the running sums at once (not for 'exact')."
+        1,
+        "Keep the factors of this many steps and fold them into the running sums at once (not for 'exact').",
+        "recording",
     )
     record_tokens: int | None = _option(
-        None, "Stop recording after this many tokens, whatever the number of steps or epochs; None sets no such limit."
-    )
-    save_storage: str | None = _option(
-        "log8",
-        "Format that a recipe saves its recorded map in: 'log8' (one byte an element, with no loss that showed), 'bfloat16' "
-        "(two), 'float32' (four), or 'factored' (a thousandth). None saves it as exactly as it was recorded.",
+        None,
+        "Stop recording after this many tokens, whatever the number of steps or epochs; None sets no such limit.",
+        "recording",
     )
     storage: str | None = _option(
-        None, "Format that importance is held in while it protects, of the same names. None keeps the map's own."
+        None,
+        "Format that importance is held in while it protects, of the same names. None keeps the map's own.",
+        "protecting",
+        FORMATS,
     )
     storage_device: str = _option(
         "device",
         "Where importance is held while it protects: 'device' beside the weights, 'cpu' in host memory, from where it is "
         "streamed to the weights' device.",
+        "protecting",
+        ("device", "cpu"),
     )
     lam: float | str | None = _option(
         None,
         "Strength lambda of the penalty (eq. 18), used where an importance map is given; 0 is plain LoRA, bit for bit. 'auto' "
         "sets it from the norms of the two gradients after the first tenth of the training. None is 0.3, or 'auto' where a "
         "budget is given.",
+        "protecting",
     )
     lam_schedule: str = _option(
         "constant",
         "How lambda changes over the training: 'constant', or from lambda to lam_end_factor times lambda, 'linear' in the "
         "steps or along half a 'cosine'.",
+        "protecting",
+        ("constant", "linear", "cosine"),
     )
     lam_end_factor: float = _option(
-        0.0, "What lambda has been multiplied by at the end of a 'linear' or 'cosine' lam_schedule; above 1 it grows."
+        0.0,
+        "What lambda has been multiplied by at the end of a 'linear' or 'cosine' lam_schedule; above 1 it grows.",
+        "protecting",
     )
     application: str = _option(
         "coupled",
         "'coupled' adds the penalty to the loss (the paper), so that the optimizer rescales its gradient with the data's. "
         "'decoupled' pulls the weights back after the optimizer's step, by learning rate times lambda, as AdamW decays "
         "weights; it is stable for any lambda.",
+        "protecting",
+        ("coupled", "decoupled"),
     )
     budget: float | None = _option(
         None,
         "How much the loss on general text may rise over its value at the start, as a share of it: 0.01 is one percent of the "
         "mean negative log-likelihood. Lambda is steered to keep it; needs a probe_dataset.",
+        "protecting",
     )
-    probe_steps: int = _option(10, "Evaluate the probe_dataset every this many optimizer steps.")
+    probe_steps: int = _option(
+        10,
+        "Evaluate the probe_dataset every this many optimizer steps.",
+        "protecting",
+    )
     start: str = _option(
-        "continue",
-        "Where the protected training starts: 'continue' goes on with the recorded adapter, 'fresh' trains a new one (of any "
-        "rank and target modules), and the penalty is on its own movement.",
-    )
-    fresh_base: str = _option(
-        "merged",
-        "What a 'fresh' adapter is put on: 'merged' is the base with the recorded adapter merged into it, 'bare' the base "
-        "as it was.",
+        "recorded",
+        "Where the protected training starts, and what the penalty is on: 'recorded' goes on with the recorded adapter; "
+        "'merged' trains a new one (of any rank and target modules) on the base with the recorded adapter merged into it, "
+        "'bare' one on the base as it was, and the penalty is on the new adapter's own movement.",
+        "protecting",
+        tuple(start.value for start in StartFrom),
     )
     anchor: str = _option(
         "reference",
         "What the penalty pulls towards: 'reference' is where the training starts (theta*, eq. 16), 'base' the base model's "
         "own weights.",
+        "protecting",
+        ("reference", "base"),
     )
     missing: str = _option(
         "error",
         "Adapted weights without a recorded importance: 'error' refuses them, 'uniform' gives each of their elements the mean "
         "importance of the recorded ones, 'free' lets them move.",
+        "protecting",
+        ("error", "uniform", "free"),
     )
     layer_weights: str | dict[str, float] = _option(
         "l2",
         "Weight w_l of each layer's penalty: 'l2' is the norm of its importance (eq. 17), 'none' is 1 for all; or a mapping "
         "of names or patterns, as PEFT's rank_pattern has them, to weights (the first that fits counts).",
+        "protecting",
     )
     normalize: bool = _option(
         True,
         "Divide importance by its mean over all adapted weights and w_l by its mean over layers, so that lambda keeps its "
         "meaning between models. False gives eq. 16-18 to the letter.",
+        "protecting",
     )
     allow_other_revision: bool = _option(
-        False, "Take an importance map that was recorded on another revision of the base model, with a warning."
+        False,
+        "Take an importance map that was recorded on another revision of the base model, with a warning.",
+        "protecting",
     )
     backend: str | None = _option(
         None,
         "How the penalty is computed: 'blocked' (any device), 'triton' (CUDA, fused), 'factored' (factored importance), or "
         "'dense' (slow, for comparisons). None takes the fastest that fits.",
+        "protecting",
+        BACKENDS,
     )
 
-    def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if not (value is None and name in _OPTIONAL) and value not in choices:
-                or_none = ", or None" if name in _OPTIONAL else ""
-                raise ALoRAError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}{or_none}")
+    # An older spelling, folded into `start`; see `StartFrom.parse`.
+    fresh_base: InitVar[str | None] = None
+
+    def __post_init__(self, fresh_base: str | None) -> None:
+        self.start = StartFrom.parse(self.start, fresh_base).value
+        for each in fields(self):
+            self._check_field(each.name, each.default, each.metadata["choices"])
         for name in ("fold_every", "record_tokens", "probe_steps"):
             value = getattr(self, name)
-            if not (_is_whole(value) and value >= 1) and not (name in _OPTIONAL and value is None):
+            if not (_is_whole(value) and value >= 1) and not (name == "record_tokens" and value is None):
                 raise ALoRAError(f"{name}={value!r} must be a whole number of at least 1")
         if not (_is_finite(self.xi) and self.xi > 0):
             raise ALoRAError(f"xi={self.xi!r} must be a positive number (the paper's order of magnitude is 1e-3)")
-        for name in ("normalize", "full_parameters", "allow_other_revision"):
-            if not isinstance(getattr(self, name), bool):
-                raise ALoRAError(f"{name}={getattr(self, name)!r} must be true or false")
         self._check_full_parameters()
         self._check_layer_weights()
         self._check_strength()
 
+    def _check_field(self, name: str, default: object, choices: Collection[str] | None) -> None:
+        value = getattr(self, name)
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ALoRAError(f"{name}={value!r} must be true or false")
+        if choices is None or (value is None and default is None):
+            return
+        if isinstance(choices, Registry):
+            choices.find(value, name)
+        elif value not in choices:
+            or_none = ", or None" if default is None else ""
+            raise ALoRAError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}{or_none}")
+
     def _check_full_parameters(self) -> None:
         if not self.full_parameters:
             return
-        for name, works in _WITH_FULL_PARAMETERS.items():
-            if getattr(self, name) not in works:
-                choices = " or ".join(map(repr, works))
-                raise ALoRAError(
-                    f"{name}={getattr(self, name)!r} is for LoRA: with full_parameters, {name} must be {choices}"
-                )
+        fit = [name for name, each in ESTIMATORS.items() if Parameterization.FULL in each.parameterizations]
+        works = _WITH_FULL_PARAMETERS | {"record": (None, *fit)}
+        for name, choices in works.items():
+            value = getattr(self, name)
+            if value not in choices:
+                names = " or ".join(map(repr, choices))
+                raise ALoRAError(f"{name}={value!r} is for LoRA: with full_parameters, {name} must be {names}")
 
     def _check_layer_weights(self) -> None:
         given = self.layer_weights
@@ -180,9 +227,7 @@ class ALoRAConfig:
                 raise ALoRAError(f"layer_weights: {pattern!r}: {weight!r} must be a name with a weight of 0 or above")
 
     def _check_strength(self) -> None:
-        if self.lam is None:
-            self.lam = "auto" if self.budget is not None else _DEFAULT_LAM
-        if self.lam != "auto" and not (_is_finite(self.lam) and self.lam >= 0):
+        if self.lam not in (None, "auto") and not (_is_finite(self.lam) and self.lam >= 0):
             raise ALoRAError(f"lam={self.lam!r} must be zero or a positive number, or 'auto'")
         if not (_is_finite(self.lam_end_factor) and self.lam_end_factor >= 0):
             raise ALoRAError(f"lam_end_factor={self.lam_end_factor!r} must be zero or a positive number")
@@ -201,50 +246,44 @@ class ALoRAConfig:
                 f"budget steers lambda, and would undo lam_schedule={self.lam_schedule!r}: leave one of the two out"
             )
 
+    @property
+    def strength(self) -> float | str:
+        """Lambda as it is meant: `lam`, and where that is None, 0.3, or "auto" with a budget."""
+        if self.lam is not None:
+            return self.lam
+        return _DEFAULT_LAM if self.budget is None else "auto"
 
-# What only the protected training depends on; all other settings are about recording.
-PROTECTING = (
-    "storage",
-    "storage_device",
-    "lam",
-    "lam_schedule",
-    "lam_end_factor",
-    "application",
-    "budget",
-    "probe_steps",
-    "start",
-    "fresh_base",
-    "anchor",
-    "missing",
-    "layer_weights",
-    "normalize",
-    "allow_other_revision",
-    "backend",
-)
-_DEFAULT_LAM = 0.3
-_CHOICES = {
-    "record": ESTIMATORS,
-    "omega_device": LOCATIONS,
-    "save_storage": STORAGES,
-    "storage": STORAGES,
-    "storage_device": ("device", "cpu"),
-    "lam_schedule": SCHEDULES,
-    "application": APPLICATIONS,
-    "start": STARTS,
-    "fresh_base": FRESH_BASES,
-    "anchor": ANCHORS,
-    "missing": MISSING,
-    "backend": BACKENDS,
-}
-# Where the weights are parameters themselves, their true gradient is there: 'projected' and 'path' are the same, and exact.
+    @property
+    def start_from(self) -> StartFrom:
+        """`start` as a member of the enumeration."""
+        return StartFrom(self.start)
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """What the training moves: an adapter, or the model's own weights (`full_parameters`)."""
+        return Parameterization.of(self.full_parameters)
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings by name as plain data, with the lambda that is meant (`strength`) for `lam`."""
+        return asdict(self) | {"lam": self.strength}
+
+    def resolved_protecting(self) -> dict[str, Any]:
+        """Of `resolved`, what only the protected training depends on."""
+        settings = self.resolved()
+        return {name: settings[name] for name in PROTECTING}
+
+
+# Python 3.10's `typing.get_type_hints` cannot read an InitVar, and this one is no field.
+del ALoRAConfig.__annotations__["fresh_base"]
+
+# What only the protected training depends on; all other settings are about recording, or about both.
+PROTECTING = tuple(each.name for each in fields(ALoRAConfig) if each.metadata["read_by"] == "protecting")
 _WITH_FULL_PARAMETERS = {
-    "record": (None, "projected", "path", "paper"),
-    "start": ("continue",),
+    "start": (StartFrom.RECORDED.value,),
     "anchor": ("reference",),
     "missing": ("error", "free"),
     "backend": (None,),
 }
-_OPTIONAL = ("record", "save_storage", "storage", "backend", "record_tokens")
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

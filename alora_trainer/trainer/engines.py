@@ -111,7 +111,7 @@ def _check_deepspeed(trainer: Any, config: ALoRAConfig) -> None:
             "budget pulls the weights back at the end of the training, and DeepSpeed has its own copy of them: leave budget "
             "out and give lam a number, or use plain data parallelism (torchrun)"
         )
-    if config.lam == "auto":
+    if config.strength == "auto":
         raise ALoRAError(
             "lam='auto' needs the data's gradients, which DeepSpeed does not leave behind: give lam a number"
         )
@@ -141,11 +141,11 @@ def _check_fsdp(trainer: Any, config: ALoRAConfig) -> None:
             "budget is not supported under FSDP, where each process has a piece of every weight: leave budget out and give lam "
             "a number, or use plain data parallelism (torchrun)"
         )
-    for name, value, instead in (
-        ("application", "decoupled", "'coupled'"),
-        ("lam", "auto", "a number"),
+    for name, value, refused, instead in (
+        ("application", config.application, "decoupled", "'coupled'"),
+        ("lam", config.strength, "auto", "a number"),
     ):
-        if getattr(config, name) == value:
+        if value == refused:
             raise ALoRAError(
                 f"{name}={value!r} is not supported under FSDP, where each process has a piece of every weight: "
                 f"use {name}={instead}, or plain data parallelism (torchrun)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,28 +11,17 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from alora_trainer.artefact.importance_map import ImportanceMap
-from alora_trainer.artefact.provenance import describe_recording
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError, Diverged
-from alora_trainer.importance.matching import trained_weights
-from alora_trainer.importance.recording.recorder import Recorder
-from alora_trainer.penalty.strength.probe import Probe
 from alora_trainer.trainer import publishing
-from alora_trainer.trainer.checkpoint import load_protection, load_recorder, save_protection, save_recorder
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
-from alora_trainer.trainer.loss_parts import LossParts
-from alora_trainer.trainer.protecting import Protection
+from alora_trainer.trainer.part import Part
+from alora_trainer.trainer.protecting import given_map, protecting_part
+from alora_trainer.trainer.recording import Recording
 from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, last_good_checkpoint
-from alora_trainer.weights.trained_weight import (
-    Matrices,
-    TrainedWeight,
-    first_not_finite,
-    learning_rates,
-    unprotected_parameters,
-)
-
-logger = logging.getLogger(__name__)
+from alora_trainer.weights.model_weights import adapter_of, trained_weights
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, first_not_finite
 
 # The mixin calls what every trainer has; only a type checker needs to be told so.
 if TYPE_CHECKING:
@@ -44,17 +33,25 @@ else:
 class ALoRAMixin(_TrainerHooks):
     """Recording and protecting for any trainer that follows `transformers.Trainer`'s hooks.
 
-    Put it before the trainer: ``class MyProtectedTrainer(ALoRAMixin, MyTrainer): ...``. It takes three keyword arguments of
+    Put it before the trainer: ``class MyProtectedTrainer(ALoRAMixin, MyTrainer): ...``. It takes four keyword arguments of
     its own and passes all others on.
+
+    What a training does beside the Trainer's own work are its parts, in this order: holding what `importance` says is
+    important, those given as `parts`, and recording, which sees the whole of a step. A method of your own that keeps
+    something beside the training (a moving average, another penalty) is a `Part`: it is called at every moment of a training,
+    saved in the checkpoints and loaded again. One with a loss of its own on every micro-batch overrides `compute_loss`, and
+    multiplies by `loss_divisor` what is to count once an optimizer step.
 
     Args:
         importance: hold the weights that this map (or folder, or Hub id of one) says are important.
         alora: the settings; see `ALoRAConfig`.
         probe_dataset: a little general text (rows with ``input_ids``) whose loss is logged every ``alora.probe_steps`` steps
             while protecting; ``alora.budget`` steers lambda by it.
+        parts: further parts of the training; see `Part`.
 
     Attributes:
-        importance: the map that was given, and after a training that recorded, the recorded one (added to the given one).
+        given_importance: the map that was given, in the format of ``alora.storage``; None for none.
+        parts: all parts, in the order that they are called in.
 
     Raises:
         ALoRAError: the model, the map and the settings do not fit each other, or the engine is not supported.
@@ -63,45 +60,37 @@ class ALoRAMixin(_TrainerHooks):
     def __init__(
         self,
         *args: Any,
-        importance: ImportanceMap | str | None = None,
+        importance: ImportanceMap | str | os.PathLike[str] | None = None,
         alora: ALoRAConfig | None = None,
         probe_dataset: Any = None,
+        parts: Sequence[Part] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        publishing.keep_token_out_of_files(self.args)
+        if not isinstance(alora, (ALoRAConfig, type(None))):
+            raise ALoRAError(f"alora is of type {type(alora).__name__}: pass an ALoRAConfig, as alora=ALoRAConfig(...)")
         self.alora = alora if alora is not None else ALoRAConfig()
-        if isinstance(importance, str):
-            importance = ImportanceMap.from_pretrained(importance, storage=self.alora.storage)
-        elif importance is not None and self.alora.storage is not None:
-            importance = importance.convert(self.alora.storage)
-        self.importance = importance
-        self._given_importance = importance
+        self.given_importance = given_map(importance, self.alora.storage)
+        self._recording = Recording(self.alora, self.given_importance) if self.alora.record is not None else None
+        if self.given_importance is None and self._recording is None and alora is not None and alora.strength != 0:
+            raise ALoRAError(
+                f"lam={alora.strength} needs an importance map: pass importance=..., or record one with record='projected'"
+            )
+        protecting = protecting_part(
+            self.given_importance, self.alora, probe_dataset, batch_size=self.args.per_device_eval_batch_size
+        )
+        # Recording comes last: what is recorded is the whole movement of a step, whatever part made it.
+        all_parts = (protecting, *parts, self._recording)
+        self.parts: tuple[Part, ...] = tuple(part for part in all_parts if part is not None)
+        self._running: tuple[Part, ...] = ()  # during a training: all of them
         self._weights: Sequence[TrainedWeight] = []
-        self._recorder: Recorder | None = None
-        self._protection: Protection | None = None
-        self._probe: Probe | None = None
-        self._parts = LossParts()
         self._finite = True  # the losses of the present optimizer step are
         self._tokens = 0  # of this process in the present optimizer step
         self._resumed_from: str | None = None
-        if self._records or importance is not None:
+        if any(part.needs_weights for part in self.parts):
             self._check()
+        if self.parts:
             self.add_callback(_StepObserver(self))
-        elif alora is not None and alora.lam != 0:
-            raise ALoRAError(
-                f"lam={alora.lam} needs an importance map: pass importance=..., or record one with record='projected'"
-            )
-        if importance is not None and self.alora.budget is not None and probe_dataset is None:
-            raise ALoRAError(f"budget={self.alora.budget} needs a probe_dataset: a little general text to keep it on")
-        if probe_dataset is not None:
-            if importance is None:
-                raise ALoRAError("a probe_dataset is watched while protecting: pass importance=..., too")
-            self._probe = Probe(probe_dataset, self.args.per_device_eval_batch_size)
-
-    @property
-    def _records(self) -> bool:
-        return self.alora.record is not None
 
     def _check(self) -> None:
         """Refuse before the first step what could only go wrong silently later."""
@@ -109,15 +98,40 @@ class ALoRAMixin(_TrainerHooks):
         self._weights = self._find_weights()
 
     def _find_weights(self) -> Sequence[TrainedWeight]:
-        if self._given_importance is None:
-            return trained_weights(self.model, self.alora.full_parameters)
-        return self._given_importance.check_model(
+        if self.given_importance is None:
+            return trained_weights(self.model, self.alora.parameterization)
+        return self.given_importance.check_model(
             self.model,
-            start=self.alora.start,
-            fresh_base=self.alora.fresh_base,
+            start=self.alora.start_from,
             missing=self.alora.missing,
-            full_parameters=self.alora.full_parameters,
+            parameterization=self.alora.parameterization,
             allow_other_revision=self.alora.allow_other_revision,
+        )
+
+    @property
+    def recorded_importance(self) -> ImportanceMap | None:
+        """The map that the last training recorded, added to the given one if there is one; None before it has ended, and for
+        a training that records nothing."""
+        return self._recording.recorded if self._recording is not None else None
+
+    @property
+    def importance(self) -> ImportanceMap | None:
+        """`recorded_importance` once there is one, and `given_importance` before: the map to protect the next task with."""
+        return self.recorded_importance if self.recorded_importance is not None else self.given_importance
+
+    def publication(self) -> publishing.Publication:
+        """What there is to publish of the training, as it stands now."""
+        model = self.accelerator.unwrap_model(self.model)
+        under_way = self._recording is not None and self._recording.recorder is not None
+        return publishing.Publication(
+            config=self.alora,
+            args=self.args,
+            state=self.state,
+            model=model,
+            adapter=adapter_of(self._weights) if self._weights else None,
+            given=self.given_importance,
+            recorded=None if under_way else self.recorded_importance,
+            repo_id=getattr(self, "hub_model_id", None),
         )
 
     # ---- the hooks of transformers.Trainer ----
@@ -144,26 +158,33 @@ class ALoRAMixin(_TrainerHooks):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
-        """The trainer's own loss and, once an optimizer step, the penalty (arXiv 2501.13669 eq. 18)."""
-        protection = self._protection if model.training else None
-        if protection is not None and self.accelerator.sync_gradients:
-            protection.begin_step()
+        """The trainer's own loss and, once an optimizer step, what the parts add to it (arXiv 2501.13669 eq. 18)."""
+        parts = self._running if model.training else ()
+        # The gradients of all micro-batches add up, so the last one of them brings the parts' terms for all.
+        complete = self.accelerator.sync_gradients
+        if complete:
+            for part in parts:
+                part.before_forward()
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
         )
-        if protection is None:
+        if not parts:
             return result
         loss = result[0] if return_outputs else result
-        divisor = self._loss_divisor(num_items_in_batch)
-        self._parts.add_data_loss(loss.detach() / divisor)
-        # The gradients of all micro-batches add up, so the last one of them brings the penalty for all.
-        if self.accelerator.sync_gradients:
-            term = protection.loss_term(loss.dtype, loss.device)
+        divisor = self.loss_divisor(num_items_in_batch)
+        share = loss.detach() / divisor
+        for part in parts:
+            part.add_data_loss(share)
+            term = part.loss_term(loss.dtype, loss.device) if complete else None
             loss = loss if term is None else loss + term * divisor
         return (loss, *result[1:]) if return_outputs else loss
 
-    def _loss_divisor(self, num_items_in_batch: Any) -> int:
-        """What `Trainer.training_step` will divide this micro-batch's loss by."""
+    def loss_divisor(self, num_items_in_batch: Any) -> int:
+        """What `Trainer.training_step` will divide this micro-batch's loss by, so that a window's losses add up.
+
+        Args:
+            num_items_in_batch: as `compute_loss` was given it.
+        """
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
         if scaled is None:
             accepts = self.model_accepts_loss_kwargs
@@ -174,7 +195,7 @@ class ALoRAMixin(_TrainerHooks):
         """One micro-batch; after the last one of a window the gradients are whole and not yet clipped."""
         self._tokens += inputs["input_ids"].numel() if "input_ids" in inputs else 0
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if self._recorder is None and self._protection is None:
+        if not any(part.needs_weights for part in self._running):
             return loss
         # A loss scaler's steps may overflow: it passes over them.
         self._finite = self._finite and (self.accelerator.scaler is not None or bool(torch.isfinite(loss)))
@@ -183,47 +204,39 @@ class ALoRAMixin(_TrainerHooks):
         return loss
 
     def _before_optimizer_step(self) -> None:
-        recorder, protection = self._recorder, self._protection
         tokens, self._tokens = self._tokens, 0
         finite, self._finite = self._finite, True
         if Processes().first(None if finite else 0, self.args.device) is not None:
             raise Diverged("the loss", first_not_finite(self._weights))
-        watches = protection is not None and protection.watches_gradients
-        if recorder is None and not watches:
+        watching = [part for part in self._running if part.watches_gradients]
+        if not watching:
             return
         scaler = self.accelerator.scaler
         scale = float(scaler.get_scale()) if scaler is not None else None
         gradients = self._data_gradients(scale or 1.0)
-        if protection is not None and watches:
-            protection.before_step(gradients)
-        if recorder is not None:
-            recorder.tokens += int(Processes().total(tokens, self.args.device))
-            recorder.before_step(gradients, learning_rates(self.optimizer), loss_scale=scale)
+        for part in watching:
+            part.before_step(gradients, loss_scale=scale, tokens=tokens)
 
     def _data_gradients(self, scale: float) -> dict[str, Matrices]:
         """The gradients of the data loss alone, unscaled and not yet clipped."""
-        step = self._protection.step if self._protection is not None else None
         gradients = {weight.name: weight.gradients(scale) for weight in self._weights}
-        for name, of_penalty in step.gradients.items() if step is not None else ():
-            for gradient, own in zip(gradients[name], of_penalty, strict=True):
-                gradient.sub_(own)
+        for part in self._running:
+            for name, added in part.added_gradients().items():
+                for gradient, own in zip(gradients[name], added, strict=True):
+                    gradient.sub_(own)
         return gradients
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds `ce_loss`, `penalty`, `penalty_ratio`, `lam` and each weight's drift to the training log."""
-        if self._protection is not None and "loss" in logs:
-            logs |= self._parts.flush(self.accelerator) | {"lam": self._protection.lam}
-            drift = self._protection.penalty.drift()
-            logs["drift"] = sum(norm**2 for norm in drift.values()) ** 0.5
-            logs |= {f"drift/{name}": norm for name, norm in drift.items()}
+        """Adds what the parts log: protecting, `ce_loss`, `penalty`, `penalty_ratio`, `lam` and each weight's drift."""
+        if "loss" in logs:
+            for part in self._running:
+                logs |= part.logs()
         super().log(logs, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._recorder is not None:
-            save_recorder(self._recorder, output_dir)
-        if self._protection is not None and self._protection.has_state and self.args.should_save:
-            save_protection(self._protection.state_dict(), output_dir)
+        for part in self._running:
+            part.save(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -235,94 +248,54 @@ class ALoRAMixin(_TrainerHooks):
         self._resumed_from = checkpoint
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict=state_dict)
+        with publishing.token_kept_out(self.args):
+            super()._save(output_dir, state_dict=state_dict)
         if self.args.should_save:
-            publishing.save_beside_model(self, output_dir or self.args.output_dir)
+            publishing.save_beside_model(self.publication(), output_dir or self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        publishing.prepare_push(self, checkpoint_folder)
-        super()._push_from_checkpoint(checkpoint_folder)
+        publishing.prepare_push(self, self.publication(), self._recording)
+        with publishing.token_kept_out(self.args):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of the recorded map or of the protected adapter; the trainer's own card if this is neither."""
         given = publishing.card_arguments(super().create_model_card, args, kwargs)
-        if self.is_world_process_zero() and not publishing.write_card(self, given):
+        if self.is_world_process_zero() and not publishing.write_card(self.publication(), given):
             super().create_model_card(*args, **kwargs)
 
     # ---- what the step observer calls ----
 
     def _begin(self) -> None:
-        self._parts = LossParts()
         self._tokens, self._finite = 0, True
-        if self._recorder is not None:  # of a training that was broken off
-            self._recorder.close()
-        if self.is_fsdp_enabled:  # which has put other parameters into the model
+        if self._weights and self.is_fsdp_enabled:  # which has put other parameters into the model
             self._weights = self._find_weights()
-        if self._given_importance is not None:
-            protection = Protection(
-                self._weights, self._given_importance, self.alora, steps=self.state.max_steps, probe=self._probe
-            )
-            resumed = self._resumed_from if protection.has_state else None
-            state = load_protection(resumed) if resumed is not None else None
-            protection.begin(self.model, self.accelerator, completed=self.state.global_step, state=state)
-            self._warn_of_surprises(protection)
-            self._protection = protection
-        if self.alora.record is not None:
-            self._recorder = Recorder(
-                self._weights,
-                self.alora.record,
-                self.alora.xi,
-                location=self.alora.omega_device,
-                fold_every=self.alora.fold_every,
-                folder=Path(self.args.output_dir) / f"importance-recording-{self.args.process_index}",
-            )
+        for part in self.parts:
+            part.begin(self, self._weights, resumes=self._resumed_from is not None)
             if self._resumed_from is not None:
-                load_recorder(self._recorder, self._resumed_from)
-
-    def _warn_of_surprises(self, protection: Protection) -> None:
-        loose = unprotected_parameters(self.model, protection.weights)
-        if loose:
-            logger.warning(f"nothing holds {len(loose)} trainable tensors, such as {loose[0]}")
-        start = sum(norm**2 for norm in protection.penalty.drift().values()) ** 0.5
-        if start > 0 and self._resumed_from is None:
-            logger.warning(
-                f"training starts at a distance of {start:.4g} from the map's reference weights, and the penalty pulls "
-                "towards these: load the map's own adapter to start there"
-            )
+                part.load(self._resumed_from)
+        self._running = self.parts
 
     def _after_optimizer_step(self) -> None:
-        skipped = self.accelerator.optimizer_step_was_skipped
-        if self._protection is not None:
-            self._protection.after_optimizer_step(learning_rates(self.optimizer), skipped=skipped)
-            self._parts.end_step(self._protection.value)
-        # After the decoupled update: what is recorded is the whole movement, as with the coupled penalty.
-        if self._recorder is not None:
-            self._recorder.after_step(skipped=skipped)
+        for part in self._running:
+            part.after_step(skipped=self.accelerator.optimizer_step_was_skipped)
 
-    def _end_of_step(self, last: bool) -> None:
-        if self._protection is None:
-            return
-        logs = self._protection.end_of_step(self.model, self.accelerator, self.state.global_step, last=last)
-        if logs:
-            due = self.control.should_log
-            self.log(logs)
-            self.control.should_log = due  # logging clears it, and the Trainer's own line is still to come
-
-    @property
-    def _tokens_spent(self) -> bool:
-        limit = self.alora.record_tokens
-        return self._recorder is not None and limit is not None and self._recorder.tokens >= limit
+    def _end_of_step(self, control: Any) -> None:
+        if any(part.ends_training for part in self._running):
+            control.should_training_stop = True
+        for part in self._running:
+            logs = part.end_of_step(last=control.should_training_stop)
+            if logs:
+                due = control.should_log
+                self.log(logs)
+                control.should_log = due  # logging clears it, and the Trainer's own line is still to come
 
     def _end(self) -> None:
-        if self._protection is not None:
-            logs = self._protection.finish(self.model, self.accelerator)
+        ended, self._running, self._resumed_from = self._running, (), None
+        for part in ended:
+            logs = part.end()
             if logs:
                 self.log(logs)
-        recorder, self._recorder = self._recorder, None
-        self._protection, self._resumed_from = None, None
-        if recorder is not None:
-            recorded = describe_recording(self, recorder)
-            self.importance = recorded if self._given_importance is None else self._given_importance + recorded
 
 
 class ALoRATrainer(ALoRAMixin, Trainer):
@@ -342,9 +315,7 @@ class _StepObserver(TrainerCallback):
         self.trainer._after_optimizer_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._tokens_spent:
-            control.should_training_stop = True
-        self.trainer._end_of_step(last=control.should_training_stop)
+        self.trainer._end_of_step(control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end()

@@ -1,81 +1,114 @@
-"""What holds the important weights during one training: the penalty, lambda over time, and how both are applied.
-
-The trainer's hooks call it, in this order within an optimizer step:
-
-    begin_step            lambda of this step, before the last micro-batch's forward pass
-    loss_term             the coupled penalty, to be added to the last micro-batch's loss
-    before_step           the data's gradients, where `lam: auto` wants to see them
-    after_optimizer_step  the decoupled penalty's own update
-    end_of_step           lambda for the next step: `auto`, or the probe and the budget
-"""
+"""Stage B as a part of a training: what a map says is important is held while the trainer trains."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import Trainer
 
 from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.errors import ALoRAError
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.loss_term import penalty_loss
 from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
-from alora_trainer.penalty.strength.budget import BudgetController
-from alora_trainer.penalty.strength.final_pull import FinalPull
 from alora_trainer.penalty.strength.probe import Probe
-from alora_trainer.penalty.strength.schedule import GradientBalance, schedule_factor
+from alora_trainer.trainer.checkpoint import load_steering, save_steering
 from alora_trainer.trainer.config import ALoRAConfig
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight
+from alora_trainer.trainer.loss_parts import LossParts
+from alora_trainer.trainer.part import Part
+from alora_trainer.trainer.steering import Steering
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rates, unprotected_parameters
 
 logger = logging.getLogger(__name__)
 
 
-class Protection:
-    """The penalty of one training.
+def given_map(importance: ImportanceMap | str | os.PathLike[str] | None, storage: str | None) -> ImportanceMap | None:
+    """The map that a caller gave, in the format that it is to be held in.
 
     Args:
-        weights: all adapted weights.
-        importance: of these (`ImportanceMap.check_model` has been called).
+        importance: a map, or the folder or Hub id of one; None for none.
+        storage: the format; None keeps the map's own.
+
+    Raises:
+        ALoRAError: it is none of these, or there is no map at that place.
+    """
+    if importance is None:
+        return None
+    if isinstance(importance, (str, os.PathLike)):
+        return ImportanceMap.from_pretrained(os.fspath(importance), storage=storage)
+    if isinstance(importance, ImportanceMap):
+        return importance if storage is None else importance.convert(storage)
+    raise ALoRAError(
+        f"importance is of type {type(importance).__name__}: pass an ImportanceMap, or the folder or Hub id of one"
+    )
+
+
+def protecting_part(
+    importance: ImportanceMap | None, config: ALoRAConfig, probe_dataset: Any, *, batch_size: int
+) -> Protecting | None:
+    """The part that holds what a map says is important; None where there is no map.
+
+    Args:
+        importance: the map, if any.
         config: the settings.
-        steps: optimizer steps of the whole training.
+        probe_dataset: rows of general text with ``input_ids``, to be watched; None for none.
+        batch_size: of its evaluation.
+
+    Raises:
+        ALoRAError: a budget without general text to keep it on, or general text that nothing would watch.
+    """
+    if importance is None:
+        if probe_dataset is not None:
+            raise ALoRAError("a probe_dataset is watched while protecting: pass importance=..., too")
+        return None
+    if config.budget is not None and probe_dataset is None:
+        raise ALoRAError(f"budget={config.budget} needs a probe_dataset: a little general text to keep it on")
+    probe = Probe(probe_dataset, batch_size) if probe_dataset is not None else None
+    return Protecting(importance, config, probe)
+
+
+class Protecting(Part):
+    """Holds the important weights: the penalty (arXiv 2501.13669 eq. 16-18), how it is applied, and lambda over time.
+
+    Args:
+        importance: of the weights that train (`ImportanceMap.check_model` has been called).
+        config: the settings.
         probe: general text to watch; needed for a budget.
 
     Attributes:
-        weights: those of the adapted weights that are held.
-        penalty: the penalty on them.
-        step: the coupled penalty of the present optimizer step, once `loss_term` was called.
-        value: the penalty of the last step, lambda included; None where there was none.
+        weights: those of the trained weights that are held, once the training has begun.
+        penalty: the penalty on them, likewise.
+        value: the penalty of the last step, lambda included (a detached scalar); None where there was none.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[TrainedWeight],
-        importance: ImportanceMap,
-        config: ALoRAConfig,
-        *,
-        steps: int,
-        probe: Probe | None = None,
-    ) -> None:
+    needs_weights = True
+    weights: list[TrainedWeight]
+    penalty: QuadraticPenalty
+
+    def __init__(self, importance: ImportanceMap, config: ALoRAConfig, probe: Probe | None = None) -> None:
+        self._importance = importance
+        self._config = config
+        self._probe = probe
+        self._decoupled = config.application == "decoupled"
+        self._step: PenaltyStep | None = None
+        self.value: torch.Tensor | None = None
+
+    def prepare(self, weights: Sequence[TrainedWeight], *, steps: int) -> None:
+        """Make the penalty on those of the trained `weights` that have an importance, for a training of so many steps.
+
+        Raises:
+            ALoRAError: there is none.
+        """
+        importance, config = self._importance, self._config
         if config.missing == "uniform":
             importance = importance.with_uniform(weights)
         self.weights = [weight for weight in weights if weight.name in importance]
         if not self.weights:
             raise ALoRAError("the importance map has none of the adapted weights, so that nothing would be held")
-        self._config = config
-        self._steps = steps
-        self._completed = 0
-        self._base_lam = 0.0
-        self._probe = probe
-        self._decoupled = config.application == "decoupled"
-        self._balance = (
-            GradientBalance(self.weights, steps, by_movement=self._decoupled) if config.lam == "auto" else None
-        )
-        self._controller: BudgetController | None = None
-        self._finished = False
-        self.step: PenaltyStep | None = None
-        self.value: torch.Tensor | None = None
         self.penalty = QuadraticPenalty(
             self.weights,
             importance,
@@ -85,145 +118,87 @@ class Protection:
             backend=config.backend,
             streamed=config.storage_device == "cpu",
             anchors={
-                weight.name: anchor_of(
-                    weight, importance, start=config.start, fresh_base=config.fresh_base, anchor=config.anchor
-                )
+                weight.name: anchor_of(weight, importance, start=config.start_from, anchor=config.anchor)
                 for weight in self.weights
             },
         )
-        if isinstance(config.lam, (int, float)):
-            self._set_lam(float(config.lam))
+        self._steering = Steering(config, self.penalty, self.weights, steps=steps, probe=self._probe)
+        self._losses = LossParts()
+        self._step = self.value = None
 
-    # ---- lambda ----
+    def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
+        self._trainer: Any = trainer
+        self.prepare(weights, steps=trainer.state.max_steps)
+        completed = trainer.state.global_step
+        self._steering.begin(trainer.model, trainer.accelerator, completed=completed, resumes=resumes)
+        loose = unprotected_parameters(trainer.model, self.weights)
+        if loose:
+            logger.warning(f"nothing holds {len(loose)} trainable tensors, such as {loose[0]}")
+        start = _norm(self.penalty.drift())
+        if start > 0 and not resumes:
+            logger.warning(
+                f"training starts at a distance of {start:.4g} from the map's reference weights, and the penalty pulls "
+                "towards these: load the map's own adapter to start there"
+            )
 
-    def _set_lam(self, lam: float) -> None:
-        """Lambda before the schedule."""
-        if self._config.budget is not None and self._controller is None:
-            self._controller = BudgetController(self._config.budget, lam)
-        self._base_lam = lam
+    def load(self, folder: str) -> None:
+        if self._steering.has_state:
+            self._steering.load_state_dict(load_steering(folder))
 
-    @property
-    def lam(self) -> float:
-        """Lambda of the optimizer step that is next."""
-        base = self._controller.lam if self._controller is not None else self._base_lam
-        config = self._config
-        return base * schedule_factor(config.lam_schedule, config.lam_end_factor, self._completed, self._steps)
+    def save(self, folder: str) -> None:
+        if self._steering.has_state and self._trainer.args.should_save:
+            save_steering(self._steering.state_dict(), folder)
 
-    # ---- the moments of an optimizer step ----
-
-    def begin(
-        self, model: torch.nn.Module, accelerator: Any, *, completed: int, state: Mapping[str, Any] | None
-    ) -> None:
-        """Before the first step of this process, with `state_dict`'s result from a checkpoint if there is one."""
-        self._completed = completed
-        if state is not None:
-            self._load_state_dict(state)
-        elif self._probe is not None:
-            self._probe.set_start(self._probe.evaluate(model, accelerator))
-
-    def begin_step(self) -> None:
-        """Before the last micro-batch's forward pass, beside which a streamed penalty is computed."""
-        self.step = self.value = None
-        self.penalty.lam = self.lam
+    def before_forward(self) -> None:
+        """Lambda of this step; a streamed penalty is computed beside the forward pass."""
+        self._step = self.value = None
+        self.penalty.lam = self._steering.lam
         if not self._decoupled and self.penalty.lam > 0:
             self.penalty.begin()
 
+    def add_data_loss(self, loss: torch.Tensor) -> None:
+        self._losses.add_data_loss(loss)
+
     def loss_term(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """What a coupled penalty adds to the loss of one optimizer step; None where there is nothing to add."""
+        """The coupled penalty; None where it is decoupled, or lambda is 0."""
         if self._decoupled or self.penalty.lam == 0:
             return None
-        self.step = self.penalty.evaluate()
-        self.value = self.step.value
-        return penalty_loss(self.weights, self.step, dtype, device)
+        self._step = self.penalty.evaluate()
+        self.value = self._step.value
+        return penalty_loss(self.weights, self._step, dtype, device)
+
+    def added_gradients(self) -> Mapping[str, Matrices]:
+        return self._step.gradients if self._step is not None else {}
 
     @property
     def watches_gradients(self) -> bool:
-        """Whether `before_step` must be called with the data's gradients."""
-        return self._balance is not None and self._balance.lam is None
+        return self._steering.watches_gradients
 
-    def before_step(self, gradients: Mapping[str, Matrices]) -> None:
-        """The data loss's gradients of A and B by weight name, unclipped and unscaled, before the optimizer uses them."""
-        if self._balance is not None:
-            self._balance.before_step(gradients)
+    def before_step(self, gradients: Mapping[str, Matrices], *, loss_scale: float | None, tokens: int) -> None:
+        self._steering.before_step(gradients)
 
-    def after_optimizer_step(self, learning_rates: Mapping[int, float], *, skipped: bool) -> None:
-        """The decoupled update, unless the optimizer did not move either.
-
-        Args:
-            learning_rates: those of the step by ``id(parameter)``.
-            skipped: the optimizer passed over the step (fp16 overflow).
-        """
-        if self._balance is not None:
-            self._balance.after_step(learning_rates, skipped=skipped)
+    def after_step(self, *, skipped: bool) -> None:
+        """The decoupled update, unless the optimizer did not move either."""
+        rates = learning_rates(self._trainer.optimizer)
+        self._steering.after_step(rates, skipped=skipped)
         if self._decoupled and not skipped and self.penalty.lam > 0:
-            self.value = self.penalty.pull(learning_rates)
+            self.value = self.penalty.pull(rates)
+        self._losses.end_step(self.value)
 
-    def end_of_step(
-        self, model: torch.nn.Module, accelerator: Any, completed: int, *, last: bool = False
-    ) -> dict[str, float]:
-        """Find lambda for the next step; what to log, if the probe was evaluated.
+    def end_of_step(self, *, last: bool) -> dict[str, float]:
+        trainer = self._trainer
+        return self._steering.end_of_step(trainer.model, trainer.accelerator, trainer.state.global_step, last=last)
 
-        Args:
-            completed: optimizer steps so far.
-            last: the training ends here.
-        """
-        self._completed = completed
-        if self._balance is not None and self._balance.lam is None and completed >= self._balance.free_steps:
-            self._settle(self._balance)
-        if self._probe is None or not (last or completed % self._config.probe_steps == 0):
-            return {}
-        return self._evaluate_probe(self._probe, model, accelerator, last)
+    def logs(self) -> dict[str, float]:
+        """`ce_loss`, `penalty`, `penalty_ratio`, `lam`, and each weight's drift from its anchor."""
+        losses = self._losses.flush(self._trainer.accelerator)
+        drift = self.penalty.drift()
+        own = losses | {"lam": self._steering.lam, "drift": _norm(drift)}
+        return own | {f"drift/{name}": norm for name, norm in drift.items()}
 
-    def _settle(self, balance: GradientBalance) -> None:
-        self.penalty.lam = 1.0
-        lam = balance.settle(self.penalty.evaluate().gradients)
-        if lam is not None:
-            logger.info(f"lam='auto' is {lam:.4g}, where data and penalty pull equally after {self._completed} steps")
-            self._set_lam(lam)
+    def end(self) -> dict[str, float]:
+        return self._steering.finish(self._trainer.model, self._trainer.accelerator)
 
-    def _evaluate_probe(self, probe: Probe, model: torch.nn.Module, accelerator: Any, last: bool) -> dict[str, float]:
-        sums = probe.evaluate(model, accelerator)
-        rise = probe.rise(sums)
-        logs = {"probe_loss": probe.loss(sums), "probe_rise": rise.value, "probe_rise_error": rise.error}
-        if self._controller is None:
-            return logs
-        if last:
-            self._finished = True
-            final = FinalPull(self.penalty, self._controller.budget)
-            logs |= final.keep_budget(rise, lambda: probe.rise(probe.evaluate(model, accelerator)))
-        else:
-            self._controller.update(rise)
-        return logs | {"lam": self.lam}
 
-    def finish(self, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
-        """As the last `end_of_step`, where the training was ended without one being said to be the last."""
-        if self._finished or self._controller is None or self._probe is None:
-            return {}
-        return self._evaluate_probe(self._probe, model, accelerator, last=True)
-
-    # ---- checkpoints ----
-
-    @property
-    def has_state(self) -> bool:
-        """Whether lambda depends on what happened before, so that a checkpoint must keep it."""
-        return self._balance is not None or self._probe is not None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs to go on exactly, as plain data."""
-        return {
-            "balance": self._balance.state_dict() if self._balance is not None else None,
-            "controller": self._controller.state_dict() if self._controller is not None else None,
-            "probe_start": self._probe.start if self._probe is not None else None,
-        }
-
-    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self._balance is not None and state.get("balance") is not None:
-            self._balance.load_state_dict(state["balance"])
-            if self._balance.lam is not None:
-                self._set_lam(self._balance.lam)
-        if self._config.budget is not None and state.get("controller") is not None:
-            self._controller = BudgetController.from_state(self._config.budget, state["controller"])
-        if self._probe is not None:
-            if state.get("probe_start") is None:
-                raise ALoRAError("the checkpoint was made without a probe_dataset: resume as it was, or start again")
-            self._probe.set_start(state["probe_start"])
+def _norm(parts: Mapping[str, float]) -> float:
+    return sum(part**2 for part in parts.values()) ** 0.5

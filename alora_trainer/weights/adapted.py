@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -19,7 +19,8 @@ from peft.tuners.lora import layer as lora_layers
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.weights.reference import PEFT_PREFIX, Stack
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
 from alora_trainer.weights.steps import Factors, FactorStep, movement_factors
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View, sampled, whole
 
@@ -42,6 +43,8 @@ class AdaptedWeight(TrainedWeight):
     layer: LoraLayer
     adapter: str
     stack: Stack | None = None
+
+    parameterization: ClassVar[Parameterization] = Parameterization.ADAPTER
 
     @property
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -111,6 +114,15 @@ class AdaptedWeight(TrainedWeight):
         (a, b), (a_after, b_after) = before, after
         return movement_factors(a, b, a_after, b_after, self.scaling)
 
+    def reference(self) -> Reference:
+        a, b = (matrix.cpu().clone() for matrix in self.matrices)
+        return Reference(a, b, self.scaling, self.stack)
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the layer looks columns of the weight up by token, instead of multiplying by it."""
+        return isinstance(self.layer, lora_layers.Embedding)
+
     def base_sample(self) -> list[float] | None:
         """A few elements of the frozen base weight, evenly spaced: tells one base model from another.
 
@@ -142,7 +154,7 @@ class AdaptedWeight(TrainedWeight):
         """Whether the base layer keeps the weight as (in_features, out_features): Conv1D, embeddings, some experts."""
         if isinstance(self.layer, lora_layers.ParamWrapper):
             return self.layer.get_param().ndim == 3 and not self.layer._did_swap_in_out_features
-        return bool(getattr(self.layer, "fan_in_fan_out", False)) or isinstance(self.layer, lora_layers.Embedding)
+        return bool(getattr(self.layer, "fan_in_fan_out", False)) or self.is_embedding
 
 
 def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.reference import FullReference
 from alora_trainer.weights.steps import FullStep
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View
 
@@ -28,6 +31,8 @@ class FullWeight(TrainedWeight):
 
     name: str
     parameter: nn.Parameter
+
+    parameterization: ClassVar[Parameterization] = Parameterization.FULL
 
     @property
     def parameters(self) -> tuple[nn.Parameter]:
@@ -48,6 +53,9 @@ class FullWeight(TrainedWeight):
 
     def movement(self, before: Matrices, after: Matrices) -> torch.Tensor:
         return after[0] - before[0]
+
+    def reference(self) -> FullReference:
+        return FullReference(self.matrices[0].cpu().clone())
 
     def base_sample(self) -> None:
         """None: all of the weight moves, so nothing of it identifies the base model."""

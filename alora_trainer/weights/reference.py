@@ -1,14 +1,13 @@
-"""theta*: the weights at which importance was measured, and which the penalty holds."""
+"""theta* of one weight: where importance was measured, and what the penalty pulls it towards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 
-from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.parameterization import Parameterization
 
 # What PEFT puts before a module's name in an adapter's file and in its model.
 PEFT_PREFIX = "base_model.model."
@@ -37,7 +36,7 @@ class Stack:
         return b.unflatten(1, (-1, self.experts))[:, :, self.expert]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """theta* of one adapted weight, ``W0 + scaling * b @ a``: a (r, n), b (m, r); one of a stack, if it is an expert."""
 
@@ -46,44 +45,56 @@ class Reference:
     scaling: float
     stack: Stack | None = None
 
+    parameterization: ClassVar[Parameterization] = Parameterization.ADAPTER
+
     @property
     def shape(self) -> tuple[int, int]:
+        """(m, n) of the weight."""
         return self.b.shape[0], self.a.shape[1]
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Reference:
+        """The same with its factors on a device, in a dtype."""
+        return Reference(self.a.to(device, dtype), self.b.to(device, dtype), self.scaling, self.stack)
 
-@dataclass(frozen=True)
+    def equals(self, other: object) -> bool:
+        """Whether the factors are the same bit by bit, and what they mean."""
+        return (
+            isinstance(other, Reference)
+            and (self.scaling, self.stack) == (other.scaling, other.stack)
+            and same_tensor(self.a, other.a)
+            and same_tensor(self.b, other.b)
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class FullReference:
     """theta* of one weight that was tuned itself: the matrix (m, n), in the layout that the model stores."""
 
     weight: torch.Tensor
 
+    parameterization: ClassVar[Parameterization] = Parameterization.FULL
+
     @property
     def shape(self) -> tuple[int, int]:
+        """(m, n) of the weight."""
         rows, columns = self.weight.shape
         return rows, columns
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> FullReference:
+        """The same on a device, in a dtype."""
+        return FullReference(self.weight.to(device, dtype))
 
-def restricted(
-    state: Mapping[str, torch.Tensor], config: Any, names: Iterable[str]
-) -> tuple[dict[str, torch.Tensor], Any]:
-    """theta* of some weights alone: their tensors, and a configuration that adapts these weights and no others.
+    def equals(self, other: object) -> bool:
+        """Whether the weights are the same bit by bit."""
+        return isinstance(other, FullReference) and same_tensor(self.weight, other.weight)
 
-    Raises:
-        ALoRAError: the adapter has stacks of experts, whose configuration names parameters and not weights.
-    """
-    import copy
 
-    if config.target_parameters:
-        raise ALoRAError(
-            "a map with stacks of experts (target_parameters) is taken whole: leave the choice of layers out"
-        )
-    names = list(names)
-    kept = {
-        key: tensor
-        for key, tensor in state.items()
-        if any(key.startswith(f"{PEFT_PREFIX}{name}.lora_") for name in names)
-    }
-    narrowed = copy.deepcopy(config)
-    narrowed.target_modules = set(names)
-    narrowed.exclude_modules = narrowed.layers_to_transform = narrowed.layers_pattern = narrowed.modules_to_save = None
-    return kept, narrowed
+def no_movement(shape: tuple[int, int]) -> Reference:
+    """The reference of a weight (m, n) at its own base weight: factors of rank 0."""
+    rows, columns = shape
+    return Reference(torch.zeros(0, columns), torch.zeros(rows, 0), 1.0)
+
+
+def same_tensor(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and elements, wherever they are."""
+    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())

@@ -1,4 +1,4 @@
-"""."""
+"""Blocks of rows of a matrix, small enough to stay in a processor's cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 # Elements in one block. 1 MB in float32 fits the second-level cache of the processors we measured; a GPU has a larger cache
 # and pays for every launch.
 BLOCK_ELEMENTS = 1 << 18
-
-
 BLOCK_ELEMENTS_GPU = 1 << 22
 
 

@@ -1,7 +1,8 @@
-"""."""
+"""What one optimizer step did to one weight: its gradient and its movement, as thin factors where they are thin."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,12 @@ class Factors:
 
     def to(self, device: torch.device) -> Factors:
         return Factors(self.left.to(device), self.right.to(device))
+
+    def norm(self) -> float:
+        """``||left @ right||_2`` (Frobenius), in float64 and from the small Gram matrices of the factors alone."""
+        left, right = self.left.double(), self.right.double()
+        squared = float(((left.T @ left) * (right @ right.T)).sum())
+        return math.sqrt(max(squared, 0.0))
 
 
 # A matrix (m, n): thin factors where its rank is low, the matrix itself where it is not.

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.reference import FullReference, Reference
 from alora_trainer.weights.steps import Matrix, Step
 
 Matrices = tuple[torch.Tensor, ...]
@@ -26,9 +29,11 @@ class TrainedWeight(ABC):
 
     Attributes:
         name: as the base model knows it.
+        parameterization: what its parameters are.
     """
 
     name: str
+    parameterization: ClassVar[Parameterization]
 
     @property
     @abstractmethod
@@ -51,6 +56,10 @@ class TrainedWeight(ABC):
     @abstractmethod
     def base_sample(self) -> list[float] | None:
         """A few elements of what does not depend on the training: tells one base model from another."""
+
+    @abstractmethod
+    def reference(self) -> Reference | FullReference:
+        """Where the weight is now, as a theta*: copies in host memory, in the parameters' own dtype."""
 
     @property
     def matrices(self) -> Matrices:

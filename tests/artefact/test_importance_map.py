@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.artefact import files
 from alora_trainer.basics.safetensors_writer import tensor_digest
+from alora_trainer.weights.theta import AdapterTheta
 from tests.tiny_map import change_config, make_map
 
 
@@ -79,6 +80,31 @@ def test_maps_add_up(recorded, lora_model, token_data, training_arguments):
     assert [task["estimator"] for task in total.info.earlier_tasks] == ["path"]
     assert total.info.estimator == "paper"
     assert total.mean == pytest.approx(recorded.importance.mean + second.importance.mean, rel=1e-6)
+
+
+def test_after_is_the_sum_with_its_own_theta():
+    earlier, later = make_map(values=1), make_map(values=2)
+    assert later.after(earlier) == earlier + later != later + earlier
+    assert later.after(earlier).theta == later.theta
+    part = later.select([0])
+    assert set(later.after(part)) == set(later)  # what the earlier one has not stays as it is
+    with pytest.raises(ALoRAError, match="is not in the later one"):
+        part.after(later)
+
+
+def test_maps_are_equal_by_value(tmp_path):
+    one, same, other = make_map(values=1), make_map(values=1), make_map(values=2)
+    assert one == one and one == same and one != other and one != "map"
+    one.save_pretrained(tmp_path / "map")
+    assert ImportanceMap.from_pretrained(tmp_path / "map") == one
+    assert one != one.convert("bfloat16")
+    assert one.convert("log8") == same.convert("log8")
+    assert one != one.select([0])
+    name = next(iter(one))
+    moved = AdapterTheta(dict(one.theta) | {name: other.theta[name]}, one.adapter_state, one.adapter_config)
+    assert one != one.with_omega({n: one.stored(n) for n in one}, theta=moved)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
 
 
 def test_recording_a_second_task_while_protecting_the_first(recorded, token_data, training_arguments):

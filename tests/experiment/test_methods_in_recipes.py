@@ -15,7 +15,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, get_method
 from alora_trainer.experiment.methods.replay import ReplayOptions
 from alora_trainer.experiment.recipe.reading import load_recipe
-from alora_trainer.experiment.run.run import Run
+from alora_trainer.experiment.run.dependencies import result
 from alora_trainer.experiment.run.whole_recipe import run_recipe
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
@@ -61,13 +61,12 @@ def test_the_recording_of_the_whole_model_has_options_of_its_own(tmp_path: Path)
     recipe = load_recipe(path, {"method_options.si_full.record.max_steps": "1"})
     both = [
         recipe.training_arguments("record", tmp_path),
-        recipe.for_full_recording().training_arguments("record", tmp_path),
+        recipe.for_own_recording(get_method("si_full")).training_arguments("record", tmp_path),
     ]
     assert both[0].max_steps > 1 and both[1].max_steps == 1 and both[0].learning_rate == both[1].learning_rate
     settings = {}
     for name, one in (("as the recipe", load_recipe(path, {})), ("of its own", recipe)):
-        run = Run(one, tmp_path / "run")
-        settings[name] = [run.settings_of(get_method(method)) for method in ("si_full", "alora")]
+        settings[name] = [result(one, get_method(method)).settings for method in ("si_full", "alora")]
     assert settings["as the recipe"][0] != settings["of its own"][0]
     assert settings["as the recipe"][1] == settings["of its own"][1]
 
@@ -97,7 +96,7 @@ def all_methods(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         }
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alora_trainer.evaluation.runner.evaluate_model", evaluate)
+        patch.setattr("alora_trainer.experiment.run.evaluate.evaluate_model", evaluate)
         run_recipe(load_recipe(recipe, settings), output_dir=folder)
     return recipe, folder
 
@@ -141,12 +140,16 @@ def test_full_tuning_holds_all_parameters_from_where_it_starts(all_methods: tupl
 
     recipe, folder = all_methods
     base = dict(AutoModelForCausalLM.from_pretrained(recipe.parent / "model").named_parameters())
-    recorded, fisher = (ImportanceMap.from_pretrained(folder / part / "map") for part in ("record_full", "fisher_full"))
+    recorded, fisher = (
+        ImportanceMap.from_pretrained(folder / part / "map") for part in ("record_si_full", "fisher_full")
+    )
     start, of_base = (
         {name: held.reference[name.removesuffix(".weight")].weight.view(p.shape) for name, p in base.items()}
         for held in (recorded, fisher)
     )
     end = dict(AutoModelForCausalLM.from_pretrained(folder / "si_full" / "adapter").named_parameters())
+    norms = json.loads((folder / "results.json").read_text())["methods"]["si_full"]["layer_norms"]
+    assert set(norms) == set(recorded)  # and not those of the recording that the others share
     assert all(torch.equal(of_base[name], p) for name, p in base.items())
     assert all(not torch.equal(start[name], p) and not torch.equal(start[name], end[name]) for name, p in base.items())
     for held in (recorded, fisher):

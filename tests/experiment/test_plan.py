@@ -53,7 +53,7 @@ def recipe(tmp_path: Path) -> Callable[..., Recipe]:
     settings["lora"] = {"r": 8, "lora_alpha": 32, "target_modules": "all-linear"}
     settings["general"] |= {"block_length": 96, "train_tokens": 960, "test_bytes": 400}
     settings["domain"]["max_length"] = 96
-    settings["alora"]["save_storage"] = "float32"
+    settings["map"] = {"storage": "float32"}
     for section in ("record", "tune"):
         settings[section] |= {"per_device_train_batch_size": 6, "max_steps": 2}
     path.write_text(yaml.safe_dump(settings))

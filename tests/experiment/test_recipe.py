@@ -70,7 +70,7 @@ def test_the_demo_recipe_parses() -> None:
         ({"general.block_lenght": "1"}, "unknown key general.block_lenght: did you mean general.block_length?"),
         ({"domain.trian": "x"}, "unknown key domain.trian: did you mean domain.train?"),
         ({"evaluation.batchsize": "1"}, "unknown key evaluation.batchsize: did you mean evaluation.batch_size?"),
-        ({"methods": "base,lora_b"}, "unknown key methods.lora_b: did you mean methods.lora"),
+        ({"methods": "base,lora_b"}, "methods='lora_b' is unknown: did you mean 'lora_ab'?"),
         ({"methods": "lora,lora"}, "names one of them twice"),
         ({"methods": "[]"}, "must be a list of methods"),
         ({"seed": "x"}, "seed='x' must be a whole number"),

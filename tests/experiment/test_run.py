@@ -18,7 +18,8 @@ from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run import record as recording
-from alora_trainer.experiment.run import train as training
+from alora_trainer.experiment.run import tune as training
+from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.whole_recipe import evaluate_recipe, record_recipe, run_recipe, tune_recipe
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
@@ -48,7 +49,7 @@ def fast_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         total = sum(float(p.detach().double().abs().sum()) for name, p in model.named_parameters() if "lora_" in name)
         return Score(GeneralScore(token_perplexity=10 + total, subsets={}), {"sums": TaskScore(acc=0.5)})
 
-    monkeypatch.setattr("alora_trainer.evaluation.runner.evaluate_model", evaluate)
+    monkeypatch.setattr("alora_trainer.experiment.run.evaluate.evaluate_model", evaluate)
     return calls
 
 
@@ -122,7 +123,7 @@ def test_adapters_load_with_peft_alone(whole: Path, tiny: Path) -> None:
 def test_a_second_call_does_nothing_again(
     whole: Path, recipe: Callable[..., Recipe], fast_evaluation: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alora_trainer.experiment.run.train.train", lambda trainer: pytest.fail("trained again"))
+    monkeypatch.setattr("alora_trainer.experiment.run.tune.train", lambda trainer: pytest.fail("trained again"))
     before = (whole / "results.json").read_text()
     run_recipe(recipe(), output_dir=whole)
     assert fast_evaluation == []
@@ -230,7 +231,7 @@ def test_another_evaluation_is_refused_and_needs_no_new_training(
     other = recipe(**{"methods": "lora", "evaluation.limit": "2"})
     with pytest.raises(ALoRAError, match=r"evaluation.limit was None and is 2"):
         run_recipe(other, output_dir=tmp_path)
-    monkeypatch.setattr("alora_trainer.experiment.run.train.train", lambda trainer: pytest.fail("trained again"))
+    monkeypatch.setattr("alora_trainer.experiment.run.tune.train", lambda trainer: pytest.fail("trained again"))
     run_recipe(other, output_dir=tmp_path, overwrite=True)
     assert fast_evaluation == ["lora", "lora"]
 
@@ -306,6 +307,44 @@ def test_what_the_steps_refuse(recipe: Callable[..., Recipe], fast_evaluation: l
         evaluate_recipe(recipe(), output_dir=tmp_path / "b", method=get_method("lora"))
     with pytest.raises(ALoRAError, match="there is no adapter folder"):
         evaluate_recipe(recipe(), output_dir=tmp_path / "b", adapter=tmp_path / "none")
+
+
+def test_an_adapter_from_anywhere_is_scored_anew_when_it_or_the_base_is_another(
+    whole: Path, recipe: Callable[..., Recipe], fast_evaluation: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(whole / "lora" / "adapter", tmp_path / "adapter")
+    found = evaluate_recipe(recipe(), output_dir=tmp_path / "run", adapter=tmp_path / "adapter")
+    assert evaluate_recipe(recipe(), output_dir=tmp_path / "run", adapter=tmp_path / "adapter") == found
+    assert fast_evaluation == ["adapter"]
+    with pytest.raises(ALoRAError, match="adapter was made with other settings"):
+        other = recipe(**{"model.dtype": "bfloat16"})
+        evaluate_recipe(other, output_dir=tmp_path / "run", adapter=tmp_path / "adapter")
+    shutil.copyfile(
+        whole / "alora" / "adapter" / "adapter_model.safetensors", tmp_path / "adapter" / "adapter_model.safetensors"
+    )
+    with pytest.raises(ALoRAError, match="adapter was made with other settings"):
+        evaluate_recipe(recipe(), output_dir=tmp_path / "run", adapter=tmp_path / "adapter")
+
+
+def test_to_make_a_run_writes_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = Run(recipe(), tmp_path / "run", importance="./none")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ALoRAError, match="no importance map at"):
+        run.prepare_data()
+    assert not (tmp_path / "run").exists()
+    Run(recipe(), tmp_path / "run").prepare_data()
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").resolved() == recipe().resolved()
+
+
+def test_what_cannot_be_joined_is_refused_before_anything_is_done(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Over the merged base the adapters are joined at the end: a recorded bias would be lost, and a new one is no factor."""
+    for section in ("fresh_lora.bias", "lora.bias"):
+        one = recipe(**{"alora.start": "fresh", section: "all", "methods": "alora"})
+        with pytest.raises(ALoRAError, match="leave these out of lora and fresh_lora"):
+            run_recipe(one, output_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_meter_sees_what_was_held_and_let_go() -> None:

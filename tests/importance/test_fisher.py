@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.recording import fisher
-from alora_trainer.importance.recording.fisher import SquaredGradients, estimate_fisher
+from alora_trainer.importance.recording import squared_gradients
+from alora_trainer.importance.recording.fisher import estimate_fisher
+from alora_trainer.importance.recording.squared_gradients import AdaptedSquares
 from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.parameterization import Parameterization
 
 
 def batches(sizes: list[int], length: int = 7, seed: int = 5) -> list[dict[str, torch.Tensor]]:
@@ -79,7 +81,7 @@ def test_it_is_what_autograd_gives(
 def test_blocks_of_rows_do_not_matter(lora_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = lora_model(dtype=torch.float64), batches([3, 2])
     whole = estimate_fisher(model, data).omega
-    monkeypatch.setattr(fisher, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(squared_gradients, "BLOCK_ELEMENTS", 100)
     for name, values in estimate_fisher(model, data).omega.items():
         torch.testing.assert_close(values, whole[name], rtol=1e-12, atol=0)
 
@@ -118,7 +120,7 @@ def test_all_parameters_of_a_model(kind: str) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=40, n_positions=16)).double().eval()
     data = batches([3, 2])
-    estimate = estimate_fisher(model, data, kind=kind, full=True)
+    estimate = estimate_fisher(model, data, kind=kind, parameterization=Parameterization.FULL)
     expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     units = (
         data
@@ -187,7 +189,7 @@ def test_what_it_refuses(lora_model: Callable[..., Any]) -> None:
         estimate_fisher(model, batches([2]), kind="both")
     with pytest.raises(ALoRAError, match="at least one sample"):
         estimate_fisher(model, [])
-    squares = SquaredGradients(adapted_weights(model))
+    squares = AdaptedSquares(adapted_weights(model))
     squares.begin_batch(3)
     (data,) = batches([2])
     with pytest.raises(ALoRAError, match="does not see one row a sample"):

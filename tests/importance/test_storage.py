@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.basics.safetensors_writer import tensor_digest, write_tensors
-from alora_trainer.importance.kinds.elementwise import QUANTIZATION_BLOCK, LogarithmicOmega
 from alora_trainer.importance.kinds.factored import factorize
 from alora_trainer.importance.kinds.formats import FORMATS, store
+from alora_trainer.importance.kinds.logarithmic import QUANTIZATION_BLOCK, LogarithmicOmega
 
 
 def heavy_tailed(m: int, n: int, seed: int = 0, octaves: float = 4.0) -> torch.Tensor:
@@ -153,6 +153,7 @@ from pathlib import Path
 from peft import LoraConfig
 from alora_trainer import ImportanceMap
 from alora_trainer.weights.reference import Reference
+from alora_trainer.weights.theta import AdapterTheta
 
 def high_water():
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
@@ -164,7 +165,7 @@ m, n, count = 2048, 4096, 8
 names = [f"layer.{i}" for i in range(count)]
 reference = {k: Reference(torch.zeros(1, n), torch.zeros(m, 1), 1.0) for k in names}
 state = {f"base_model.model.{k}.lora_{f}.weight": getattr(r, f.lower()) for k, r in reference.items() for f in "AB"}
-make = lambda: ImportanceMap({k: torch.rand(m, n) for k in names}, reference, adapter_state=state, adapter_config=LoraConfig())
+make = lambda: ImportanceMap({k: torch.rand(m, n) for k in names}, AdapterTheta(reference, state, LoraConfig()))
 importance = make()
 importance.save_pretrained(sys.argv[1] + "/warm")
 del importance

@@ -54,7 +54,7 @@ def test_schedules(held, schedule, end, expected):
     original = ALoRATrainer._before_optimizer_step
 
     def spy(self):
-        values.append(self._protection.penalty.lam)
+        values.append(self.parts[0].penalty.lam)
         original(self)
 
     trainer._before_optimizer_step = spy.__get__(trainer)

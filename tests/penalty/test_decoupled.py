@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -212,19 +213,22 @@ def test_a_huge_lambda_holds_the_weights_and_learning_goes_on(lora_model, token_
 
 
 def test_a_step_that_the_optimizer_skipped_is_no_step(lora_model):
-    from alora_trainer.trainer.protecting import Protection
+    from alora_trainer.trainer.protecting import Protecting
 
     model = lora_model(moved=True)
     importance = made_map(model)
     move_factors(model, 0.05)
     weights = adapted_weights(model)
-    protection = Protection(weights, importance, ALoRAConfig(application="decoupled"), steps=10)
-    protection.begin_step()
+    protecting = Protecting(importance, ALoRAConfig(application="decoupled"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = SimpleNamespace(max_steps=10, global_step=0)
+    trainer = SimpleNamespace(model=model, optimizer=optimizer, state=state, accelerator=None)
+    protecting.begin(trainer, weights, resumes=False)
+    protecting.before_forward()
     before = [w.b.clone() for w in weights]
-    rates = {id(p): 0.1 for p in model.parameters()}
-    protection.after_optimizer_step(rates, skipped=True)
+    protecting.after_step(skipped=True)
     assert all(torch.equal(w.b, b) for w, b in zip(weights, before, strict=True))
-    protection.after_optimizer_step(rates, skipped=False)
+    protecting.after_step(skipped=False)
     assert not any(torch.equal(w.b, b) for w, b in zip(weights, before, strict=True))
 
 

@@ -21,7 +21,9 @@ from alora_trainer.artefact.importance_map import load_reference
 from alora_trainer.artefact.reading import check_reference, verify_map
 from alora_trainer.basics.safetensors_writer import tensor_digest
 from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import FullReference
+from alora_trainer.weights.theta import FullTheta
 from tests.importance.test_recorder import InOrder
 from tests.tiny_map import change_config, make_map
 
@@ -37,9 +39,7 @@ def made_map(model: Any, dtype: torch.dtype = torch.float32) -> ImportanceMap:
     weights = full_weights(model)
     return ImportanceMap(
         {w.name: torch.rand(w.shape, generator=generator, dtype=torch.float64).to(dtype) for w in weights},
-        {w.name: FullReference(w.matrices[0].clone()) for w in weights},
-        adapter_state={},
-        adapter_config=None,
+        FullTheta({w.name: FullReference(w.matrices[0].clone()) for w in weights}),
     )
 
 
@@ -205,7 +205,11 @@ def test_a_map_on_disk_is_the_map_in_memory(full_model, tmp_path):
     names = {path.name for path in (tmp_path / "map").iterdir()}
     assert "reference.safetensors" in names and not {"adapter_config.json", "adapter_model.safetensors"} & names
     again = ImportanceMap.from_pretrained(tmp_path / "map")
-    assert again.is_full and again.adapter_config is None and again.info.base_model == "tiny-org/tiny-llama"
+    assert (
+        again.parameterization is Parameterization.FULL
+        and again.adapter_config is None
+        and again.info.base_model == "tiny-org/tiny-llama"
+    )
     for name in importance:
         assert torch.equal(again[name], importance[name])
         assert torch.equal(again.reference[name].weight, importance.reference[name].weight)
@@ -217,7 +221,7 @@ def test_a_map_on_disk_is_the_map_in_memory(full_model, tmp_path):
     assert set(importance.select([1])) == set(block)
     card = (tmp_path / "map" / "README.md").read_text()
     assert "load_reference(model, importance)" in card and "full_parameters=True" in card and "PeftModel" not in card
-    assert verify_map(tmp_path / "map").is_full
+    assert verify_map(tmp_path / "map").parameterization is Parameterization.FULL
     assert "theta*" in describe(str(tmp_path / "map"))
 
 
@@ -317,7 +321,7 @@ def test_saving_the_model_saves_the_map_and_how_it_was_held(full_model, token_da
     recorder.train()
     recorder.save_model(str(tmp_path / "recorded"))
     again = ImportanceMap.from_pretrained(tmp_path / "recorded")
-    assert again.is_full and set(again) == set(recorder.importance)
+    assert again.parameterization is Parameterization.FULL and set(again) == set(recorder.importance)
     config = ALoRAConfig(lam="auto", full_parameters=True)
     trainer = ALoRATrainer(full_model, training_arguments(max_steps=4), importance=again, alora=config, **settings)
     trainer.train()

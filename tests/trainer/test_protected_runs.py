@@ -18,7 +18,6 @@ from tests import tiny_recipe
 
 FRESH = {
     "methods": "alora",
-    "alora.start": "fresh",
     "fresh_lora": "{r: 3, target_modules: [q_proj, o_proj]}",
     "alora.missing": "uniform",
 }
@@ -34,17 +33,17 @@ def training(folder: Path) -> dict:
     return json.loads((folder / "alora" / "training.json").read_text())["train"]
 
 
-@pytest.mark.parametrize("fresh_base", ["merged", "bare"])
-def test_a_fresh_adapter_comes_out_as_one_of_the_bare_base(recipe_path, tmp_path, fresh_base):
+@pytest.mark.parametrize("start_from", ["merged", "bare"])
+def test_a_fresh_adapter_comes_out_as_one_of_the_bare_base(recipe_path, tmp_path, start_from):
     """The evaluated adapter is an ordinary one: on the bare base it gives what training on the merged base ended with."""
-    recipe = load_recipe(recipe_path, FRESH | {"alora.fresh_base": fresh_base, "alora.application": "decoupled"})
+    recipe = load_recipe(recipe_path, FRESH | {"alora.start": start_from, "alora.application": "decoupled"})
     results = run_recipe(recipe, output_dir=tmp_path)
     assert (results.methods["alora"].general.token_perplexity or 0) > 1
     config = json.loads((tmp_path / "alora" / "adapter" / "adapter_config.json").read_text())
     targets = {name.rpartition(".")[2] for name in config["target_modules"]}
-    assert targets == ({"q_proj", "v_proj", "o_proj"} if fresh_base == "merged" else {"q_proj", "o_proj"})
+    assert targets == ({"q_proj", "v_proj", "o_proj"} if start_from == "merged" else {"q_proj", "o_proj"})
     told = json.loads((tmp_path / "alora" / "adapter" / "importance_tuning.json").read_text())
-    assert (told["protection"]["fresh_base"], told["over_merged"]) == (fresh_base, False) and told["data"]["sources"]
+    assert (told["protection"]["start"], told["over_merged"]) == (start_from, False) and told["data"]["sources"]
     card = (tmp_path / "alora" / "adapter" / "README.md").read_text()
     assert "tuned while its general ability was held" in card and "where the training started" not in card
     ids = torch.arange(2, 30)[None]
@@ -52,8 +51,8 @@ def test_a_fresh_adapter_comes_out_as_one_of_the_bare_base(recipe_path, tmp_path
         alone = with_saved_adapter(load_base(recipe), tmp_path / "alora" / "adapter", trainable=False)(ids).logits
         bare = load_base(recipe)(ids).logits
         recorded = with_saved_adapter(load_base(recipe), tmp_path / "record" / "map", trainable=False)(ids).logits
-    start = recorded if fresh_base == "merged" else bare
-    other = bare if fresh_base == "merged" else recorded
+    start = recorded if start_from == "merged" else bare
+    other = bare if start_from == "merged" else recorded
     assert not torch.allclose(alone, start, atol=1e-6)
     assert float((alone - start).norm()) != pytest.approx(float((alone - other).norm()), rel=1e-6)
 
@@ -133,7 +132,7 @@ def test_self_text_is_its_own_probe(recipe_path, tmp_path):
         ({"alora.budget": "0.1", "methods": "alora"}, "leaves nothing for a probe: set general.probe"),
         ({"alora.budget": "0.1", "methods": "alora", "general.train_tokens": "100000"}, "no probe can be taken"),
         ({"general.probe": "words_test.jsonl"}, "general.probe.* is text of general.test"),
-        ({"fresh_lora": "{r: 4}"}, "fresh_lora is for a new adapter: set alora.start to fresh"),
+        ({"fresh_lora": "{r: 4}"}, "fresh_lora is for a new adapter: set alora.start to merged or bare"),
         ({"general.probe_tokens": "3"}, "general.probe_tokens must be a whole number of at least 16"),
     ],
 )

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.experiment.run.start import join_adapters
 from alora_trainer.penalty.layer_weights import given_layer_weights, layer_coefficients
-from alora_trainer.trainer.protecting import Protection
+from alora_trainer.trainer.protecting import Protecting
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.reference import Reference
 from tests.conftest import move_factors
@@ -27,10 +27,7 @@ def delta(weight) -> torch.Tensor:
 def map_with_samples(model) -> ImportanceMap:
     importance = made_map(model)
     samples = {weight.name: weight.base_sample() for weight in adapted_weights(model)}
-    return ImportanceMap(
-        {name: importance.stored(name) for name in importance}, importance.reference,
-        adapter_state={}, adapter_config=None, base_samples=samples,
-    )  # fmt: skip
+    return importance.with_omega({name: importance.stored(name) for name in importance}, base_samples=samples)
 
 
 @pytest.fixture
@@ -46,30 +43,28 @@ def fresh(base, **lora):
     return get_peft_model(base, LoraConfig(**settings))
 
 
-def protection(model, importance, **alora) -> Protection:
+def protection(model, importance, **alora) -> Protecting:
     config = ALoRAConfig(**({"lam": 1.0, "layer_weights": "none", "normalize": False} | alora))
-    weights = importance.check_model(
-        model, start=config.start, fresh_base=config.fresh_base, missing=config.missing
-    )  # fmt: skip
-    held = Protection(weights, importance, config, steps=10)
-    held.begin_step()
+    held = Protecting(importance, config)
+    held.prepare(importance.check_model(model, start=config.start, missing=config.missing), steps=10)
+    held.before_forward()
     return held
 
 
-@pytest.mark.parametrize("fresh_base", ["merged", "bare"])
+@pytest.mark.parametrize("start", ["merged", "bare"])
 @pytest.mark.parametrize("anchor", ["reference", "base"])
-def test_the_penalty_of_a_fresh_adapter(recorded, fresh_base, anchor):
+def test_the_penalty_of_a_fresh_adapter(recorded, start, anchor):
     """On its own movement, or on what moved since the base: the merged base has moved by theta* already."""
     model, importance = recorded
     moved = {weight.name: delta(weight) for weight in adapted_weights(model)}
     base = copy.deepcopy(model)
-    base = base.merge_and_unload() if fresh_base == "merged" else base.unload()
+    base = base.merge_and_unload() if start == "merged" else base.unload()
     new = fresh(base)
     move_factors(new, 0.1)
-    held = protection(new, importance, start="fresh", fresh_base=fresh_base, anchor=anchor)
+    held = protection(new, importance, start=start, anchor=anchor)
     expected = torch.zeros((), dtype=torch.float64)
     for weight in adapted_weights(new):
-        since_base = moved[weight.name] if fresh_base == "merged" and anchor == "base" else 0
+        since_base = moved[weight.name] if start == "merged" and anchor == "base" else 0
         expected += (importance[weight.name].double() * (delta(weight) + since_base) ** 2).sum()
     held.loss_term(torch.float32, torch.device("cpu"))
     assert float(held.value) == pytest.approx(float(expected), rel=1e-5)
@@ -90,7 +85,7 @@ def test_a_fresh_adapter_is_held_where_it_starts(recorded, token_data, training_
     drifts = {}
     for lam in (0.0, 1e4):
         new = fresh(copy.deepcopy(model).merge_and_unload(), r=2)
-        config = ALoRAConfig(lam=lam, start="fresh", application=application)
+        config = ALoRAConfig(lam=lam, start="merged", application=application)
         with caplog.at_level(logging.WARNING, logger="alora_trainer"):
             trainer = ALoRATrainer(
                 new, training_arguments(max_steps=20, learning_rate=0.01), train_dataset=token_data(),
@@ -106,12 +101,12 @@ def test_a_base_that_is_not_what_was_said_is_refused(recorded):
     model, importance = recorded
     merged = fresh(copy.deepcopy(model).merge_and_unload())
     bare = fresh(copy.deepcopy(model).unload())
-    importance.check_model(merged, start="fresh", fresh_base="merged")
-    importance.check_model(bare, start="fresh", fresh_base="bare")
+    importance.check_model(merged, start="merged")
+    importance.check_model(bare, start="bare")
     with pytest.raises(ALoRAError, match="merge the map's own adapter into the base"):
-        importance.check_model(bare, start="fresh", fresh_base="merged")
+        importance.check_model(bare, start="merged")
     with pytest.raises(ALoRAError, match="load the base model that the map names"):
-        importance.check_model(merged, start="fresh", fresh_base="bare")
+        importance.check_model(merged, start="bare")
 
 
 def test_another_base_is_taken_if_it_is_allowed_but_never_the_wrong_one_of_merged_and_bare(recorded, caplog):
@@ -119,20 +114,20 @@ def test_another_base_is_taken_if_it_is_allowed_but_never_the_wrong_one_of_merge
     other = copy.deepcopy(model).unload()
     for parameter in other.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-    settings = {"start": "fresh", "fresh_base": "bare"}
+    settings = {"start": "bare"}
     with pytest.raises(ALoRAError, match="other base weights.*or set allow_other_revision"):
         importance.check_model(fresh(copy.deepcopy(other)), **settings)
     assert importance.check_model(fresh(other), **settings, allow_other_revision=True)
     assert "going on, as allow_other_revision says" in caplog.text
     bare = fresh(copy.deepcopy(model).unload())
     with pytest.raises(ALoRAError, match="are as recorded, and should be with the recorded adapter"):
-        importance.check_model(bare, start="fresh", fresh_base="merged", allow_other_revision=True)
+        importance.check_model(bare, start="merged", allow_other_revision=True)
 
 
 def test_a_trainer_says_that_its_adapter_is_for_the_merged_base(recorded, token_data, training_arguments):
     model, importance = recorded
     new = fresh(copy.deepcopy(model).merge_and_unload())
-    config = ALoRAConfig(lam=0.1, start="fresh", budget=None, lam_schedule="linear")
+    config = ALoRAConfig(lam=0.1, start="merged", budget=None, lam_schedule="linear")
     trainer = ALoRATrainer(
         new, training_arguments(), train_dataset=token_data(), importance=importance, alora=config
     )  # fmt: skip
@@ -151,11 +146,11 @@ def test_a_small_recorded_movement_still_tells_merged_from_bare(lora_model):
     importance = map_with_samples(model)
     merged = fresh(copy.deepcopy(model).merge_and_unload(), target_modules=["q_proj", "v_proj"])
     bare = fresh(copy.deepcopy(model).unload(), target_modules=["q_proj", "v_proj"])
-    importance.check_model(merged, start="fresh")
+    importance.check_model(merged, start="merged")
     with pytest.raises(ALoRAError, match="the base weights are as recorded, and should be with the recorded adapter"):
-        importance.check_model(bare, start="fresh")
+        importance.check_model(bare, start="merged")
     with pytest.raises(ALoRAError, match="the base weights are with the recorded adapter in it, and should be as rec"):
-        importance.check_model(merged, start="fresh", fresh_base="bare")
+        importance.check_model(merged, start="bare")
 
 
 def test_weights_without_an_importance(recorded):
@@ -165,11 +160,11 @@ def test_weights_without_an_importance(recorded):
     with pytest.raises(
         ALoRAError, match="no importance of model.layers.0.self_attn.o_proj.*missing='uniform' or 'free'"
     ):
-        importance.check_model(new, start="fresh")
+        importance.check_model(new, start="merged")
     known = [weight for weight in adapted_weights(new) if weight.name in importance]
-    free = protection(new, importance, start="fresh", missing="free")
+    free = protection(new, importance, start="merged", missing="free")
     assert [weight.name for weight in free.weights] == [weight.name for weight in known]
-    uniform = protection(new, importance, start="fresh", missing="uniform")
+    uniform = protection(new, importance, start="merged", missing="uniform")
     assert len(uniform.weights) == 6
     mean = importance.total([w.name for w in known]) / sum(w.shape[0] * w.shape[1] for w in known)
     expected = torch.zeros((), dtype=torch.float64)
@@ -183,7 +178,7 @@ def test_weights_without_an_importance(recorded):
 def test_free_weights_train_like_plain_lora(recorded, token_data, training_arguments, caplog):
     model, importance = recorded
     new = fresh(copy.deepcopy(model).merge_and_unload(), target_modules=["v_proj", "o_proj"])
-    config = ALoRAConfig(lam=1e6, start="fresh", missing="free", application="decoupled")
+    config = ALoRAConfig(lam=1e6, start="merged", missing="free", application="decoupled")
     trainer = ALoRATrainer(
         new, training_arguments(max_steps=6), train_dataset=token_data(), importance=importance, alora=config
     )
@@ -200,7 +195,7 @@ def test_nothing_to_hold_is_refused(recorded):
     model, importance = recorded
     new = fresh(copy.deepcopy(model).merge_and_unload(), target_modules=["o_proj"])
     with pytest.raises(ALoRAError, match="none of the adapted weights"):
-        protection(new, importance, start="fresh", missing="free")
+        protection(new, importance, start="merged", missing="free")
 
 
 def test_given_layer_weights(recorded):
@@ -218,7 +213,7 @@ def test_given_layer_weights(recorded):
     assert normal[names[0]] / normal[names[-1]] == pytest.approx(found[names[0]] / found[names[-1]])
     moved = protection(model, importance, layer_weights=given)
     move_factors(model, 0.1)
-    moved.begin_step()
+    moved.before_forward()
     moved.loss_term(torch.float32, torch.device("cpu"))
     expected = 0.0
     for weight in adapted_weights(model):
@@ -254,7 +249,7 @@ def test_layer_weights_that_do_not_fit(recorded, given, error):
         ({"budget": 0.01, "lam_schedule": "linear"}, "leave one of the two out"),
         ({"lam_end_factor": -1}, "lam_end_factor=-1"),
         ({"probe_steps": 0}, "probe_steps=0 must be a whole number"),
-        ({"start": "anew"}, "start='anew' is unknown: use one of 'continue', 'fresh'"),
+        ({"start": "anew"}, "start='anew' is unknown: use one of 'recorded', 'merged', 'bare'"),
         ({"missing": None}, "missing=None is unknown"),
     ],
 )
@@ -300,7 +295,7 @@ def test_a_reference_of_another_form_keeps_its_accuracy(recorded):
     model, importance = recorded
     new = fresh(copy.deepcopy(model).merge_and_unload())
     move_factors(new, 1e-6)
-    held = protection(new, importance, start="fresh")
+    held = protection(new, importance, start="merged")
     expected = sum((importance[w.name].double() * delta(w) ** 2).sum() for w in adapted_weights(new))
     held.loss_term(torch.float32, torch.device("cpu"))
     assert float(held.value) == pytest.approx(float(expected), rel=1e-5)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
-from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, is_hub_id, loadable_name, public_name
+from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, loadable_name, public_name
 from alora_trainer.artefact.cards.map_card import render
 from alora_trainer.artefact.cards.tuning import Tuning
+from alora_trainer.basics.hub_ids import is_hub_id
 
 TEMPLATE = Path(__file__).parent / "adapter_card.md"
 TAGS = ("elementwise-regularization", "lora", "forgetting")

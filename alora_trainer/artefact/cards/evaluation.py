@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from huggingface_hub import EvalResult
+
 from alora_trainer.basics.scores import Score, TaskScore
 
 
@@ -24,8 +26,6 @@ class CardScores:
 
 def evaluation_entries(scores: CardScores) -> list[Any]:
     """The score as `huggingface_hub.EvalResult`: accuracies of the tasks, and perplexity on general text."""
-    from huggingface_hub import EvalResult
-
     entries = []
     for name, task in scores.score.tasks.items():
         # Results that are older than `source` do not say which data set the items are of.

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether a model's or data set's name is an id of the Hub, and no folder."""
-    return name is not None and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+from alora_trainer.basics.hub_ids import is_hub_id
 
 
 def public_name(name: str | None) -> str:
@@ -26,15 +20,6 @@ def public_name(name: str | None) -> str:
 def loadable_name(name: str | None) -> str:
     """What `from_pretrained` takes in a card's code: the Hub id, or a word that says what to put there."""
     return str(name) if is_hub_id(name) else "FOLDER_OF_THE_BASE_MODEL"
-
-
-def size_text(size: float) -> str:
-    """Bytes in decimal units, as the Hub shows them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def duration_text(seconds: float) -> str:

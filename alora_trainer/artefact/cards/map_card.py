@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import (
@@ -14,33 +16,23 @@ from alora_trainer.artefact.cards.facts import (
     data_text,
     dataset_ids,
     duration_text,
-    is_hub_id,
     loadable_name,
     public_name,
-    size_text,
 )
-from alora_trainer.artefact.config_file import MapConfig
+from alora_trainer.artefact.entries import MapConfig
 from alora_trainer.artefact.files import HEATMAP_FILE
-
-if TYPE_CHECKING:
-    from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.artefact.theta_files import THETA_FILES
+from alora_trainer.basics.hub_ids import is_hub_id
+from alora_trainer.basics.sizes import size_text
+from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.recording.estimators import ESTIMATORS
+from alora_trainer.importance.recording.fisher import FISHER_DESCRIPTIONS
 
 TEMPLATE = Path(__file__).parent / "map_card.md"
 # By these tags a map is found. None of them can be taken for PEFT's "Activated LoRA".
 MAP_TAG = "importance-map"
-TAGS = (MAP_TAG, "elementwise-importance", "lora", "forgetting")
 # What stands in the card for the map while it has no repository of its own.
 UNPUBLISHED = "FOLDER_OR_HUB_ID"
-
-_ESTIMATORS = {
-    "path": "the path integral of Synaptic Intelligence along the movement that the optimizer really made (eq. 13-15)",
-    "paper": "the path integral of Synaptic Intelligence as the paper writes it, learning rate times gradient (eq. 13-15)",
-    "projected": "the path integral of Synaptic Intelligence along the optimizer's movement, with an estimate of the weights' "
-    "true gradient from those of the adapter's factors (eq. 15)",
-    "fisher": "the diagonal of the empirical Fisher information: squared gradients of the base weights, sample by sample",
-    "fisher_batch": "squared gradients of the base weights over whole batches, as EWCLoRA was published",
-    "exact": "the path integral of Synaptic Intelligence with the true gradient of the weights (eq. 15)",
-}
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class MapCard:
     cost: str
     licences: str
     versions: str
-    full: bool
+    parameterization: str
     picture: str | None
     measured: str | None
     metadata: Mapping[str, Any] = field(repr=False)
@@ -77,8 +69,15 @@ class MapCard:
 
 
 def map_tags(config: MapConfig) -> tuple[str, ...]:
-    """The tags of a map's card; without LoRA where the weights themselves were tuned."""
-    return tuple(tag for tag in TAGS if not (tag == "lora" and config.is_full))
+    """The tags of a map's card: that it is one, the kind of importance, and what was trained."""
+    return (MAP_TAG, f"{config.kind}-importance", *THETA_FILES[config.parameterization].tags, "forgetting")
+
+
+def estimator_text(name: str) -> str:
+    """How importance was estimated, as a part of a sentence."""
+    if name in ESTIMATORS:
+        return ESTIMATORS[name].description
+    return FISHER_DESCRIPTIONS.get(name, f"the estimator `{name}` of alora-trainer")
 
 
 def layer_table(importance: ImportanceValues) -> dict[str, dict[str, float | None]]:
@@ -115,30 +114,15 @@ def map_card(
     info = config.info
     licences = licences or Licences(stated=info.license)
     estimator = info.estimator or "unknown"
-    elements = sum(math.prod(weight.shape) for weight in config.weights.values())
+    stated = {**_metadata(config, licences), **(metadata or {})}
     formats = {storage: size_text(config.format_bytes(storage)) for storage in config.formats}
-    facts = {
-        "library_name": None if config.is_full else "peft",
-        "license": licences.for_metadata,
-        "base_model": info.base_model if is_hub_id(info.base_model) else None,
-        "base_model_relation": "adapter" if is_hub_id(info.base_model) and not config.is_full else None,
-        "datasets": dataset_ids(info.data) or None,
-        "tags": list(map_tags(config)),
-        "importance_map": {
-            "estimator": estimator,
-            "tokens": info.tokens,
-            "weights": len(config.weights),
-            "elements": elements,
-            "formats": {storage: config.format_bytes(storage) for storage in config.formats},
-        },
-    }
     return MapCard(
         source=repo_id or UNPUBLISHED,
         base=public_name(info.base_model),
         base_source=loadable_name(info.base_model),
         base_revision=info.base_revision,
         estimator=estimator,
-        how=_ESTIMATORS.get(estimator, f"the estimator `{estimator}` of alora-trainer"),
+        how=estimator_text(estimator),
         xi=info.xi,
         steps=info.steps,
         tokens=info.tokens,
@@ -149,18 +133,42 @@ def map_card(
         earlier_tasks=len(info.earlier_tasks),
         weights=len(config.weights),
         kinds=", ".join(f"`{kind}`" for kind in dict.fromkeys(name.rpartition(".")[2] for name in config.weights)),
-        elements=elements,
+        elements=_elements(config),
         formats=formats,
         first_format=config.storage,
         cost=_cost_text(info.cost),
         licences=licences.text,
         versions=", ".join(f"{name} {version}" for name, version in info.versions.items()) or "not recorded",
-        full=config.is_full,
+        parameterization=config.parameterization.value,
         picture=HEATMAP_FILE if picture else None,
         measured=forgotten_text(results) if results else None,
-        metadata={key: value for key, value in {**facts, **(metadata or {})}.items() if value is not None},
+        metadata={key: value for key, value in stated.items() if value is not None},
         evaluation=tuple(evaluation_entries(results)) if results else (),
     )
+
+
+def _metadata(config: MapConfig, licences: Licences) -> dict[str, Any]:
+    """What the Hub is to know of a map; None for what is not known."""
+    info, theta_files = config.info, THETA_FILES[config.parameterization]
+    return {
+        "library_name": theta_files.library,
+        "license": licences.for_metadata,
+        "base_model": info.base_model if is_hub_id(info.base_model) else None,
+        "base_model_relation": theta_files.relation if is_hub_id(info.base_model) else None,
+        "datasets": dataset_ids(info.data) or None,
+        "tags": list(map_tags(config)),
+        "importance_map": {
+            "estimator": info.estimator or "unknown",
+            "tokens": info.tokens,
+            "weights": len(config.weights),
+            "elements": _elements(config),
+            "formats": {storage: config.format_bytes(storage) for storage in config.formats},
+        },
+    }
+
+
+def _elements(config: MapConfig) -> int:
+    return sum(math.prod(weight.shape) for weight in config.weights.values())
 
 
 def _cost_text(cost: Mapping[str, Any]) -> str:
@@ -176,8 +184,6 @@ def _cost_text(cost: Mapping[str, Any]) -> str:
 
 def render(card: Any, template: Path, model_name: str) -> str:
     """The text of a card: metadata for the Hub, then the template with the card's facts in it."""
-    from huggingface_hub import ModelCard, ModelCardData
-
     metadata: dict[str, Any] = dict(card.metadata)
     if card.evaluation:
         metadata |= {"eval_results": list(card.evaluation), "model_name": model_name}

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.artefact.cards.facts import is_hub_id, public_name
+from alora_trainer.artefact.cards.facts import public_name
 from alora_trainer.artefact.files import read_json
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.start import with_start
 
 TUNING_FILE = "importance_tuning.json"
 SCHEMA = 1
@@ -67,4 +69,4 @@ def read_tuning(folder: Path) -> Tuning:
         raise ALoRAError(f"{path} is damaged: train the adapter again, or publish it without")
     if not all(value is None or isinstance(value, str) for value in texts):
         raise ALoRAError(f"{path} is damaged: train the adapter again, or publish it without")
-    return Tuning(**content)
+    return Tuning(**content | {"protection": with_start(content["protection"], quiet=True)})

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from alora_trainer.artefact.config_file import MapConfig, read_config, write_config
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from alora_trainer.artefact.config_file import read_config, write_config
+from alora_trainer.artefact.entries import MapConfig
 from alora_trainer.artefact.files import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
     CARD_FILE,
     CONFIG_FILE,
     HEATMAP_FILE,
     LAYERS_FILE,
-    REFERENCE_FILE,
     check_inside,
     is_omega_file,
     write_folder,
 )
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.artefact.reading import load_map, verify_map
+from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.artefact.writing import MAX_SHARD_BYTES, save_map
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.origin import Origin
@@ -59,8 +63,6 @@ def fetch(
     repo_id, revision = split_id(source, revision)
     folder, config = fetch_config(repo_id, revision=revision, token=token)
     origin = Origin(repo_id, folder.name)
-    from huggingface_hub import snapshot_download
-
     with hub_errors(repo_id, revision, "fetched"):
         snapshot_download(
             repo_id,
@@ -88,7 +90,7 @@ def split_id(source: str, revision: str | None) -> tuple[str, str | None]:
         ALoRAError: it is no Hub id, or has a revision though another one is given.
     """
     repo_id, at, named = source.partition("@")
-    if Path(source).exists() or repo_id.count("/") != 1 or source.startswith((".", "/", "~")):
+    if Path(source).exists() or not is_hub_id(repo_id):
         raise ALoRAError(
             f"there is no importance map at {source}: give a folder written by save_pretrained, or a Hub id"
         )
@@ -105,9 +107,6 @@ def fetch_config(repo_id: str, *, revision: str | None, token: str | bool | None
     Raises:
         ALoRAError: there is no such repository, or it holds no importance map.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     with hub_errors(repo_id, revision, "fetched"):
         try:
             path = Path(hf_hub_download(repo_id, CONFIG_FILE, revision=revision, token=token))
@@ -121,8 +120,11 @@ def fetch_config(repo_id: str, *, revision: str | None, token: str | bool | None
 def needed_files(config: MapConfig, storage: str | None, layers: Layers | None, *, extras: bool = False) -> list[str]:
     """The files of a repository that reading a map in a format, and some weights of it, needs."""
     names = select_weights(config.weights, layers)
-    theta = [REFERENCE_FILE] if config.is_full else [ADAPTER_CONFIG_FILE, ADAPTER_FILE]
-    files = [CONFIG_FILE, *theta, *config.omega_files(config.format_for(storage), names)]
+    files = [
+        CONFIG_FILE,
+        *THETA_FILES[config.parameterization].files,
+        *config.omega_files(config.format_for(storage), names),
+    ]
     if extras:
         files += [name for name in (LAYERS_FILE, HEATMAP_FILE) if name in config.files] + [CARD_FILE]
     return files
@@ -176,12 +178,10 @@ def _copy(source: Path, target: Path, config: MapConfig, storage: str) -> None:
         shutil.copyfile(check_inside(source, name), target / name)
     if (source / CARD_FILE).is_file():
         shutil.copyfile(source / CARD_FILE, target / CARD_FILE)
-    only = MapConfig(
-        **{
-            **vars(config),
-            "storage": storage,
-            "formats": {storage: config.formats[storage]},
-            "files": {name: config.files[name] for name in kept},
-        }
+    only = replace(
+        config,
+        storage=storage,
+        formats={storage: config.formats[storage]},
+        files={name: config.files[name] for name in kept},
     )
     write_config(only, target)

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx2
+from huggingface_hub import errors
+
 from alora_trainer.errors import ALoRAError
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_-]+|(?i:bearer)\s+\S+")
@@ -19,9 +22,6 @@ def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]
         repo_id, revision: what is asked for.
         doing: what for, as in "cannot be {doing}".
     """
-    import httpx2
-    from huggingface_hub import errors
-
     at = f" at revision {revision}" if revision else ""
     try:
         yield

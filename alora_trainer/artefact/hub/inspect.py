@@ -6,12 +6,17 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from alora_trainer.artefact.cards.facts import data_text, size_text
-from alora_trainer.artefact.config_file import MapConfig, TensorEntry, read_config
-from alora_trainer.artefact.files import ADAPTER_FILE, REFERENCE_FILE, check_inside
+from huggingface_hub import HfApi
+
+from alora_trainer.artefact.cards.facts import data_text
+from alora_trainer.artefact.config_file import read_config
+from alora_trainer.artefact.entries import MapConfig, TensorEntry
+from alora_trainer.artefact.files import check_inside
 from alora_trainer.artefact.hub.download import cached_origin, fetch_config, split_id
 from alora_trainer.artefact.hub.errors import hub_errors
-from alora_trainer.artefact.tensor_file import TensorHeader, check_header, read_header
+from alora_trainer.artefact.tensor_file import TORCH_NAMES, TensorHeader, check_header, read_header
+from alora_trainer.artefact.theta_files import THETA_FILES
+from alora_trainer.basics.sizes import size_text
 from alora_trainer.importance.selection import block_number
 
 Header = Callable[[str], dict[str, TensorHeader]]
@@ -42,7 +47,7 @@ def check_headers(config: MapConfig, header: Header) -> None:
     Raises:
         ALoRAError: one is not as described.
     """
-    entries: list[TensorEntry] = [*config.adapter.values(), *config.reference.values()]
+    entries: list[TensorEntry] = [*config.theta.tensors.values()]
     entries += [part for parts in config.formats.values() for weight in parts.values() for part in weight.values()]
     headers = {file: header(file) for file in dict.fromkeys(entry.file for entry in entries)}
     for entry in entries:
@@ -55,10 +60,7 @@ def _local_header(folder: Path) -> Header:
 
 def _remote_header(repo_id: str, folder: Path, token: str | bool | None) -> Header:
     """Headers of a repository's files: from the cache where a file is there, else by a request for these bytes alone."""
-    from huggingface_hub import HfApi
-
     api = HfApi(token=token)
-    names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "U8": "uint8"}
 
     def header(file: str) -> dict[str, TensorHeader]:
         if (folder / file).is_file():
@@ -66,7 +68,7 @@ def _remote_header(repo_id: str, folder: Path, token: str | bool | None) -> Head
         with hub_errors(repo_id, folder.name, "inspected"):
             found = api.parse_safetensors_file_metadata(repo_id, file, revision=folder.name)
         return {
-            name: TensorHeader(names.get(tensor.dtype, tensor.dtype), tuple(tensor.shape))
+            name: TensorHeader(TORCH_NAMES.get(tensor.dtype, tensor.dtype), tuple(tensor.shape))
             for name, tensor in found.tensors.items()
         }
 
@@ -80,9 +82,11 @@ def _lines(config: MapConfig) -> list[str]:
     kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in config.weights))
     within = f", blocks {blocks[0]} to {blocks[-1]}" if blocks else ""
     revision = f", revision {info.base_revision}" if info.base_revision else ""
+    theta_label, theta_text = THETA_FILES[config.parameterization].described(config)
     rows = {
         "base model": f"{info.base_model or 'not named'}{revision}",
         "weights": f"{len(config.weights)} ({kinds}{within}), {elements:,} elements",
+        "kind": config.kind,
         "estimator": f"{info.estimator}, xi {info.xi}" if info.xi is not None else str(info.estimator),
         "recorded": f"{info.steps:,} steps, {info.tokens:,} tokens, {info.optimizer}, learning rate {info.learning_rate}",
         "text": data_text(info.data),
@@ -91,8 +95,7 @@ def _lines(config: MapConfig) -> list[str]:
             f"{name} {size_text(config.format_bytes(name))} in {_files(len(config.omega_files(name)))}"
             for name in config.formats
         ),
-        "adapter": "" if config.is_full else f"{len(config.adapter)} tensors, {size_text(config.files[ADAPTER_FILE])}",
-        "theta*": f"the weights themselves, {size_text(config.files[REFERENCE_FILE])}" if config.is_full else "",
+        theta_label: theta_text,
         "licence": info.license or "not stated",
         "software": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     }

@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from alora_trainer.artefact.cards.facts import Licences, is_hub_id
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from alora_trainer.artefact.cards.facts import Licences
+from alora_trainer.basics.hub_ids import is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +31,6 @@ def look_up(base_model: str | None, texts: Iterable[str], stated: str | None, to
 
 
 def _licence(repo_id: str, kind: str, token: str | bool | None) -> str | None:
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
     try:
         card = getattr(HfApi(token=token).repo_info(repo_id, repo_type=kind), "card_data", None)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError) as error:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alora_trainer.artefact.cards.facts import size_text
+from huggingface_hub import HfApi
+
 from alora_trainer.artefact.cards.map_card import MAP_TAG
 from alora_trainer.artefact.hub.errors import hub_errors
+from alora_trainer.basics.sizes import size_text
 from alora_trainer.importance.kinds.formats import FORMATS
-
-# From the most exact to the smallest.
-_EXACTNESS = ("float64", "float32", "bfloat16", "log8", "factored")
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class FoundMap:
 
     Attributes:
         repo_id: what `from_pretrained` and ``--importance`` take.
-        formats: bytes by storage format, the most exact first.
+        formats: bytes by storage format, the largest (which is the most exact) first.
     """
 
     repo_id: str
@@ -43,8 +42,6 @@ def search_maps(base_model: str, *, limit: int = 20, token: str | bool | None = 
     Raises:
         ALoRAError: the Hub cannot be asked.
     """
-    from huggingface_hub import HfApi
-
     with hub_errors(base_model, None, "searched for"):
         models = HfApi(token=token).list_models(
             filter=[MAP_TAG, f"base_model:{base_model}"], sort="downloads", limit=limit, cardData=True, full=True
@@ -58,7 +55,8 @@ def _found(model: Any) -> FoundMap:
     facts = facts if isinstance(facts, Mapping) else {}
     stated = facts.get("formats")
     stated = stated if isinstance(stated, Mapping) else {}
-    sizes = {name: stated[name] for name in _EXACTNESS if name in FORMATS and type(stated.get(name)) is int}
+    known = [name for name in stated if name in FORMATS and type(stated[name]) is int]
+    sizes = {name: stated[name] for name in sorted(known, key=lambda name: -stated[name])}
     datasets = card.get("datasets") or []
     estimator, tokens = facts.get("estimator"), facts.get("tokens")
     return FoundMap(

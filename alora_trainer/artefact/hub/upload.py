@@ -7,11 +7,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+from alora_trainer.artefact.adapter_file import write_public_adapter_config
+from alora_trainer.artefact.cards.adapter_card import write_adapter_card
 from alora_trainer.artefact.cards.evaluation import CardScores
-from alora_trainer.artefact.cards.facts import is_hub_id, licensed_texts, public_name
-from alora_trainer.artefact.config_file import MapConfig, write_config
+from alora_trainer.artefact.cards.facts import licensed_texts, public_name
+from alora_trainer.artefact.cards.map_card import write_map_card
+from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning
+from alora_trainer.artefact.config_file import write_config
+from alora_trainer.artefact.entries import MapConfig
 from alora_trainer.artefact.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -20,15 +27,16 @@ from alora_trainer.artefact.files import (
     HEATMAP_FILE,
     check_inside,
     is_replaceable,
-    read_json,
-    write_json,
 )
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.artefact.hub.licences import look_up
+from alora_trainer.artefact.reading import verify_map
+from alora_trainer.artefact.tensor_file import read_header
+from alora_trainer.artefact.theta_files import THETA_FILES
+from alora_trainer.artefact.writing import MAX_SHARD_BYTES, chosen_formats, write_map
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
-
-if TYPE_CHECKING:
-    from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.importance_values import ImportanceValues
 
 _OF_AN_ADAPTER = (ADAPTER_FILE, ADAPTER_CONFIG_FILE)
 
@@ -40,7 +48,7 @@ def push_map(
     repo_id: str,
     *,
     storage: str | Sequence[str] | None = None,
-    max_shard_bytes: int = 1 << 29,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     **settings: Any,
 ) -> str:
     """Publish a map that is in memory; `settings` as in `push_folder`. Returns the commit's address.
@@ -48,8 +56,6 @@ def push_map(
     Raises:
         ALoRAError: the Hub does not take it.
     """
-    from alora_trainer.artefact.writing import chosen_formats, write_map
-
     formats = chosen_formats(importance, storage)
     with tempfile.TemporaryDirectory(prefix="importance-map-") as folder:
         write_map(importance, Path(folder), formats, max_shard_bytes)
@@ -90,8 +96,6 @@ def push_folder(
     if base_model is not None and not is_hub_id(base_model):
         raise ALoRAError(f"base_model={base_model!r} is no Hub id: give organisation/name")
     prepare = _prepare_map if (folder / CONFIG_FILE).is_file() else _prepare_adapter
-    from huggingface_hub import HfApi
-
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="importance-push-") as rewritten:
         with hub_errors(repo_id, revision, "published"):
@@ -116,8 +120,6 @@ class _Statement:
 
 def _commit(api: Any, repo_id: str, revision: str | None, files: Mapping[str, Path], message: str) -> str:
     """One commit with all files, which also takes away what an older map had and this one has not."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     head = api.repo_info(repo_id, revision=revision).sha
@@ -131,15 +133,12 @@ def _commit(api: Any, repo_id: str, revision: str | None, files: Mapping[str, Pa
 
 def _prepare_map(folder: Path, rewritten: Path, statement: _Statement) -> tuple[str, dict[str, Path]]:
     """The files of a map to publish, those that must say something else now written anew."""
-    from alora_trainer.artefact.cards.map_card import write_map_card
-    from alora_trainer.artefact.reading import verify_map
-
     config = public_config(verify_map(folder), statement.base_model, statement.license)
     _warn_unnamed(config.info.base_model)
     files = {name: check_inside(folder, name) for name in config.files}
-    if not config.is_full:
-        files[ADAPTER_CONFIG_FILE] = _public_adapter_config(folder, rewritten, config.info.base_model)
-        config = replace(config, files=config.files | {ADAPTER_CONFIG_FILE: files[ADAPTER_CONFIG_FILE].stat().st_size})
+    changed = THETA_FILES[config.parameterization].rewritten_for_public(folder, rewritten, config.info.base_model)
+    files |= changed
+    config = replace(config, files=config.files | {name: path.stat().st_size for name, path in changed.items()})
     write_config(config, rewritten)
     licences = look_up(config.info.base_model, licensed_texts(config.info.data), config.info.license, statement.token)
     write_map_card(
@@ -171,13 +170,6 @@ def _public_source(source: Any) -> Any:
     return source
 
 
-def _public_adapter_config(folder: Path, rewritten: Path, base_model: str | None) -> Path:
-    settings = read_json(check_inside(folder, ADAPTER_CONFIG_FILE))
-    settings |= {"base_model_name_or_path": base_model, "auto_mapping": None}
-    write_json(rewritten / ADAPTER_CONFIG_FILE, settings)
-    return rewritten / ADAPTER_CONFIG_FILE
-
-
 def _warn_unnamed(base_model: str | None) -> None:
     if not is_hub_id(base_model):
         logger.warning(
@@ -188,10 +180,6 @@ def _warn_unnamed(base_model: str | None) -> None:
 
 def _prepare_adapter(folder: Path, rewritten: Path, statement: _Statement) -> tuple[str, dict[str, Path]]:
     """The files of a tuned adapter to publish."""
-    from alora_trainer.artefact.cards.adapter_card import write_adapter_card
-    from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning
-    from alora_trainer.artefact.tensor_file import read_header
-
     if not (folder / ADAPTER_CONFIG_FILE).is_file() or not (folder / TUNING_FILE).is_file():
         raise ALoRAError(
             f"{folder} holds neither an importance map ({CONFIG_FILE}) nor an adapter that was tuned with one ({TUNING_FILE})"
@@ -202,7 +190,7 @@ def _prepare_adapter(folder: Path, rewritten: Path, statement: _Statement) -> tu
     (rewritten / TUNING_FILE).write_text(tuning.to_json(), encoding="utf-8")
     files = {
         ADAPTER_FILE: folder / ADAPTER_FILE,
-        ADAPTER_CONFIG_FILE: _public_adapter_config(folder, rewritten, tuning.base_model),
+        ADAPTER_CONFIG_FILE: write_public_adapter_config(folder, rewritten, tuning.base_model),
         TUNING_FILE: rewritten / TUNING_FILE,
         CARD_FILE: rewritten / CARD_FILE,
     }

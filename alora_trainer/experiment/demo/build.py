@@ -16,14 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.demo import corpus
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 2048
 CONTEXT = 256
@@ -50,9 +50,6 @@ class Pretraining:
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of :data:`VOCABULARY` entries, so that any text can be encoded and none is unknown."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -75,8 +72,6 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The untrained Llama, in float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -96,8 +91,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """All texts, each followed by the end-of-text token, cut into rows: int64 (blocks, :data:`CONTEXT`)."""
-    import torch
-
     stream: list[int] = []
     for start in range(0, len(texts), 1000):
         for encoded in tokenizer(list(texts[start : start + 1000]), verbose=False)["input_ids"]:
@@ -108,8 +101,6 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tens
 
 def _batches(blocks: dict[str, torch.Tensor], batch_size: int, seed: int) -> Iterator[torch.Tensor]:
     """Batches without end; in each epoch the blocks of each subset occur as often as :data:`REPEATS` says."""
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     epoch = torch.cat([rows for subset, rows in blocks.items() for _ in range(REPEATS[subset])])
     if len(epoch) < batch_size:
@@ -122,8 +113,6 @@ def _batches(blocks: dict[str, torch.Tensor], batch_size: int, seed: int) -> Ite
 
 def pretrain(model: LlamaForCausalLM, blocks: dict[str, torch.Tensor], settings: Pretraining) -> dict[str, Any]:
     """Train in place with AdamW, linear warm-up and cosine decay to zero; returns steps, tokens, seconds and loss."""
-    import torch
-
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -155,8 +144,6 @@ def pretrain(model: LlamaForCausalLM, blocks: dict[str, torch.Tensor], settings:
 
 def perplexity(model: LlamaForCausalLM, blocks: torch.Tensor) -> float:
     """Token perplexity e^(nats per token) over packed blocks of (blocks, context) tokens."""
-    import torch
-
     total, count = 0.0, 0
     with torch.no_grad():
         for rows in blocks.split(16):
@@ -167,9 +154,6 @@ def perplexity(model: LlamaForCausalLM, blocks: torch.Tensor) -> float:
 
 def build(output_dir: Path, settings: Pretraining) -> dict[str, Any]:
     """Train tokenizer and model, save them in bf16 to ``output_dir`` with a model card, and return the measurements."""
-    import torch
-    from transformers import LlamaForCausalLM
-
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     documents = corpus.documents()

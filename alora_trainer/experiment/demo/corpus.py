@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
-import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from alora_trainer.data.sources import write_lines
 from alora_trainer.errors import ALoRAError
 
 SUBSETS = ("docstrings", "topics", "code")
@@ -156,17 +155,9 @@ def write_general_text(folder: Path) -> dict[str, Path]:
             chosen = [document for document in corpus if (document.subset, document.split) == (subset, split)]
             texts = _take(chosen, limit, MAX_TEST_DOCUMENT if split == "test" else None)
             path = folder / f"{subset}_{split}.jsonl"
-            write_jsonl(path, [{"text": text} for text in texts])
+            write_lines(path, [{"text": text} for text in texts])
             paths[f"{subset}_{split}"] = path
     return paths
-
-
-def write_jsonl(path: Path, records: list[dict]) -> None:
-    """Write one JSON object a line, so that a reader never sees half a file."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(unfinished, path)
 
 
 def _take(chosen: list[Document], limit: int, longest: int | None) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from alora_trainer.experiment.demo.corpus import write_jsonl
+from alora_trainer.data.sources import write_lines
 
 TEST_QUESTIONS = 300
 CHOICES = 4
@@ -263,7 +263,7 @@ def write_questions(folder: Path) -> dict[str, Path]:
     paths = {}
     for split, asked in zip(("train", "test"), questions(), strict=True):
         paths[f"elements_{split}"] = folder / f"elements_{split}.jsonl"
-        write_jsonl(paths[f"elements_{split}"], [question.record() for question in asked])
+        write_lines(paths[f"elements_{split}"], [question.record() for question in asked])
     return paths
 
 

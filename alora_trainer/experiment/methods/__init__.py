@@ -1,14 +1,15 @@
-"""The compared methods: what each means (`table`), what can be set for it (`options`), and the trainings that differ.
+"""The compared methods: what each means and what differs in its training, one file an idea.
 
-table.py           every method, a few lines of configuration each
-options.py         the recipe's section method_options
-adapters.py        other adapters than plain LoRA: on the MLP alone, PEFT's CorDA and OSF
+method.py          `Method`: a few settings, or a subclass with an adapter or a training of its own
+registry.py        the list of all methods
+paper.py           the base model, LoRA, ALoRA and its ablations
+controls.py        the same penalty with its claims taken away
+ewc.py             held by Fisher information
+full_tuning.py     the model's own weights, held as published
+mlp_only.py, corda.py, osf.py     other adapters
 general_text.py    trainings that see general text beside the domain: the part that they share
-replay.py          ... and train on it
-kl_anchor.py       ... and stay near the base model's predictions on it
-i_lora.py          ... and stay near a slowly moving average of their own adapter
+replay.py, kl_anchor.py, i_lora.py     ... and what each does with it
 lora_pro.py        LoRA-Pro's correction of the factors' gradients
-trainers.py        which trainer a method trains with
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""."""
+"""PEFT's CorDA in its knowledge-preserved mode: what matters least for general text is trained (docs/methods/corda_kpm.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter
+from alora_trainer.experiment.methods.method import Adapter, Collate, Method
 
 
 @dataclass(frozen=True)
@@ -32,40 +32,49 @@ class CordaOptions:
             raise ALoRAError(f"samples={self.samples!r} must be at least 1")
 
 
-def _corda(
-    base: PreTrainedModel,
-    config: LoraConfig,
-    options: CordaOptions,
-    general: Any,
-    collate: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-    folder: Path,
-) -> Adapter:
+@dataclass(frozen=True)
+class Corda(Method):
     """CorDA takes a part of each weight out of the base and trains it as the adapter; saved is the difference, of rank 2 r."""
-    from peft.tuners.lora.config import CordaConfig
-    from peft.tuners.lora.corda import preprocess_corda
 
-    config.init_lora_weights = "corda"
-    config.corda_config = CordaConfig(corda_method="kpm")
-    if config.target_modules == "all-linear":
-        # preprocess_corda does not know PEFT's own abbreviation.
-        config.target_modules = _all_linear(base)
-    rows = min(options.samples, len(general))
+    options_class = CordaOptions
+    needs_general_text = True
+    needs_plain_base = True
+    is_plain = False
+    one_process = True  # every process would write the beginning
 
-    def read_general_text() -> None:
-        for number in range(rows):  # one at a time: the hooks of PEFT expect it
-            batch = collate([general[number]])
-            base(input_ids=batch["input_ids"].to(base.device))
+    def attach(
+        self,
+        base: PreTrainedModel,
+        config: LoraConfig,
+        *,
+        options: CordaOptions,
+        folder: Path,
+        general: Any = None,
+        collate: Collate | None = None,
+    ) -> Adapter:
+        assert collate is not None
+        batch_of = collate
+        config.init_lora_weights = "corda"
+        config.corda_config = CordaConfig(corda_method="kpm")
+        if config.target_modules == "all-linear":
+            # preprocess_corda does not know PEFT's own abbreviation.
+            config.target_modules = _all_linear(base)
+        rows = min(options.samples, len(general))
 
-    preprocess_corda(base, config, run_model=read_general_text)
-    model: Any = get_peft_model(base, config)
-    model.peft_config["default"].init_lora_weights = True
-    beginning = folder / "corda_beginning"
-    model.save_pretrained(str(beginning))
+        def read_general_text() -> None:
+            for number in range(rows):  # one at a time: the hooks of PEFT expect it
+                base(input_ids=batch_of([general[number]])["input_ids"].to(base.device))
 
-    def save(target: Path) -> None:
-        model.save_pretrained(str(target), path_initial_model_for_weight_conversion=str(beginning))
+        preprocess_corda(base, config, run_model=read_general_text)
+        model: Any = get_peft_model(base, config)
+        model.peft_config["default"].init_lora_weights = True
+        beginning = folder / "corda_beginning"
+        model.save_pretrained(str(beginning))
 
-    return Adapter(model, save)
+        def save(target: Path) -> None:
+            model.save_pretrained(str(target), path_initial_model_for_weight_conversion=str(beginning))
+
+        return Adapter(model, save)
 
 
 def _all_linear(model: PreTrainedModel) -> set[str]:
@@ -74,3 +83,6 @@ def _all_linear(model: PreTrainedModel) -> set[str]:
     return {
         name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
     }
+
+
+CORDA_KPM = Corda("corda_kpm", "PEFT's CorDA, knowledge-preserved mode", starts_from="fresh")

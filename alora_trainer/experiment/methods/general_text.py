@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
-if TYPE_CHECKING:
-    from alora_trainer.trainer.mixin import ALoRATrainer
-
-    _Hooks: TypeAlias = ALoRATrainer
-else:
-    _Hooks = object
-from dataclasses import dataclass
-
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.method import Method
+from alora_trainer.trainer.mixin import ALoRATrainer
+
+
+@dataclass(frozen=True)
+class GeneralTextOptions:
+    """Of all methods that see general text while they train on the domain.
+
+    Attributes:
+        fraction: sequences of general text in a micro-batch, as a share of its domain sequences (at least one).
+        weight: what the loss on general text is multiplied by.
+
+    Raises:
+        ALoRAError: a number is out of range.
+    """
+
+    fraction: float = 0.1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ALoRAError(f"fraction={self.fraction!r} must lie between 0 and 1")
+        if self.weight < 0:
+            raise ALoRAError(f"weight={self.weight!r} must not be negative")
+
+    def rows(self, batch_size: int) -> int:
+        """Rows of general text beside a micro-batch of `batch_size` rows of the domain."""
+        return max(1, round(self.fraction * batch_size))
 
 
 class GeneralBatches:
@@ -54,7 +75,7 @@ class GeneralBatches:
         return self._order[1][place]
 
 
-class GeneralTextMixin(_Hooks):
+class GeneralTextTrainer(ALoRATrainer):
     """Adds ``weight * general_loss(model, batch)`` to the loss, a batch of general text for every micro-batch of the domain.
 
     Args:
@@ -65,7 +86,7 @@ class GeneralTextMixin(_Hooks):
     def __init__(self, *args: Any, general: Any, options: GeneralTextOptions, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.options = options
-        size = max(1, round(options.fraction * self.args.per_device_train_batch_size))
+        size = options.rows(self.args.per_device_train_batch_size)
         self._batches = GeneralBatches(general, size, self.args.seed, self.data_collator)
         self._place_in_window = 0
         self._general_losses: list[torch.Tensor] = []
@@ -91,7 +112,7 @@ class GeneralTextMixin(_Hooks):
         general = self.general_loss(model, batch)
         self._general_losses.append(general.detach())
         # After the trainer's own division, the window's micro-batches add up to the mean of their losses.
-        loss = loss + self.options.weight * general * (self._loss_divisor(num_items_in_batch) / steps)
+        loss = loss + self.options.weight * general * (self.loss_divisor(num_items_in_batch) / steps)
         return (loss, *result[1:]) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -103,22 +124,16 @@ class GeneralTextMixin(_Hooks):
 
 
 @dataclass(frozen=True)
-class GeneralTextOptions:
-    """Of all methods that see general text while they train on the domain.
+class GeneralTextMethod(Method):
+    """A method that trains a new adapter with a `GeneralTextTrainer`; its options are `GeneralTextOptions` or more."""
 
-    Attributes:
-        fraction: sequences of general text in a micro-batch, as a share of its domain sequences (at least one).
-        weight: what the loss on general text is multiplied by.
+    needs_general_text = True
+    is_plain = False
+    one_process = True
+    trainer_class: ClassVar[type[GeneralTextTrainer]]
 
-    Raises:
-        ALoRAError: a number is out of range.
-    """
+    def make_trainer(self, *, options: GeneralTextOptions, general: Any = None, **kwargs: Any) -> Any:
+        return self.trainer_class(**kwargs, options=options, general=general)
 
-    fraction: float = 0.1
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ALoRAError(f"fraction={self.fraction!r} must lie between 0 and 1")
-        if self.weight < 0:
-            raise ALoRAError(f"weight={self.weight!r} must not be negative")
+    def general_rows(self, options: GeneralTextOptions, batch_size: int) -> int:
+        return options.rows(batch_size)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,40 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer
 
+from alora_trainer.basics.files import replacing
 from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.general_text import GeneralTextMixin, GeneralTextOptions
-from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
+from alora_trainer.trainer.part import Part
+from alora_trainer.weights.trained_weight import TrainedWeight
 
 AVERAGE_FILE = "average_adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class ILoRAOptions(GeneralTextOptions):
+    """Of `i_lora`.
+
+    Attributes:
+        decay: of the moving average, at most; it starts lower.
+        consistency: weight of the hidden states' distance from the average's.
+        result: which adapter is saved, "average" or "trained".
+    """
+
+    decay: float = 0.99
+    consistency: float = 1.0
+    result: str = "average"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay < 1:
+            raise ALoRAError(f"decay={self.decay!r} must be at least 0 and less than 1")
+        if self.consistency < 0:
+            raise ALoRAError(f"consistency={self.consistency!r} must not be negative")
+        if self.result not in ("average", "trained"):
+            raise ALoRAError(f"result={self.result!r} is unknown: use average or trained")
 
 
 class MovingAverage:
@@ -63,9 +88,8 @@ class MovingAverage:
     def save(self, folder: str | Path) -> None:
         """Write the average into a checkpoint folder; the file appears whole or not at all."""
         path = Path(folder) / AVERAGE_FILE
-        partial = path.with_suffix(".partial")
-        write_tensors(partial, self.values, {})
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            write_tensors(partial, self.values, {})
 
     def load(self, folder: str | Path) -> None:
         """Go on with what `save` wrote.
@@ -89,76 +113,66 @@ def consistency_loss(hidden: tuple[torch.Tensor, ...], reference: tuple[torch.Te
     return torch.stack([(h.float() - r.float()).square().mean() for h, r in zip(hidden, reference, strict=True)]).mean()
 
 
-class ILoRATrainer(GeneralTextMixin, ALoRATrainer):
+class Averaging(Part):
+    """Keeps the average of what trains beside the training, and leaves the model with it at the end, if that is the result.
+
+    Args:
+        options: the average's decay, and which adapter is the result.
+
+    Attributes:
+        average: of the training that is under way.
+    """
+
+    average: MovingAverage
+
+    def __init__(self, options: ILoRAOptions) -> None:
+        self._options = options
+
+    def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
+        self._trainer: Any = trainer
+        self.average = MovingAverage(trainer.model, self._options.decay)
+
+    def load(self, folder: str) -> None:
+        self.average.load(folder)
+
+    def save(self, folder: str) -> None:
+        if self._trainer.args.should_save:
+            self.average.save(folder)
+
+    def end_of_step(self, *, last: bool) -> dict[str, float]:
+        self.average.update(self._trainer.state.global_step)
+        return {}
+
+    def end(self) -> dict[str, float]:
+        if self._options.result == "average":
+            self.average.take_over()
+        return {}
+
+
+class ILoRATrainer(GeneralTextTrainer):
     """``L = L_domain + weight * (L_general + consistency * ||h(adapter) - h(average)||**2)``, the latter on general text."""
 
     options: ILoRAOptions
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._average = MovingAverage(self.model, self.options.decay)
-        self.add_callback(_AverageObserver(self))
+    def __init__(self, *args: Any, options: ILoRAOptions, **kwargs: Any) -> None:
+        self._averaging = Averaging(options)
+        super().__init__(*args, options=options, parts=[self._averaging], **kwargs)
 
     def general_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self._average.in_place(), torch.no_grad():
+        with self._averaging.average.in_place(), torch.no_grad():
             reference = model(**batch, output_hidden_states=True).hidden_states
         outputs = model(**batch, output_hidden_states=True)
         return outputs.loss + self.options.consistency * consistency_loss(outputs.hidden_states, reference)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self._average.save(output_dir)
-
-    def begin_average(self) -> None:
-        """Start the average at the weights that training starts from, or go on with the checkpoint's."""
-        self._average = MovingAverage(self.model, self.options.decay)
-        if self._resumed_from is not None:
-            self._average.load(self._resumed_from)
-
-    def step_average(self) -> None:
-        """Take in the step that has just been made."""
-        self._average.update(self.state.global_step)
-
-    def end_average(self) -> None:
-        """Leave the model with the weights that are the result."""
-        if self.options.result == "average":
-            self._average.take_over()
-
-
-class _AverageObserver(TrainerCallback):
-    def __init__(self, trainer: ILoRATrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_average()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.step_average()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.end_average()
-
 
 @dataclass(frozen=True)
-class ILoRAOptions(GeneralTextOptions):
-    """Of `i_lora`.
+class ILoRA(GeneralTextMethod):
+    """Trains with `ILoRATrainer`."""
 
-    Attributes:
-        decay: of the moving average, at most; it starts lower.
-        consistency: weight of the hidden states' distance from the average's.
-        result: which adapter is saved, "average" or "trained".
-    """
+    options_class = ILoRAOptions
+    trainer_class = ILoRATrainer
 
-    decay: float = 0.99
-    consistency: float = 1.0
-    result: str = "average"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.decay < 1:
-            raise ALoRAError(f"decay={self.decay!r} must be at least 0 and less than 1")
-        if self.consistency < 0:
-            raise ALoRAError(f"consistency={self.consistency!r} must not be negative")
-        if self.result not in ("average", "trained"):
-            raise ALoRAError(f"result={self.result!r} is unknown: use average or trained")
+I_LORA = ILoRA(
+    "i_lora", "LoRA with replay, tied to a moving average of itself, which is the result", starts_from="fresh"
+)

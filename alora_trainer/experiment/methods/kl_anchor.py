@@ -9,11 +9,27 @@ from typing import Any
 
 import torch
 
+from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.general_text import GeneralTextMixin, GeneralTextOptions
-from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
 
 _IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class KLAnchorOptions(GeneralTextOptions):
+    """Of `kl_anchor`.
+
+    Attributes:
+        temperature: of both distributions; the loss is multiplied by its square.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ALoRAError(f"temperature={self.temperature!r} must be positive")
 
 
 def distillation_loss(
@@ -32,7 +48,7 @@ def distillation_loss(
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean()
 
 
-class KLAnchorTrainer(GeneralTextMixin, ALoRATrainer):
+class KLAnchorTrainer(GeneralTextTrainer):
     """``L = L_domain + weight * T**2 KL(p_base || p_model)`` on general text; the base is this model without its adapter."""
 
     options: KLAnchorOptions
@@ -48,27 +64,18 @@ class KLAnchorTrainer(GeneralTextMixin, ALoRATrainer):
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
     """The base model: no adapter, no dropout, no gradients; afterwards everything is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with model.disable_adapter(), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(model), model.disable_adapter(), torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True)
-class KLAnchorOptions(GeneralTextOptions):
-    """Of `kl_anchor`.
+class KLAnchor(GeneralTextMethod):
+    """Trains with `KLAnchorTrainer`."""
 
-    Attributes:
-        temperature: of both distributions; the loss is multiplied by its square.
-    """
+    options_class = KLAnchorOptions
+    trainer_class = KLAnchorTrainer
 
-    temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise ALoRAError(f"temperature={self.temperature!r} must be positive")
+KL_ANCHOR = KLAnchor(
+    "kl_anchor", "LoRA on the domain, distilled from the base model on general text", starts_from="fresh"
+)

@@ -9,8 +9,28 @@ import torch
 from transformers import TrainerCallback
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.method import Method
 from alora_trainer.trainer.mixin import ALoRATrainer
 from alora_trainer.weights.adapted import adapted_weights
+
+
+@dataclass(frozen=True)
+class LoRAProOptions:
+    """Of `lora_pro`.
+
+    Attributes:
+        solution: "sylvester" takes the factors' gradients nearest to LoRA's own, "zero" the simplest ones (X = 0).
+        damping: added to the diagonals of ``B'B`` and ``AA'`` before they are inverted.
+    """
+
+    solution: str = "sylvester"
+    damping: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.solution not in ("sylvester", "zero"):
+            raise ALoRAError(f"solution={self.solution!r} is unknown: use sylvester or zero")
+        if self.damping <= 0:
+            raise ALoRAError(f"damping={self.damping!r} must be positive")
 
 
 def corrected_gradients(
@@ -90,19 +110,15 @@ class _Correction(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class LoRAProOptions:
-    """Of `lora_pro`.
+class LoRAPro(Method):
+    """Trains with `LoRAProTrainer`."""
 
-    Attributes:
-        solution: "sylvester" takes the factors' gradients nearest to LoRA's own, "zero" the simplest ones (X = 0).
-        damping: added to the diagonals of ``B'B`` and ``AA'`` before they are inverted.
-    """
+    options_class = LoRAProOptions
+    is_plain = False
+    one_process = True
 
-    solution: str = "sylvester"
-    damping: float = 1e-8
+    def make_trainer(self, *, options: LoRAProOptions, general: Any = None, **kwargs: Any) -> Any:
+        return LoRAProTrainer(**kwargs, options=options)
 
-    def __post_init__(self) -> None:
-        if self.solution not in ("sylvester", "zero"):
-            raise ALoRAError(f"solution={self.solution!r} is unknown: use sylvester or zero")
-        if self.damping <= 0:
-            raise ALoRAError(f"damping={self.damping!r} must be positive")
+
+LORA_PRO = LoRAPro("lora_pro", "LoRA with LoRA-Pro's gradient correction", starts_from="fresh")

@@ -1,4 +1,4 @@
-"""`Method`: one row of a comparison."""
+"""`Method`: one row of a comparison, and what a method with a training or an adapter of its own says otherwise."""
 
 from __future__ import annotations
 
@@ -6,18 +6,41 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.weights.parameterization import Parameterization
 
-HeldBy = Literal["recorded", "uniform", "even", "shuffled", "fisher", "fisher_batch"]
-Technique = Literal["replay", "kl_anchor", "i_lora", "lora_pro"]
+# The Fisher information that a method may hold by, and how the gradients in it are squared (see `importance.recording.fisher`).
 FISHER_KINDS = {"fisher": "sample", "fisher_batch": "batch"}
+
+Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A model with a method's adapter on it, and how to save that as something that PEFT loads onto the base model."""
+
+    model: Any
+    save: Callable[[Path], None]
+
+    @classmethod
+    def plain(cls, model: Any) -> Adapter:
+        """One that PEFT saves as it is."""
+        return cls(model, lambda folder: model.save_pretrained(str(folder)))
 
 
 @dataclass(frozen=True)
 class Method:
     """One row of the table.
+
+    A method that is more than settings is a subclass in a file of its own: `attach` for another adapter, `make_trainer` for
+    another training, `options_class` for settings of its own (the recipe's ``method_options.NAME``).
 
     Attributes:
         name: as recipes, folders and results name it.
@@ -27,25 +50,87 @@ class Method:
         importance: hold what this says is important: "recorded" in stage A; a control made from it (see
             `importance.controls`); or the Fisher information of the base weights ("fisher" by sample, "fisher_batch" as the
             official code of EWCLoRA computes it). None holds nothing.
-        adapter: "lora", "mlp_lora" (on the MLP's layers alone), PEFT's "corda" or "osf"; or "full", none: the model's own
-            parameters are tuned.
-        technique: a training that differs from the usual one, see the package's text.
+        parameterization: whether an adapter is trained, or the model's own weights are.
         lora: fields of `peft.LoraConfig` that make the method.
         alora: fields of `ALoRAConfig` that make the method.
+
+    Raises:
+        ALoRAError: there is a penalty, and nothing says what is important.
     """
+
+    # A dataclass of the settings that only this method has; None for none.
+    options_class: ClassVar[type | None] = None
+    # Whether its training on the domain (or its adapter) sees general text, too.
+    needs_general_text: ClassVar[bool] = False
+    # Whether it reads the base weights' own numbers, which a quantised base does not have.
+    needs_plain_base: ClassVar[bool] = False
+    # Whether it is LoRA in all but settings, so that it may learn several domains in a row.
+    is_plain: ClassVar[bool] = True
+    # Whether its training on the domain must be one process's.
+    one_process: ClassVar[bool] = False
 
     name: str
     description: str
     starts_from: Literal["base", "fresh", "recorded"]
-    importance: HeldBy | None = None
-    adapter: Literal["lora", "mlp_lora", "corda", "osf", "full"] = "lora"
-    technique: Technique | None = None
+    importance: str | None = None
+    parameterization: Parameterization = Parameterization.ADAPTER
     lora: Mapping[str, Any] = field(default_factory=dict)
     alora: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.importance is not None and not (self.needs_recording or self.fisher_kind):
             raise ALoRAError(f"method {self.name}: a penalty needs starts_from='recorded', or Fisher information")
+
+    # ---- what a method with code of its own says otherwise ----
+
+    def attach(
+        self,
+        base: PreTrainedModel,
+        config: LoraConfig,
+        *,
+        options: Any,
+        folder: Path,
+        general: Any = None,
+        collate: Collate | None = None,
+    ) -> Adapter:
+        """Put the adapter that the domain is trained with on the base model, where nothing is recorded or held.
+
+        Args:
+            base: the base model, freshly loaded; it may be changed.
+            config: the recipe's LoRA with the method's own fields; it may be changed.
+            options: an `options_class`, or None.
+            folder: of the training, for an adapter that needs its beginning to be saved.
+            general, collate: rows of general text and what makes a batch of them, where `needs_general_text`.
+        """
+        return Adapter.plain(get_peft_model(base, config))
+
+    def make_trainer(self, *, options: Any, general: Any = None, **kwargs: Any) -> Any:
+        """The trainer of the domain.
+
+        Args:
+            options: an `options_class`, or None.
+            general: rows of general text, where `needs_general_text`.
+            kwargs: `importance`, `alora` and `probe_dataset` (see `ALoRAMixin`), and model, args, train_dataset and the like
+                for `transformers.Trainer`.
+        """
+        return ALoRATrainer(**kwargs)
+
+    def general_rows(self, options: Any, batch_size: int) -> int:
+        """Rows of general text beside a micro-batch of `batch_size` rows of the domain."""
+        return 0
+
+    # ---- what follows ----
+
+    def settings(self) -> dict[str, Any]:
+        """What a training by this method depends on, as plain data; its description is not of it."""
+        described = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        del described["description"]
+        described["parameterization"] = self.parameterization.value
+        return {key: dict(value) if isinstance(value, Mapping) else value for key, value in described.items()}
+
+    def default_options(self) -> Any:
+        """The settings that only this method has, as they are where a recipe says nothing; None for none."""
+        return self.options_class() if self.options_class is not None else None
 
     @property
     def penalty(self) -> bool:
@@ -65,7 +150,7 @@ class Method:
     @property
     def records_alone(self) -> bool:
         """Whether its stage A is one of its own, of the whole model, and not the one that the others share."""
-        return self.is_full and self.needs_recording
+        return self.parameterization is Parameterization.FULL and self.needs_recording
 
     @property
     def fisher_kind(self) -> str | None:
@@ -73,22 +158,28 @@ class Method:
         return FISHER_KINDS.get(self.importance or "")
 
     @property
-    def is_full(self) -> bool:
-        """Whether the model's own parameters are tuned."""
-        return self.adapter == "full"
+    def trains_in_several_processes(self) -> bool:
+        """Whether `alora tune` may be launched in several processes for it."""
+        adapter = self.parameterization is Parameterization.ADAPTER
+        return adapter and not self.one_process and self.fisher_kind is None
 
     @property
-    def needs_general_text(self) -> bool:
-        """Whether the training on the domain itself sees general text, too."""
-        return self.technique in ("replay", "kl_anchor", "i_lora") or self.adapter == "corda"
+    def learns_several_domains(self) -> bool:
+        """Whether it has a meaning over several domains in a row: plain LoRA, held by nothing or by what was recorded."""
+        plain = self.is_plain and self.parameterization is Parameterization.ADAPTER
+        return plain and (self.importance in (None, "recorded") or self.fisher_kind is not None)
+
+
+# Sections of a recipe that may be set for one method alone.
+SECTIONS = ("lora", "tune", "alora", "record")
 
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """What is set for one method.
+    """What a recipe sets for one method.
 
     Attributes:
-        own: the method's own settings, one of the classes above; None for a method that has none.
+        own: the method's own settings, an instance of its `options_class`; None for a method that has none.
         lora, tune, alora: over the recipe's sections of these names.
         record: over the recipe's, for a method that records on its own (of the whole model).
     """
@@ -103,19 +194,3 @@ class MethodOptions:
         """As plain data, with all of the method's own settings in it."""
         own = dataclasses.asdict(self.own) if self.own is not None else {}
         return own | {name: getattr(self, name) for name in SECTIONS if getattr(self, name)}
-
-
-SECTIONS = ("lora", "tune", "alora", "record")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A model with a method's adapter on it, and how to save that as something that PEFT loads onto the base model."""
-
-    model: Any
-    save: Callable[[Path], None]
-
-    @classmethod
-    def plain(cls, model: Any) -> Adapter:
-        """One that PEFT saves as it is."""
-        return cls(model, lambda folder: model.save_pretrained(str(folder)))

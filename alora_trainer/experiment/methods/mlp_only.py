@@ -1,13 +1,40 @@
-"""."""
+"""LoRA on the MLP's layers alone, which forgets less than LoRA on all of them (PEFT's method comparison)."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from peft import LoraConfig
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.method import Adapter, Collate, Method
+
+# What the models of transformers call their feed-forward part.
+_MLP = re.compile(r"(^|\.)(mlp|feed_forward|ffn|ff|fc_layers)(\.|$)")
+
+
+@dataclass(frozen=True)
+class MLPOnly(Method):
+    """LoRA on whatever linear layers the model's feed-forward parts have, instead of the recipe's target modules."""
+
+    def attach(
+        self,
+        base: PreTrainedModel,
+        config: LoraConfig,
+        *,
+        options: Any,
+        folder: Path,
+        general: Any = None,
+        collate: Collate | None = None,
+    ) -> Adapter:
+        config.target_modules = mlp_layers(base)
+        return super().attach(base, config, options=options, folder=folder, general=general, collate=collate)
 
 
 def mlp_layers(model: nn.Module) -> set[str]:
@@ -24,5 +51,4 @@ def mlp_layers(model: nn.Module) -> set[str]:
     return names
 
 
-# What the models of transformers call their feed-forward part.
-_MLP = re.compile(r"(^|\.)(mlp|feed_forward|ffn|ff|fc_layers)(\.|$)")
+MLP_ONLY = MLPOnly("mlp_only", "LoRA on the MLP's layers alone", starts_from="fresh")

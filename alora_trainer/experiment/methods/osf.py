@@ -1,13 +1,16 @@
-"""."""
+"""PEFT's orthogonal subspace fine-tuning: the leading singular directions of each weight are frozen (docs/methods/osf.md)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, OSFConfig, get_peft_model
+from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.method import Adapter, Collate, Method
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,9 @@ class OSFOptions:
 
     Attributes:
         effective_rank: share of each weight's singular directions that is frozen; the rest is trained.
+
+    Raises:
+        ALoRAError: it does not lie between 0 and 1.
     """
 
     effective_rank: float = 0.5
@@ -25,9 +31,28 @@ class OSFOptions:
             raise ALoRAError(f"effective_rank={self.effective_rank!r} must lie between 0 and 1")
 
 
-def _osf_config(config: LoraConfig, options: OSFOptions) -> Any:
-    from peft import OSFConfig
+@dataclass(frozen=True)
+class OrthogonalSubspace(Method):
+    """Trains PEFT's OSF adapter on the recipe's target modules."""
 
-    return OSFConfig(
-        effective_rank=options.effective_rank, target_modules=config.target_modules, task_type=config.task_type
-    )
+    options_class = OSFOptions
+    needs_plain_base = True
+    is_plain = False
+
+    def attach(
+        self,
+        base: PreTrainedModel,
+        config: LoraConfig,
+        *,
+        options: OSFOptions,
+        folder: Path,
+        general: Any = None,
+        collate: Collate | None = None,
+    ) -> Adapter:
+        osf: Any = OSFConfig(
+            effective_rank=options.effective_rank, target_modules=config.target_modules, task_type=config.task_type
+        )
+        return Adapter.plain(get_peft_model(base, osf))
+
+
+OSF = OrthogonalSubspace("osf", "PEFT's orthogonal subspace fine-tuning", starts_from="fresh")

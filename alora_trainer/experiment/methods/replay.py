@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 
-from alora_trainer.experiment.methods.general_text import GeneralTextMixin, GeneralTextOptions
-from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
 
 
-class ReplayTrainer(GeneralTextMixin, ALoRATrainer):
+@dataclass(frozen=True)
+class ReplayOptions(GeneralTextOptions):
+    """Of `replay`."""
+
+
+class ReplayTrainer(GeneralTextTrainer):
     """``L = L_domain + weight * L_general``, both the mean cross-entropy of their own tokens."""
 
     def general_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -19,5 +23,11 @@ class ReplayTrainer(GeneralTextMixin, ALoRATrainer):
 
 
 @dataclass(frozen=True)
-class ReplayOptions(GeneralTextOptions):
-    """Of `replay`."""
+class Replay(GeneralTextMethod):
+    """Trains on general text, too."""
+
+    options_class = ReplayOptions
+    trainer_class = ReplayTrainer
+
+
+REPLAY = Replay("replay", "LoRA on the domain with some general text mixed in", starts_from="fresh")

@@ -16,24 +16,9 @@ from typing import Any
 
 from alora_trainer.basics.keys import check_keys
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.corda import CordaOptions
-from alora_trainer.experiment.methods.i_lora import ILoRAOptions
-from alora_trainer.experiment.methods.kl_anchor import KLAnchorOptions
-from alora_trainer.experiment.methods.lora_pro import LoRAProOptions
 from alora_trainer.experiment.methods.method import SECTIONS, MethodOptions
-from alora_trainer.experiment.methods.osf import OSFOptions
 from alora_trainer.experiment.methods.registry import METHODS
-from alora_trainer.experiment.methods.replay import ReplayOptions
 from alora_trainer.experiment.recipe.settings import as_mapping, coerce_all
-
-_OWN: Mapping[str, type] = {
-    "replay": ReplayOptions,
-    "kl_anchor": KLAnchorOptions,
-    "i_lora": ILoRAOptions,
-    "lora_pro": LoRAProOptions,
-    "corda_kpm": CordaOptions,
-    "osf": OSFOptions,
-}
 
 
 def read_method_options(
@@ -54,14 +39,14 @@ def read_method_options(
 
 def options_of(options: Mapping[str, MethodOptions], name: str) -> MethodOptions:
     """The options of the method called `name`, defaults where the recipe says nothing."""
-    return options.get(name) or MethodOptions(own=_OWN[name]() if name in _OWN else None)
+    return options.get(name) or MethodOptions(own=METHODS.find(name).default_options())
 
 
 def _one(
     name: str, values: dict[str, Any], check: Mapping[str, typing.Callable[[dict[str, Any], str], dict[str, Any]]]
 ) -> MethodOptions:
     where = f"method_options.{name}"
-    kind = _OWN.get(name)
+    kind = METHODS[name].options_class
     known = [item.name for item in dataclasses.fields(kind)] if kind is not None else []
     check_keys(values, [*known, *SECTIONS], where)
     if "record" in values and not METHODS[name].records_alone:

@@ -1,4 +1,4 @@
-"""."""
+"""From a YAML file to a checked `Recipe`: every key known, every value of its type, nothing computed yet."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig
+from transformers import TrainingArguments
+
 from alora_trainer.basics.keys import check_keys
+from alora_trainer.data.domain import DomainConfig
+from alora_trainer.data.general import GeneralConfig
+from alora_trainer.data.probe import check_probe
+from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.runner import EvaluationConfig
 from alora_trainer.experiment.methods import Method, get_method
+from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import read_method_options
 from alora_trainer.experiment.recipe.model_section import ModelConfig
+from alora_trainer.experiment.recipe.older_spellings import in_todays_spelling
 from alora_trainer.experiment.recipe.recipe import _SET_BY_RUN, KEYS, SECTIONS, Recipe
 from alora_trainer.experiment.recipe.settings import (
     as_mapping,
@@ -23,7 +33,9 @@ from alora_trainer.experiment.recipe.settings import (
     parse_yaml,
     set_override,
 )
+from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
+from alora_trainer.weights.start import StartFrom
 
 
 def load_recipe(
@@ -60,19 +72,9 @@ def build_recipe(
     variables: Mapping[str, str] | None = None,
 ) -> Recipe:
     """A checked `Recipe` from plain data; see `load_recipe` for arguments and errors."""
-    from peft import LoraConfig
-    from transformers import TrainingArguments
-
-    from alora_trainer.data.domain import DomainConfig
-    from alora_trainer.data.general import GeneralConfig
-    from alora_trainer.data.probe import check_probe
-    from alora_trainer.data.tasks import get_task
-    from alora_trainer.evaluation.runner import EvaluationConfig
-    from alora_trainer.importance.recording.fisher import FisherConfig
-
     given = interpolate(dict(written), environment_variables(variables))
     check_keys(given, KEYS)
-    sections = {name: as_mapping(given.get(name), name) for name in SECTIONS}
+    sections = in_todays_spelling({name: as_mapping(given.get(name), name) for name in SECTIONS})
     domains = _domains(given, sections, DomainConfig)
     recipe = Recipe(
         name=coerce(given.get("name", default_name), str, "name"),
@@ -88,6 +90,7 @@ def build_recipe(
         record=_checked(TrainingArguments, sections["record"], "record", _SET_BY_RUN),
         tune=_checked(TrainingArguments, sections["tune"], "tune", _SET_BY_RUN),
         alora=_section(ALoRAConfig, {"alora": {"record": "projected"} | sections["alora"]}, "alora"),
+        map=_section(RecordedMapConfig, sections, "map"),
         fisher=_section(FisherConfig, sections, "fisher"),
         method_options=read_method_options(
             sections["method_options"],
@@ -106,8 +109,8 @@ def build_recipe(
         raise ALoRAError(f"seed={recipe.seed} must lie between 0 and 2**32 - 1")
     if recipe.alora.record is None and recipe.needs_recording:
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'projected'")
-    if recipe.fresh_lora and recipe.alora.start != "fresh":
-        raise ALoRAError("fresh_lora is for a new adapter: set alora.start to fresh, or leave fresh_lora out")
+    if recipe.fresh_lora and recipe.alora.start_from is StartFrom.RECORDED:
+        raise ALoRAError("fresh_lora is for a new adapter: set alora.start to merged or bare, or leave fresh_lora out")
     if recipe.alora.budget is not None:
         check_probe(recipe.general)
     for domain in domains:
@@ -120,7 +123,8 @@ def build_recipe(
         special = recipe.for_method(get_method(name))
         special.lora_config()
         special.training_arguments("tune", base, anywhere=True)
-    recipe.for_full_recording().training_arguments("record", base, anywhere=True)
+        if get_method(name).records_alone:
+            recipe.for_own_recording(get_method(name)).training_arguments("record", base, anywhere=True)
     return recipe
 
 

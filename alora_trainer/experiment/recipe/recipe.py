@@ -7,26 +7,27 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from peft import LoraConfig
+from transformers import TrainingArguments
+
+from alora_trainer.basics.hub_ids import is_model_id
+from alora_trainer.data.domain import DomainConfig
+from alora_trainer.data.general import SELF, GeneralConfig
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.evaluation.runner import EvaluationConfig
+from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import MethodOptions
+from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import options_of
 from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.settings import (
     resolve_path,
 )
+from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-    from transformers import TrainingArguments
-
-    from alora_trainer.data.domain import DomainConfig
-    from alora_trainer.data.general import GeneralConfig
-    from alora_trainer.evaluation.runner import EvaluationConfig
-    from alora_trainer.importance.recording.fisher import FisherConfig
 
 SECTIONS = (
     "model",
@@ -37,6 +38,7 @@ SECTIONS = (
     "record",
     "tune",
     "alora",
+    "map",
     "fisher",
     "method_options",
     "evaluation",
@@ -61,12 +63,13 @@ class Recipe:
         output_dir: default output folder, relative to the recipe; None is ``runs/NAME`` in the working directory.
         methods: what is compared, in order.
         lora: fields of `peft.LoraConfig`.
-        fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: fresh``.
+        fresh_lora: the same, over `lora`'s, for the new adapter of ``alora.start: merged`` and ``bare``.
         general: general text, to record on and to measure general ability with.
         domain: the task to tune on; with `domains`, the first of them.
         domains: several tasks to tune on in a row (see `continual`); empty for one.
         record, tune: fields of `transformers.TrainingArguments` for stage A and stage B.
         alora: recording and protecting.
+        map: how the recorded importance is saved.
         fisher: how Fisher information is estimated, for the methods that need it.
         method_options: what is set for one method alone, by its name.
         evaluation: how both kinds of text are scored.
@@ -84,6 +87,7 @@ class Recipe:
     alora: ALoRAConfig
     evaluation: EvaluationConfig
     fisher: FisherConfig
+    map: RecordedMapConfig = field(default_factory=RecordedMapConfig)
     domains: tuple[DomainConfig, ...] = ()
     method_options: dict[str, MethodOptions] = field(default_factory=dict)
     fresh_lora: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +100,7 @@ class Recipe:
     @property
     def needs_recording(self) -> bool:
         """Whether any of the methods starts from the adapter that is recorded on general text."""
-        return any(method.needs_recording and not method.is_full for method in self.methods)
+        return any(method.needs_recording and not method.records_alone for method in self.methods)
 
     def each_domain(self) -> list[Recipe]:
         """This recipe for each of its domains alone, in their order."""
@@ -120,19 +124,16 @@ class Recipe:
             alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
         )
 
-    def for_full_recording(self) -> Recipe:
-        """The recipe as stage A of the whole model goes by it (`si_full`): with what is set for that alone."""
-        (name,) = (name for name, method in METHODS.items() if method.records_alone)
-        return dataclasses.replace(self, record={**self.record, **options_of(self.method_options, name).record})
+    def for_own_recording(self, method: Method) -> Recipe:
+        """The recipe as the stage A of a method that records alone goes by it: with what is set for that alone."""
+        return dataclasses.replace(self, record={**self.record, **self.options(method).record})
 
     def lora_config(self, *, fresh: bool = False) -> LoraConfig:
-        """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: fresh``.
+        """A new `peft.LoraConfig`; `fresh` for the new adapter of ``alora.start: merged`` and ``bare``.
 
         Raises:
             ALoRAError: PEFT refuses the values.
         """
-        from peft import LoraConfig
-
         try:
             return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora | (self.fresh_lora if fresh else {})))
         except (TypeError, ValueError) as error:
@@ -151,9 +152,6 @@ class Recipe:
         Raises:
             ALoRAError: transformers refuses the values.
         """
-        import torch
-        from transformers import TrainingArguments
-
         defaults = {
             "seed": self.seed,
             "report_to": "none",
@@ -178,8 +176,6 @@ class Recipe:
 
         Written to a file, it is a recipe that does the same from any folder.
         """
-        from alora_trainer.data.general import SELF
-
         general = dataclasses.asdict(self.general)
         domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
         read = [(general, ("train", "test", "probe")), *((domain, ("train", "test", "source")) for domain in domains)]
@@ -198,7 +194,8 @@ class Recipe:
             **({"domains": domains} if self.domains else {"domain": domains[0]}),
             "record": self.record,
             "tune": self.tune,
-            "alora": dataclasses.asdict(self.alora),
+            "alora": self.alora.resolved(),
+            "map": dataclasses.asdict(self.map),
             "fisher": dataclasses.asdict(self.fisher),
             "method_options": {name: options.resolved() for name, options in self.method_options.items()},
             "evaluation": dataclasses.asdict(self.evaluation),
@@ -214,7 +211,7 @@ class Recipe:
         path = resolve_path(self.model.path, self.base)
         if path.is_dir():
             return str(path.resolve())
-        if self.model.path.count("/") > 1 or self.model.path.startswith((".", "/", "~")) or path.exists():
+        if path.exists() or not is_model_id(self.model.path):
             raise ALoRAError(
                 f"there is no model folder {self.model.path} (looked in {self.base.resolve()}): set model.path to a folder "
                 "or to a Hub id"

@@ -44,6 +44,7 @@ class ContinualScore(JSONRecord):
         accuracy: row 0 before the first domain, row i after the i-th; one accuracy a task.
         general_perplexity: token perplexity of the general text, by row.
         average_accuracy, backward_transfer, forward_transfer: see `run.transfer.AccuracyMatrix`.
+        trainings: on each domain in turn.
     """
 
     tasks: Sequence[str]
@@ -52,6 +53,7 @@ class ContinualScore(JSONRecord):
     average_accuracy: float
     backward_transfer: float | None = None
     forward_transfer: float | None = None
+    trainings: Sequence[TrainingCost] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,167 +1,376 @@
-"""The parts of a run, and what each depends on: what is finished with the same settings is not done again."""
+"""What a result depends on: pure functions of a recipe and a method, which nothing can be forgotten in.
+
+A step of a run depends on every setting of the recipe, but for those that it is said here to do without, each with its reason.
+A setting that is new therefore counts everywhere until somebody says where it does not. `Dependence.reason_without` answers for
+a whole result: a setting that no step depends on has a reason at each of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from alora_trainer.errors import ALoRAError
+from alora_trainer.data.chat import is_chat
 from alora_trainer.experiment.methods import Method
+from alora_trainer.experiment.methods.method import SECTIONS
 from alora_trainer.experiment.recipe.recipe import Recipe
-from alora_trainer.experiment.run.stage import Part
+from alora_trainer.experiment.run.stage import digest
+from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh, watches_probe
 from alora_trainer.trainer.config import PROTECTING
+from alora_trainer.weights.parameterization import Parameterization
 
-# The settings of `general` that stage A does not depend on.
-_TEST = ("test", "test_bytes")
-_PROBE = ("probe", "probe_tokens")
-# The settings of `domain` that its files do not depend on.
-_TOKENIZING = ("max_length", "loss_on", "too_long")
-# The settings of `evaluation` that nothing depends on while they are not set.
-_EXTRA = ("kl_tokens", "general_tasks", "task_folder")
-# The settings of `evaluation` that are for the time of training.
+_EVERYWHERE = {
+    "name": "it only names the default output folder",
+    "output_dir": "it is where a run is kept",
+    "methods": "a method's result is its own, whichever others are compared with it",
+    "method_options": "what is set for a method is in the sections that it stands over",
+}
+_HELD_OUT = ("test", "test_bytes")
+_WATCHED = ("probe", "probe_tokens")
+_TRAINED = ("train", "block_length", "train_tokens", "streaming", "self_text")
+_AS_TOKENS = ("max_length", "loss_on", "too_long")
 _CURVE = ("curve_steps", "curve_blocks", "curve_items")
+_SCORES = ("batch_size", "limit", "bootstrap_iters", "kl_tokens", "general_tasks", "task_folder")
+# Settings of `evaluation` that results made before they were there do without, while they are not set.
+_LATER_ADDED = ("kl_tokens", "general_tasks", "task_folder")
+
+# Settings that make a result anew although they cannot change it (or only its last digits), and why they are left so.
+OVERCAUTIOUS = {
+    "tune.disable_tqdm": "one of many settings of the Trainer: to tell which of them cannot matter is not our knowledge",
+    "tune.save_steps": "as tune.disable_tqdm; how often checkpoints are written",
+    "record.disable_tqdm": "as tune.disable_tqdm",
+    "evaluation.batch_size": "padding moves the last digits of a score",
+    "evaluation.task_folder": "without general_tasks nothing reads it; who sets it sets both",
+    "alora.storage_device": "sums in another order move the last digits",
+    "alora.omega_device": "sums in another order move the last digits",
+    "alora.lam_end_factor": "nothing reads it with a constant schedule; who sets it sets both",
+    "fisher.location": "sums in another order move the last digits",
+}
 
 
-def watches_probe(recipe: Recipe) -> bool:
-    """Whether a protected training by this recipe watches its loss on general text."""
-    return recipe.alora.budget is not None or recipe.general.probe is not None
+@dataclass(frozen=True)
+class Dependence:
+    """What one step of a run depends on.
 
-
-class RunParts:
-    """Folders and settings of one recipe's parts.
-
-    Args:
-        recipe: what to do.
-        folder: the run's output folder.
-        importance: a map (folder or Hub id) instead of one that the run records.
-        variant: a name for these settings, where several of one method share the folder.
-
-    Raises:
-        ALoRAError: there is no such map; the recipe's paths lead nowhere.
+    Attributes:
+        settings: as plain data: with the same ones, the step has the same outcome.
+        without: the recipe's settings (or whole sections of them) that it does not depend on, by dotted name, with the reason.
+        method: the method whose step it is; None for one that methods share.
+        options: those sections that it takes as ``method_options`` sets them for the method.
+        fixed: settings that the method or its options say, whatever the recipe's own section does, with the reason.
+        after: the steps whose outcome it starts from.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, importance: str | None, variant: str | None = None) -> None:
-        self.recipe = recipe
-        self.folder = folder
-        self.importance = importance
-        self.variant = variant
-        if recipe.domains:
-            raise ALoRAError("a recipe with several domains is run as a whole: alora run RECIPE")
-        if importance is not None:
-            from alora_trainer.artefact.hub.download import pinned
+    settings: dict[str, Any]
+    without: Mapping[str, str]
+    method: str | None = None
+    options: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[Dependence, ...] = ()
 
-            # A map that is not there is known before anything is done, and one run keeps to one map.
-            self.importance = pinned(importance, storage=recipe.alora.storage)
-        self._resolved = recipe.resolved()
+    @property
+    def digest(self) -> str:
+        """A digest of the settings."""
+        return digest(self.settings)
 
-    def place(self, method: Method) -> str:
-        """The method's folder in the run's, and its name in results.json."""
-        return method.name if self.variant is None else f"{method.name}@{self.variant}"
+    @property
+    def steps(self) -> Iterator[Dependence]:
+        """This step and all that it goes on from, directly or not."""
+        yield self
+        for earlier in self.after:
+            yield from earlier.steps
 
-    def _common(self) -> dict[str, Any]:
-        return {key: self._resolved[key] for key in ("model", "seed")}
+    def reason_without(self, setting: str) -> str | None:
+        """Why neither this step nor any before it depends on a setting; None if one does.
 
-    def _data_part(self) -> Part:
-        general, domain = self._resolved["general"], self._resolved["domain"]
-        settings = {
-            "seed": self.recipe.seed,
-            "general": {key: general[key] for key in _TEST},
-            "domain": {key: value for key, value in domain.items() if key not in _TOKENIZING},
-        }
-        return Part(self.folder / "data", settings, "data")
+        Args:
+            setting: its dotted name in the recipe, such as "tune.learning_rate", "domains.1.max_length" or
+                "method_options.replay.fraction".
+        """
+        reasons = [step._reason(setting.split(".")) for step in self.steps]
+        known = [reason for reason in reasons if reason is not None]
+        return "; ".join(dict.fromkeys(known)) if len(known) == len(reasons) else None
 
-    def _record_part(self, *, full: bool = False) -> Part:
-        """Stage A, with LoRA or (`full`) of the whole model."""
-        recipe = self.recipe.for_full_recording() if full else self.recipe
-        settings = self._common() | {
-            "lora": recipe.lora,
-            "general": self._training_text(),
-            "record": recipe.record,
-            "alora": {key: value for key, value in self._resolved["alora"].items() if key not in PROTECTING},
-        }
-        if full:
-            return Part(self.folder / "record_full", settings | {"full": True}, "training")
-        return Part(self.folder / "record", settings, "training")
+    def _reason(self, path: Sequence[str]) -> str | None:
+        if path[0] == "method_options" and len(path) > 2:
+            return self._reason_of_option(path[1], path[2:])
+        if path[0] == "domains":  # each of them is the section `domain` of its own steps
+            path = ["domain", *path[2:]]
+        return self._left_out(path) or self.fixed.get(".".join(path[:2]))
 
-    def _training_text(self) -> dict[str, Any]:
-        return {key: value for key, value in self._resolved["general"].items() if key not in (*_TEST, *_PROBE)}
+    def _left_out(self, path: Sequence[str]) -> str | None:
+        return self.without.get(path[0]) or self.without.get(".".join(path[:2]))
 
-    def _fisher_part(self, method: Method) -> Part:
-        assert method.importance is not None
-        settings = self._common() | {
-            "lora": self.recipe.lora,
-            "general": self._training_text(),
-            "fisher": self._resolved["fisher"],
-            "kind": method.fisher_kind,
-        }
-        if method.is_full:
-            return Part(self.folder / f"{method.importance}_full", settings | {"full": True}, "training")
-        return Part(self.folder / method.importance, settings, "training")
+    def _reason_of_option(self, method: str, path: Sequence[str]) -> str | None:
+        if self.method is None:
+            return "a step that methods share goes by the recipe's own sections"
+        if method != self.method:
+            return "it is set for another method"
+        if path[0] in SECTIONS:
+            return self._left_out(path) if path[0] in self.options else "this step goes by the recipe's own section"
+        return None if "options" in self.settings else "it is for the training on the domain"
 
-    def _training_part(self, method: Method) -> Part:
-        recipe, own = self.recipe.for_method(method), self.recipe.options(method).own
-        settings = self._common() | {"method": asdict(method)}
-        if method.trains:
-            settings |= {"domain": self._resolved["domain"], "tune": recipe.tune}
-            if recipe.evaluation.curve_steps is not None:
-                settings["curve"] = {key: self._resolved["evaluation"][key] for key in _CURVE}
-        if method.starts_from == "fresh":
-            settings["lora"] = recipe.lora
-        if method.needs_recording:
-            given = None if method.is_full else self.importance
-            settings["recording"] = given or self._record_part(full=method.is_full).settings
-        if method.fisher_kind is not None:
-            settings["fisher"] = self._fisher_part(method).settings
-        if method.penalty:
-            settings["protecting"] = {key: getattr(recipe.alora, key) for key in PROTECTING}
-            settings["fresh_lora"] = recipe.fresh_lora
-            if watches_probe(recipe):
-                settings["probe"] = {
-                    key: self._resolved["general"][key] for key in (*_PROBE, "train", "train_tokens", "block_length")
-                }
-        if own is not None:
-            settings["options"] = asdict(own)
-        if method.needs_general_text:
-            settings["general"] = self._training_text()
-        return Part(self.folder / self.place(method), settings, "training")
 
-    def _evaluation_part(self, name: str, trained: str) -> Part:
-        scoring = {key: value for key, value in self._resolved["evaluation"].items() if key not in _CURVE}
-        scoring = {key: value for key, value in scoring.items() if key not in _EXTRA or value}
-        settings = {"data": self._data_part().settings, "evaluation": scoring, "trained": trained}
-        return Part(self.folder / name, settings, "result")
+def held_out(recipe: Recipe) -> Dependence:
+    """The files that a run reads: the held-out general text, and the domain's training and test items."""
+    without = _EVERYWHERE | _each(
+        ("lora", "fresh_lora", "record", "tune", "alora", "map", "fisher", "evaluation"),
+        "the files are written before all else",
+    )
+    without |= _each(
+        _in("general", _TRAINED + _WATCHED), "it is text that is trained on or watched, not what is held out"
+    )
+    without |= _each(_in("domain", _AS_TOKENS), "items become tokens when they are read")
+    if not is_chat(recipe.domain.task):
+        without["model"] = "the items are text; the model's chat template writes those of conversations alone"
+    return Dependence(_remaining(recipe, without), without)
 
-    def settings_of(self, method: Method) -> dict[str, Any]:
-        """Everything that a method's result depends on."""
-        return self._evaluation_part(self.place(method), self._training_part(method).digest).settings
 
-    def shared_settings(self) -> dict[str, Any]:
-        """Everything that what the methods share depends on: the data, the recording, and the Fisher information."""
-        shared = {"data": self._data_part().settings, "record": self._record_part().settings}
-        return shared | {"fisher": self._resolved["fisher"]}
+def recording(recipe: Recipe, method: Method | None = None) -> Dependence:
+    """Stage A: the one that methods share, or that of a `method` which records alone."""
+    own = method is not None and method.records_alone
+    if own:
+        assert method is not None
+        recipe = recipe.for_own_recording(method)
+    without = _before_the_domain("fisher", "it is for Fisher information") | _each(
+        _in("alora", PROTECTING), "it is for holding what was recorded"
+    )
+    if own:
+        without["lora"] = "the whole model is recorded, without an adapter"
+    settings = _remaining(recipe, without)
+    if not own:
+        return Dependence(settings, without)
+    assert method is not None
+    settings["parameterization"] = method.parameterization.value
+    return Dependence(settings, without, method.name, ("record",), _fixed(recipe, method, ("record",)))
 
-    def _map_folder(self) -> Path:
-        if self.importance is None:
-            return self.folder / "record" / "map"
-        from alora_trainer.artefact.hub.download import fetch
 
-        return fetch(self.importance, storage=self.recipe.alora.storage)[0]
+def fisher_information(recipe: Recipe, method: Method) -> Dependence:
+    """The Fisher information that `method` holds by."""
+    without = _before_the_domain("record", "nothing is trained for an estimate") | {
+        "alora": "it is for recording in a training, and for holding",
+        "map": "it is for what a training records",
+    }
+    if method.parameterization is Parameterization.FULL:
+        without["lora"] = "it is of all parameters, without an adapter"
+    settings = _remaining(recipe, without)
+    return Dependence(
+        settings | {"kind": method.fisher_kind, "parameterization": method.parameterization.value}, without
+    )
 
-    def data_settings(self) -> dict[str, Any]:
-        """What the evaluated files depend on."""
-        return self._data_part().settings
 
-    def importance_settings(self, method: Method) -> Any:
-        """What the method's importance depends on, and the adapter that it starts from; None if it has neither."""
-        if method.fisher_kind is not None:
-            return self._fisher_part(method).settings
-        if method.needs_recording:
-            return self.importance or self._record_part().settings
+def importance(recipe: Recipe, method: Method, given: str | None = None) -> Dependence | None:
+    """What a method starts from or is held by; None if there is neither.
+
+    Args:
+        given: a map (folder, or Hub id with its commit) in the place of the recording that methods share.
+    """
+    if method.fisher_kind is not None:
+        return fisher_information(recipe, method)
+    if not method.needs_recording:
         return None
+    if given is None or method.records_alone:
+        return recording(recipe, method)
+    sections = [key for key in recipe.resolved() if key not in _EVERYWHERE]
+    return Dependence({"given": given}, _EVERYWHERE | _each(sections, "the map was given"))
 
-    def importance_folder(self, method: Method) -> Path:
-        """The map that the method starts from or is held by."""
-        if method.fisher_kind is not None:
-            return self._fisher_part(method).folder / "map"
-        return self._record_part(full=True).folder / "map" if method.is_full else self._map_folder()
+
+def training(
+    recipe: Recipe,
+    method: Method,
+    given: str | None = None,
+    *,
+    before: Dependence | None = None,
+    records: bool = False,
+) -> Dependence:
+    """The training on the domain (or that there is none).
+
+    Args:
+        given: as in `importance`.
+        before: the training on the domain before this one, of several in a row.
+        records: importance is recorded for the domains that come after it.
+    """
+    own = as_trained(recipe, method, later=before is not None)
+    without = _EVERYWHERE | {
+        "record": "stage A is a step of its own",
+        "fisher": "Fisher information is a step of its own",
+    }
+    if not records:
+        without["map"] = "this training records nothing"
+    if not method.trains:
+        without |= _each(
+            ("lora", "fresh_lora", "general", "domain", "tune", "alora", "evaluation"), "nothing is trained"
+        )
+    else:
+        without |= _without_general_text(own, method) | _without_holding(own, method, records, before is None)
+    settings = _remaining(own, without) | {"method": method.settings()}
+    holding = settings.pop("alora", {})
+    if method.penalty:
+        settings["protecting"] = {key: value for key, value in holding.items() if key in PROTECTING}
+    if rest := {key: value for key, value in holding.items() if key not in PROTECTING}:
+        settings["alora"] = rest
+    options = recipe.options(method).own
+    if options is not None:
+        settings["options"] = dataclasses.asdict(options)
+    source = importance(recipe, method, given)
+    if source is not None:
+        settings["fisher" if method.fisher_kind is not None else "recording"] = source.settings.get(
+            "given", source.settings
+        )
+    if before is not None:
+        settings["before"] = before.digest
+    if records:
+        settings["records"] = True
+    after = tuple(step for step in (source, before) if step is not None)
+    options_of = ("lora", "tune", "alora")
+    return Dependence(settings, without, method.name, options_of, _fixed(recipe, method, options_of), after)
+
+
+def scores(recipes: Sequence[Recipe], trained: str | Dependence) -> Dependence:
+    """An evaluation on the domains of `recipes` (one recipe, each with its domain) and on general text.
+
+    Args:
+        trained: what is evaluated, or a digest of what that depends on, the base model among it.
+    """
+    data = [held_out(recipe) for recipe in recipes]
+    without = _EVERYWHERE | _each(
+        ("model", "seed", "lora", "fresh_lora", "general", "domain", "record", "tune", "alora", "map", "fisher"),
+        "what is evaluated, and on what, was made before",
+    )
+    without |= _each(_in("evaluation", _CURVE), "it is for the time of training")
+    without |= {
+        f"evaluation.{name}": "nobody asks for it" for name in _LATER_ADDED if not getattr(recipes[0].evaluation, name)
+    }
+    settings: dict[str, Any] = {
+        "data": [one.settings for one in data] if len(data) > 1 else data[0].settings,
+        "evaluation": _remaining(recipes[0], without)["evaluation"],
+        "trained": trained if isinstance(trained, str) else trained.digest,
+    }
+    return Dependence(settings, without, after=(*data, *(() if isinstance(trained, str) else (trained,))))
+
+
+def start(recipe: Recipe, method: Method, given: str | None = None) -> Dependence:
+    """What a method is before it learns the first of several domains: the base model, or the recorded adapter on it."""
+    source = importance(recipe, method, given) if method.needs_recording else None
+    sections = [key for key in recipe.resolved() if key not in ("model", "seed")]
+    without = _EVERYWHERE | _each(sections, "nothing is trained yet")
+    settings = _remaining(recipe, without) | ({"recording": source.settings} if source is not None else {})
+    return Dependence(settings, without, method.name, after=() if source is None else (source,))
+
+
+def trainings(recipe: Recipe, method: Method, given: str | None = None) -> list[Dependence]:
+    """A method's trainings on the recipe's domains, in their order; one that trains nothing has one that is none."""
+    recipes = recipe.each_domain()
+    if not method.trains or len(recipes) == 1:
+        return [training(recipes[0], method, given)]
+    made: list[Dependence] = []
+    for position, one in enumerate(recipes):
+        records = records_for_later(method, position, len(recipes))
+        made.append(training(one, method, given, before=made[-1] if made else None, records=records))
+    return made
+
+
+def result(recipe: Recipe, method: Method, given: str | None = None) -> Dependence:
+    """Everything that a method's result depends on, of one domain or (at its end) of several in a row."""
+    return scores(recipe.each_domain(), trainings(recipe, method, given)[-1])
+
+
+def shared(recipe: Recipe) -> dict[str, Any]:
+    """Everything that what methods share depends on: the data, the recording, and the Fisher information."""
+    return {
+        "data": [held_out(one).settings for one in recipe.each_domain()],
+        "record": recording(recipe).settings,
+        "fisher": dataclasses.asdict(recipe.fisher),
+    }
+
+
+def records_for_later(method: Method, position: int, domains: int) -> bool:
+    """Whether a domain's importance is recorded for those after it: Fisher information stays that of the base model.
+
+    Args:
+        position: of the domain, from 0.
+        domains: how many there are.
+    """
+    return method.importance == "recorded" and position + 1 < domains
+
+
+def _before_the_domain(other: str, reason: str) -> dict[str, str]:
+    """What neither a recording nor an estimate of Fisher information depends on."""
+    without = _EVERYWHERE | {other: reason}
+    without |= _each(("domain", "tune", "fresh_lora", "evaluation"), "it is done before the domain")
+    without |= _each(_in("general", _HELD_OUT), "forgetting is measured on it, nothing is trained on it")
+    return without | _each(_in("general", _WATCHED), "it is watched while the domain is trained")
+
+
+def _without_general_text(recipe: Recipe, method: Method) -> dict[str, str]:
+    """What of `general` and `evaluation` a training on the domain does not depend on."""
+    watched = method.penalty and watches_probe(recipe)
+    curve = recipe.evaluation.curve_steps is not None
+    without = _each(_in("evaluation", _SCORES), "it is for the scores after the training")
+    if not curve:
+        without["evaluation"] = "it is for the scores after the training"
+        without |= _each(_in("general", _HELD_OUT), "forgetting is measured after the training")
+    if not watched:
+        without |= _each(_in("general", _WATCHED), "nothing is watched in this training")
+    if not method.needs_general_text:
+        read = {"block_length"} if curve else set()
+        read |= {"train", "block_length", "train_tokens", "self_text"} if watched else set()
+        unread = [name for name in _TRAINED if name not in read]
+        without |= _each(_in("general", unread), "this training reads no general text by it")
+    return without
+
+
+def _without_holding(recipe: Recipe, method: Method, records: bool, first: bool) -> dict[str, str]:
+    """What of `alora`, `lora` and `fresh_lora` a training on the domain does not depend on."""
+    without = {}
+    adapts = method.parameterization is Parameterization.ADAPTER
+    new_beside_map = method.penalty and adapts and starts_fresh(recipe)
+    if not new_beside_map:
+        without["fresh_lora"] = "no new adapter is trained beside an importance map"
+    if not new_beside_map and not (first and method.starts_from == "fresh" and adapts):
+        without["lora"] = "no new adapter is made: the one that is there is gone on with, or the whole model is tuned"
+    if not method.penalty:
+        return without | {"alora": "nothing is held"}
+    if records:
+        return without | {"alora.record_tokens": "a domain is recorded to the end of its training"}
+    # That the whole model is tuned is a matter of both.
+    recorded = [
+        item.name
+        for item in dataclasses.fields(recipe.alora)
+        if item.name not in PROTECTING and item.name != "full_parameters"
+    ]
+    return without | _each(_in("alora", recorded), "it is for the recording, which is a step of its own")
+
+
+def _fixed(recipe: Recipe, method: Method, sections: Sequence[str]) -> dict[str, str]:
+    """Settings of the recipe's sections that the method or its options stand over."""
+    options = recipe.options(method)
+    fixed: dict[str, str] = {}
+    for section in sections:
+        own = {**getattr(method, section, {}), **getattr(options, section)}
+        fixed |= _each(_in(section, list(own)), f"{method.name} has a value of its own")
+    return fixed
+
+
+def _remaining(recipe: Recipe, without: Mapping[str, str]) -> dict[str, Any]:
+    """The recipe's settings as plain data, but for those in `without`."""
+    remaining: dict[str, Any] = {}
+    for section, value in recipe.resolved().items():
+        if section in without:
+            continue
+        if isinstance(value, Mapping):
+            value = {key: item for key, item in value.items() if f"{section}.{key}" not in without}
+            if not value and any(name.startswith(f"{section}.") for name in without):
+                continue
+        remaining[section] = value
+    return remaining
+
+
+def _each(names: Sequence[str], reason: str) -> dict[str, str]:
+    return dict.fromkeys(names, reason)
+
+
+def _in(section: str, names: Sequence[str]) -> list[str]:
+    return [f"{section}.{name}" for name in names]

@@ -1,16 +1,16 @@
-"""."""
+"""How far a training moves every adapted weight from where it starts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.run.log_columns import _short
+from alora_trainer.experiment.run.log_columns import rounded
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.weights.steps import movement_factors
 
 
-class Start:
+class StartingPoint:
     """Where the adapted weights stand before a training, to say afterwards how far each has moved."""
 
     def __init__(self, model: Any) -> None:
@@ -21,8 +21,7 @@ class Start:
         norms = {}
         for weight, a, b in self._before:
             factors = movement_factors(a, b, weight.a.double(), weight.b.double(), weight.scaling)
-            squared = float(((factors.left.T @ factors.left) * (factors.right @ factors.right.T)).sum())
-            norms[weight.name] = _short(max(squared, 0.0) ** 0.5)
+            norms[weight.name] = rounded(factors.norm())
         return norms
 
 

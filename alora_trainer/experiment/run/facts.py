@@ -1,18 +1,19 @@
-"""."""
+"""What a map or an adapter says of the run that made it: the texts, the domain, and what it cost."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from alora_trainer.data.general import SELF
+from alora_trainer.data.sources import HUB_PREFIX
+from alora_trainer.data.tasks import BUILT_IN
+from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.base_model import commit_of
-
-if TYPE_CHECKING:
-    from alora_trainer.experiment.recipe.recipe import Recipe
 
 
 def recording_facts(recipe: Recipe, cost: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -22,8 +23,6 @@ def recording_facts(recipe: Recipe, cost: Mapping[str, Any], device: torch.devic
         cost: seconds and peak_bytes.
         device: that it was recorded on.
     """
-    from alora_trainer.data.general import SELF
-
     general = recipe.general
     sampled = "text sampled from the base model itself"
     sources = [sampled] if general.train == SELF else [_public_source(s) for s in general.train.values()]
@@ -48,15 +47,11 @@ def domain_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _built_in(task: str) -> list[Any]:
-    from alora_trainer.data.tasks import BUILT_IN
-
     return [BUILT_IN[task].hub["train"]]
 
 
 def _public_source(source: Any) -> Any:
     """A source of text as others may know it: a Hub data set in full, of a file its name alone."""
-    from alora_trainer.data.sources import HUB_PREFIX
-
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
         source = {"hub": source.removeprefix(HUB_PREFIX)}
     if isinstance(source, Mapping):

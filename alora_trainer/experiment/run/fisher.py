@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from alora_trainer.artefact.provenance import describe_fisher
 from alora_trainer.basics.cost_meter import Meter
 from alora_trainer.data.domain import collator
@@ -15,8 +17,9 @@ from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.facts import recording_facts
 from alora_trainer.experiment.run.general_text import text_to_train
 from alora_trainer.experiment.run.models import load_base, place, release_memory, with_fresh_adapter
-from alora_trainer.importance.matching import trained_weights
 from alora_trainer.importance.recording.fisher import estimate_fisher
+from alora_trainer.weights.model_weights import trained_weights
+from alora_trainer.weights.parameterization import Parameterization
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +36,8 @@ def compute_fisher(recipe: Recipe, method: Method, tokenizer: Any, folder: Path)
     Returns:
         seconds and peak_bytes (of this part), samples and steps (batches).
     """
-    from torch.utils.data import DataLoader
-
-    settings, kind, name, full = recipe.fisher, method.fisher_kind, method.importance, method.is_full
+    settings, kind, name = recipe.fisher, method.fisher_kind, method.importance
+    full = method.parameterization is Parameterization.FULL
     assert kind is not None and name is not None
     data = text_to_train(recipe, tokenizer, folder)
     logger.info(f"Fisher information ({kind}) over general text{', all parameters' if full else ''}")
@@ -52,9 +54,9 @@ def compute_fisher(recipe: Recipe, method: Method, tokenizer: Any, folder: Path)
             location=settings.location,
             samples=settings.samples,
             checkpoint=checkpoint,
-            full=full,
+            parameterization=method.parameterization,
         )
-    weights = trained_weights(model, full)
+    weights = trained_weights(model, method.parameterization)
     importance = describe_fisher(model, weights, estimate, name=name, seed=recipe.seed)
     cost = {"seconds": round(estimate.seconds, 3), "peak_bytes": meter.cost.peak_bytes}
     importance = importance.with_info(**recording_facts(recipe, cost, device))

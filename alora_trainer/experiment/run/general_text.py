@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.data.general import SELF, pack_general_text
+from alora_trainer.data.probe import probe_text
+from alora_trainer.data.self_text import sample_text
+from alora_trainer.data.streaming import stream_general_text
 from alora_trainer.experiment.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from alora_trainer.experiment.run.models import load_base, place, release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +26,6 @@ def text_to_train(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pa
         tokenizer: the base model's.
         folder: keeps the text that is sampled.
     """
-    from alora_trainer.data.streaming import stream_general_text
-
     general = recipe.general
     sources = sampled_text(recipe, tokenizer, folder) if general.train == SELF else general.train
     logger.info(f"general text: {', '.join(sources)}")
@@ -42,8 +43,6 @@ def text_to_watch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pa
         tokenizer: the base model's.
         folder: where `text_to_train` keeps the text that is sampled; it is sampled now if it is not there.
     """
-    from alora_trainer.data.probe import probe_text
-
     general, sampled = recipe.general, None
     if general.train == SELF and general.probe is None:
         sampled = sampled_text(recipe, tokenizer, folder)
@@ -52,9 +51,6 @@ def text_to_watch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 def sampled_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
     """The source of text sampled from the base model, in `folder`; sampled now unless it is there."""
-    from alora_trainer.data.self_text import sample_text
-    from alora_trainer.experiment.run.models import load_base, place, release_memory
-
     logger.info("sampling general text from the base model")
     base = load_base(recipe)
     place(base, recipe.training_arguments("record", folder).device)

@@ -18,7 +18,7 @@ def columns(log_history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, lis
     Returns:
         ``training`` has the lines of the training itself and ``curve`` those of measurements in between (see `LearningCurve`);
         each with a list for ``step`` and for everything that was measured, None where a line lacks it. Single weights' drift
-        is left out (`Start.drift` has it at the end). Kinds of which there is no line are left out.
+        is left out (`StartingPoint.drift` has it at the end). Kinds of which there is no line are left out.
     """
     kinds = {
         "training": [line for line in log_history if "loss" in line and "learning_rate" in line],
@@ -35,9 +35,10 @@ def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         if isinstance(value, (int, float)) and key not in _NOT_MEASURED and "/" not in key
     )
     return {"step": [line["step"] for line in lines]} | {
-        key.removeprefix("curve_"): [_short(line.get(key)) for line in lines] for key in keys
+        key.removeprefix("curve_"): [rounded(line.get(key)) for line in lines] for key in keys
     }
 
 
-def _short(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """A float with six significant digits; anything else as it is."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,7 +1,8 @@
-"""One stage at a time: a freshly loaded base model, an adapter on it, and a training that goes on where it was stopped."""
+"""The models of a run: a freshly loaded base model, an adapter on it, and what is scored and compared with."""
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from transformers import (
     set_seed,
 )
 
+from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.artefact.reading import check_reference
+from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.base_model import remember_revision
@@ -106,7 +110,7 @@ def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
 
 
 def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: bool = False) -> PeftModel:
-    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: fresh``.
+    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: merged`` and ``bare``.
 
     Raises:
         ALoRAError: the recipe's `lora` does not fit the model.
@@ -124,11 +128,8 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
     Raises:
         ALoRAError: there is none, or it does not fit the model; it is an importance map's, and damaged.
     """
-    from alora_trainer.artefact.files import CONFIG_FILE
-    from alora_trainer.artefact.reading import check_reference
-
     source = str(folder)
-    local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    local = not is_hub_id(source)
     if local and not (Path(folder) / "adapter_config.json").is_file():
         raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
     if local and (Path(folder) / CONFIG_FILE).is_file():
@@ -171,8 +172,6 @@ def load_to_score(
 
 def release_memory() -> None:
     """Give back what a model that is no longer used held, before the next stage is measured."""
-    import gc
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,17 +1,23 @@
-"""What a run observes beside its parts: how a training gets on, and whether the recording text knows the test items."""
+"""What a run observes beside its steps: how a training gets on, and whether the recording text knows the test items."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.basics.files import read_json
+from alora_trainer.data.general import pack_general_text
+from alora_trainer.data.overlap import decoded_documents, find_overlap
+from alora_trainer.data.sources import read_lines
+from alora_trainer.data.tasks import get_task
+from alora_trainer.evaluation.learning_curve import LearningCurve
+from alora_trainer.evaluation.trainer_metrics import choice_rows
 from alora_trainer.experiment.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from alora_trainer.evaluation.learning_curve import LearningCurve
+from alora_trainer.experiment.run.general_text import text_to_train
 
 
 def learning_curve(
@@ -33,11 +39,6 @@ def learning_curve(
         test: the domain's test items.
         folder: the callback's own.
     """
-    from alora_trainer.data.general import pack_general_text
-    from alora_trainer.data.tasks import get_task
-    from alora_trainer.evaluation.learning_curve import LearningCurve
-    from alora_trainer.evaluation.trainer_metrics import choice_rows
-
     evaluation, task = recipe.evaluation, get_task(recipe.domain.task)
     assert evaluation.curve_steps is not None
     length, items = recipe.general.block_length, evaluation.curve_items
@@ -71,13 +72,6 @@ def recorded_overlap(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, test
         test: the domain's test items.
         record: the folder of the finished recording.
     """
-    from alora_trainer.artefact.files import CONFIG_FILE
-    from alora_trainer.basics.files import read_json
-    from alora_trainer.data.overlap import decoded_documents, find_overlap
-    from alora_trainer.data.sources import read_lines
-    from alora_trainer.data.tasks import get_task
-    from alora_trainer.experiment.run.general_text import text_to_train
-
     task = get_task(recipe.domain.task)
     items = {
         number: [task.prompt(doc), *(task.choices(doc) if task.choices is not None else [task.completion(doc)])]

@@ -1,47 +1,56 @@
-"""One recipe in one output folder: every part of the work, each done once and remembered (see `run`)."""
+"""One recipe of one domain in one output folder: every step of the work, each done once and remembered."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
+from alora_trainer.artefact.files import LAYERS_FILE
+from alora_trainer.artefact.hub.download import fetch, pinned
 from alora_trainer.basics.files import read_json, write_text
-from alora_trainer.basics.processes import is_main, main_first
+from alora_trainer.basics.processes import is_main, launched, main_first
 from alora_trainer.basics.scores import Score
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import method_settings
-from alora_trainer.experiment.run.stage import Part
-from alora_trainer.experiment.run.tune import DomainTraining
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+from alora_trainer.experiment.run import dependencies
+from alora_trainer.experiment.run.evaluate import evaluate
+from alora_trainer.experiment.run.fisher import compute_fisher
+from alora_trainer.experiment.run.models import load_tokenizer
+from alora_trainer.experiment.run.observe import recorded_overlap
+from alora_trainer.experiment.run.prepare import PreparedData, write_data
+from alora_trainer.experiment.run.record import record_importance
+from alora_trainer.experiment.run.stage import Stage
+from alora_trainer.experiment.run.training_recipe import check_one_domain
+from alora_trainer.experiment.run.tune import Beginning, tune
+from alora_trainer.weights.parameterization import Parameterization
 
 logger = logging.getLogger(__name__)
 
 
 def check_single_process() -> None:
     """Raises ALoRAError if this is one of several processes that torchrun or the like launched."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         raise ALoRAError(
             "a whole recipe runs in one process: for several, use `alora record`, `alora tune` and `alora eval` in turn"
         )
 
 
-class Run(DomainTraining):
+class Run:
     """One recipe in one output folder. Each method does a part of the work unless it is finished already.
 
+    To make a `Run` writes nothing; the first work does.
+
     Args:
-        recipe: what to do.
+        recipe: what to do, on one domain.
         output_dir: where everything is written.
         overwrite: make anew what other settings made in this folder, instead of refusing.
         importance: start from and protect this map (a folder or Hub id), instead of recording one.
@@ -50,7 +59,8 @@ class Run(DomainTraining):
             at ``METHOD@VARIANT``, and share the data, the recording and whatever else does not depend on it.
 
     Raises:
-        ALoRAError: several processes were launched, and `several_processes` is not set.
+        ALoRAError: several processes were launched, and `several_processes` is not set; the recipe has several domains; the
+            folder is a file.
     """
 
     def __init__(
@@ -65,147 +75,191 @@ class Run(DomainTraining):
     ) -> None:
         if not several_processes:
             check_single_process()
-        super().__init__(recipe, Path(output_dir), importance, variant)
+        check_one_domain(recipe)
+        self.recipe = recipe
+        self.folder = Path(output_dir)
         self.overwrite = overwrite
+        self.importance = importance
+        self.variant = variant
+        self._is_begun = False
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
-        write_text(
-            self.folder / "recipe.yaml", yaml.safe_dump(self._resolved, sort_keys=False, allow_unicode=True, width=120)
-        )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's tokenizer."""
-        from alora_trainer.experiment.run.models import load_tokenizer
-
         return load_tokenizer(self.recipe)
 
-    def prepare_data(self) -> dict[str, Any]:
-        """Write the held-out general text and the domain's items, both as evaluation and training read them.
+    def place(self, method: Method) -> str:
+        """The method's folder in the run's, and its name in results.json."""
+        return method.name if self.variant is None else f"{method.name}@{self.variant}"
 
-        Returns:
-            general: path by subset; train, test: paths of the domain's items; report: what was left out, and why. All paths
-            are relative to the output folder.
+    @cached_property
+    def _given(self) -> str | None:
+        """The map that was given, at one commit: one run keeps to one map.
+
+        Raises:
+            ALoRAError: there is no such map.
         """
+        return None if self.importance is None else pinned(self.importance, storage=self.recipe.alora.storage)
+
+    def _begin_run(self) -> None:
+        """Note the recipe in the folder, before any work in it; that a given map is not there is known by then."""
+        if self._is_begun:
+            return
         with main_first():
-            part = self._data_part()
-            part.begin(overwrite=self.overwrite)
-            return part.finished() or self._write_data(part)
+            _ = self._given
+            if is_main():
+                write_recipe(self.recipe, self.folder)
+        self._is_begun = True
 
-    def _write_data(self, part: Part) -> dict[str, Any]:
-        from alora_trainer.data.chat import is_chat
-        from alora_trainer.data.domain import prepare_domain
-        from alora_trainer.data.general import write_held_out
+    # ---- the steps, and what each depends on ----
 
-        recipe = self.recipe
-        general = write_held_out(
-            recipe.general.test, part.folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
-        )
-        domain = prepare_domain(
-            recipe.domain,
-            base=recipe.base,
-            folder=part.folder / "domain",
-            seed=recipe.seed,
-            tokenizer=self.tokenizer if is_chat(recipe.domain.task) else None,
-        )
-        outcome = {
-            "general": {name: self._relative(path) for name, path in general.items()},
-            "train": self._relative(domain.train),
-            "test": self._relative(domain.test),
-            "report": domain.report,
-        }
-        part.finish(outcome)
-        return outcome
+    def _data_stage(self) -> Stage:
+        return Stage(self.folder / "data", dependencies.held_out(self.recipe).settings, "data")
 
-    def _relative(self, path: Path) -> str:
-        return path.resolve().relative_to(self.folder.resolve()).as_posix()
+    def _recording_stage(self, method: Method | None = None) -> Stage:
+        """Stage A: the one that methods share, or that of a `method` which records alone."""
+        own = method is not None and method.records_alone
+        name = f"record_{method.name}" if method is not None and own else "record"
+        return Stage(self.folder / name, dependencies.recording(self.recipe, method).settings, "training")
 
-    def record(self, *, full: bool = False) -> dict[str, Any]:
+    def _fisher_stage(self, method: Method) -> Stage:
+        assert method.importance is not None
+        full = method.parameterization is Parameterization.FULL
+        name = f"{method.importance}_full" if full else method.importance
+        return Stage(self.folder / name, dependencies.fisher_information(self.recipe, method).settings, "training")
+
+    def _training_stage(self, method: Method) -> Stage:
+        settings = dependencies.training(self.recipe, method, self._given).settings
+        return Stage(self.folder / self.place(method), settings, "training")
+
+    def _scores_stage(self, name: str, trained: str) -> Stage:
+        return Stage(self.folder / name, dependencies.scores([self.recipe], trained).settings, "result")
+
+    def _begin(self, stage: Stage) -> dict[str, Any] | None:
+        """Begin a step; its outcome, if it was finished before."""
+        self._begin_run()
+        with main_first():
+            stage.begin(overwrite=self.overwrite)
+            return stage.finished()
+
+    def _finish(self, stage: Stage, outcome: Mapping[str, Any]) -> None:
+        with main_first():
+            if is_main():
+                stage.finish(outcome)
+
+    def map_folder(self, method: Method) -> Path | None:
+        """The map that the method starts from or is held by, made before; None for a method that has none.
+
+        Raises:
+            ALoRAError: a given map cannot be fetched.
+        """
+        if method.fisher_kind is not None:
+            return self._fisher_stage(method).folder / "map"
+        if not method.needs_recording:
+            return None
+        if self._given is None or method.records_alone:
+            return self._recording_stage(method).folder / "map"
+        return fetch(self._given, storage=self.recipe.alora.storage)[0]
+
+    # ---- the work ----
+
+    def prepare_data(self) -> PreparedData:
+        """Write the held-out general text and the domain's items, both as evaluation and training read them."""
+        self._begin_run()
+        with main_first():
+            return self._prepared()
+
+    def _prepared(self) -> PreparedData:
+        stage = self._data_stage()
+        stage.begin(overwrite=self.overwrite)
+        outcome = stage.finished()
+        if outcome is None:
+            outcome = write_data(self.recipe, self.tokenizer, stage.folder, self.folder)
+            stage.finish(outcome)
+        return PreparedData.from_outcome(outcome, self.folder)
+
+    def record(self, method: Method | None = None) -> dict[str, Any]:
         """Stage A: train on general text and record importance into ``record/map``.
 
         Args:
-            full: of the whole model without LoRA, into ``record_full/map``.
+            method: one that records alone, into ``record_METHOD/map``; of all others the recording is the same.
 
         Returns:
             seconds, peak_bytes, loss and steps of the training.
         """
-        from alora_trainer.experiment.run.record import record_importance
-
-        part = self._record_part(full=full)
-        finished = self._begun(part)
+        stage = self._recording_stage(method)
+        finished = self._begin(stage)
         if finished is not None:
             return finished
-        recipe = self.recipe.for_full_recording() if full else self.recipe
-        cost = record_importance(recipe, self.tokenizer, part.folder, full=full)
-        with main_first():
-            if is_main():
-                part.finish(cost)
+        recipe, moved = self.recipe, Parameterization.ADAPTER
+        if method is not None and method.records_alone:
+            recipe, moved = recipe.for_own_recording(method), method.parameterization
+        cost = record_importance(recipe, self.tokenizer, stage.folder, moved)
+        self._finish(stage, cost)
         return cost
 
-    def _begun(self, part: Part) -> dict[str, Any] | None:
-        """Begin a part; its outcome, if it was finished before."""
-        with main_first():
-            part.begin(overwrite=self.overwrite)
-            return part.finished()
-
     def fisher(self, method: Method) -> dict[str, Any]:
-        """The Fisher information that `method` holds by, as ``fisher/map`` or ``fisher_batch/map``.
+        """The Fisher information that `method` holds by, such as ``fisher/map`` or ``fisher_batch/map``.
 
         Returns:
             seconds, peak_bytes, samples and steps of the estimate.
         """
-        from alora_trainer.experiment.run.fisher import compute_fisher
-
-        part = self._fisher_part(method)
-        part.begin(overwrite=self.overwrite)
-        finished = part.finished()
+        stage = self._fisher_stage(method)
+        finished = self._begin(stage)
         if finished is not None:
             return finished
-        cost = compute_fisher(self.recipe, method, self.tokenizer, part.folder)
-        part.finish(cost)
+        cost = compute_fisher(self.recipe, method, self.tokenizer, stage.folder)
+        self._finish(stage, cost)
         return cost
+
+    def importance_of(self, method: Method) -> dict[str, Any] | None:
+        """Make what the method starts from or is held by, if it is not there; what that cost, None where nothing was made."""
+        if method.fisher_kind is not None:
+            return self.fisher(method)
+        if method.needs_recording and (method.records_alone or self.importance is None):
+            return self.record(method)
+        return None
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
-            train: seconds, peak_bytes, loss, steps and history of this training, and drift, how far it moved every adapted
-            weight; record: those of stage A or of the Fisher information, if the method needs one and this run made it.
+            train: what `tune.tune` says of this training; record: the cost of stage A or of the Fisher information, if the
+            method needs one and this run made it.
         """
-        part = self._training_part(method)
-        costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
-        finished = self._begun(part)
+        stage = self._training_stage(method)
+        finished = self._begin(stage)
         if finished is not None:
             return finished
-        if method.needs_recording and (method.is_full or self.importance is None):
-            costs["record"] = self.record(full=method.is_full)
-        if method.fisher_kind is not None:
-            costs["record"] = self.fisher(method)
+        costs: dict[str, Any] = {"train": {"seconds": 0.0, "peak_bytes": 0}}
+        made = self.importance_of(method)
+        if made is not None:
+            costs["record"] = made
         if method.trains:
             logger.info(f"{method.name}: {method.description}")
-            costs["train"] = self.train_on_domain(method, part.folder)
-        with main_first():
-            if is_main():
-                part.finish(costs)
+            found = self.map_folder(method)
+            beginning = Beginning(found, sampled=found.parent if found is not None and made is not None else None)
+            costs["train"] = tune(self.recipe, method, beginning, self.prepare_data(), self.tokenizer, stage.folder)
+        self._finish(stage, costs)
         return costs
 
     def overlap(self) -> dict[str, Any] | None:
         """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
-        from alora_trainer.experiment.run.observe import recorded_overlap
-
-        record = self._record_part()
-        if self.importance is not None or record.finished(overwrite=True) is None:
+        recorded = self._recording_stage()
+        if self.importance is not None or recorded.finished(overwrite=True) is None:
             return None
-        settings = {"recording": record.settings, "data": self._data_part().settings}
-        part = Part(self.folder / "overlap", settings, "overlap")
-        part.begin(overwrite=True)  # nothing is lost: it is computed from what is at hand
-        finished = part.finished()
+        settings = {"recording": recorded.settings, "data": self._data_stage().settings}
+        stage = Stage(self.folder / "overlap", settings, "overlap")
+        stage.begin(overwrite=True)  # nothing is lost: it is computed from what is at hand
+        finished = stage.finished()
         if finished is not None:
             return finished
         logger.info("comparing the recording text with the test items")
-        test = self.folder / self.prepare_data()["test"]
-        outcome = recorded_overlap(self.recipe, self.tokenizer, test=test, record=record.folder)
-        part.finish(outcome)
+        # One process alone does this, so that nothing in it may wait for others.
+        outcome = recorded_overlap(self.recipe, self.tokenizer, test=self._prepared().test, record=recorded.folder)
+        stage.finish(outcome)
         return outcome
 
     def evaluate(self, name: str, trained: str, adapter: str | Path | None, model_source: str | None = None) -> Score:
@@ -213,59 +267,36 @@ class Run(DomainTraining):
 
         Args:
             name: the folder for the result.
-            trained: a digest of what the adapter or model depends on.
+            trained: a digest of what the adapter or model depends on, the base model among it.
             adapter: a folder or Hub id.
             model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
-
-        Returns:
-            The score, as `evaluation.runner.evaluate_model` gives it.
         """
-        from alora_trainer.data.tasks import get_task
-        from alora_trainer.evaluation.runner import evaluate_model
-        from alora_trainer.experiment.run.models import load_to_score, release_memory
-
-        part = self._evaluation_part(name, trained)
-        finished = part.finished(overwrite=self.overwrite)
+        self._begin_run()
+        stage = self._scores_stage(name, trained)
+        finished = stage.finished(overwrite=self.overwrite)
         if finished is not None:
-            return Score.from_json(finished, str(part.folder))
+            return Score.from_json(finished, str(stage.folder))
         with main_first():
-            files = self.prepare_data()
-        recipe = self.recipe
+            data = self.prepare_data()
         logger.info(f"{name}: evaluating")
-        device = recipe.training_arguments("tune", self.folder).device
-        model, base = load_to_score(recipe, adapter, model_source, device)
-        task = get_task(recipe.domain.task)
-        part.folder.mkdir(parents=True, exist_ok=True)
-        score = evaluate_model(
-            model,
-            self.tokenizer,
-            general={subset: self.folder / path for subset, path in files["general"].items()},
-            tasks={task.name: self.folder / files["test"]},
-            task_specs=[task],
-            config=recipe.evaluation,
-            seed=recipe.seed,
-            samples_path=part.folder / "samples.jsonl",
-            base=base,
+        score = evaluate(
+            [self.recipe], [data], self.tokenizer, stage.folder, adapter=adapter, model_source=model_source
         )
         if is_main():
-            part.finish(score.to_json())
-        del model, base
-        release_memory()
+            stage.finish(score.to_json())
         return score
 
     def method(self, method: Method) -> MethodResult:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
-        adapter = self.folder / self.place(method) / "adapter" if method.trains else None
-        part = self._training_part(method)
-        return self._entry(self.evaluate(self.place(method), part.digest, adapter), costs, part.settings)
+        stage = self._training_stage(method)
+        score = self.evaluate(self.place(method), stage.digest, stage.folder / "adapter" if method.trains else None)
+        return entry_of(score, costs, stage.settings, self._recorded_map(method))
 
-    def _entry(self, score: Score, costs: dict[str, Any], settings: Mapping[str, Any]) -> MethodResult:
-        """What results.json says of a method: its score, costs, settings, and how important each layer was found."""
-        recorded = "recording" in settings and self.importance is None
-        table = read_json(self.folder / "record" / "map" / "layer_importance.json") if recorded else None
-        norms = None if table is None else {name: row["norm"] for name, row in table.items()}
-        return MethodResult.of(score, costs, settings=method_settings(settings), layer_norms=norms)
+    def _recorded_map(self, method: Method) -> Path | None:
+        """The map that this run recorded for the method."""
+        recorded = method.needs_recording and (method.records_alone or self.importance is None)
+        return self._recording_stage(method).folder / "map" if recorded else None
 
     def trained_before(self, method: Method) -> MethodResult:
         """Evaluate what an earlier command trained in this folder, whatever its training's settings were.
@@ -275,26 +306,50 @@ class Run(DomainTraining):
         """
         if not method.trains:
             return self.method(method)
-        stored = read_json(self.folder / method.name / "training.json")
+        folder = self.folder / method.name
+        stored = read_json(folder / "training.json")
         if stored is None:
             raise ALoRAError(
-                f"{self.folder / method.name} holds no finished training: run `alora tune RECIPE --method {method.name} "
+                f"{folder} holds no finished training: run `alora tune RECIPE --method {method.name} "
                 f"--output_dir {self.folder}` first"
             )
         costs = {key: stored[key] for key in ("train", "record") if key in stored}
-        adapter = self.folder / method.name / "adapter"
-        return self._entry(self.evaluate(method.name, stored["settings_digest"], adapter), costs, stored["settings"])
+        score = self.evaluate(method.name, stored["settings_digest"], folder / "adapter")
+        return entry_of(score, costs, stored["settings"], self._recorded_map(method))
 
     def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, MethodResult]:
         """Entries of further methods that are finished in this folder with the same recipe."""
         entries = {}
         for method in METHODS.values():
             try:
-                training = self._training_part(method)
+                training = self._training_stage(method)
             except ALoRAError:  # does not go with this recipe's settings, so it was not trained with them either
                 continue
-            evaluation = self._evaluation_part(method.name, training.digest)
-            trained, scored = training.finished(overwrite=True), evaluation.finished(overwrite=True)
-            if method.name not in exclude and trained is not None and scored is not None:
-                entries[method.name] = self._entry(Score.from_json(scored, method.name), trained, training.settings)
+            scores = self._scores_stage(method.name, training.digest).finished(overwrite=True)
+            costs = training.finished(overwrite=True)
+            if method.name not in exclude and costs is not None and scores is not None:
+                score = Score.from_json(scores, str(self.folder / method.name))
+                entries[method.name] = entry_of(score, costs, training.settings, self._recorded_map(method))
         return entries
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write the recipe, resolved, as ``recipe.yaml`` into a run's folder: read from there, it does the same."""
+    text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=120)
+    write_text(folder / "recipe.yaml", text)
+
+
+def entry_of(
+    score: Score, costs: Mapping[str, Any], settings: Mapping[str, Any], recorded: Path | None
+) -> MethodResult:
+    """What results.json says of a method.
+
+    Args:
+        score: of the evaluation.
+        costs: train, and record if the run made what the method is held by.
+        settings: what its training depends on.
+        recorded: the map that the run recorded for it: how important each layer was found.
+    """
+    table = read_json(recorded / LAYERS_FILE) if recorded is not None else None
+    norms = None if table is None else {name: row["norm"] for name, row in table.items()}
+    return MethodResult.of(score, costs, settings=method_settings(settings), layer_norms=norms)

@@ -1,4 +1,4 @@
-"""The parts of a run on disk: each remembers the settings it was made with, and whether it was finished."""
+"""A step of a run on disk: it remembers the settings that it was made with, and whether it was finished."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from alora_trainer.errors import ALoRAError
 SETTINGS_FILE = "settings.json"
 
 
-class Part:
-    """A piece of a run, and the settings that its outcome depends on.
+class Stage:
+    """A step of a run in a folder of its own, and the settings that its outcome depends on.
 
     Args:
-        folder: the part's own.
-        settings: everything that the outcome depends on, as plain data.
-        step: the name of the JSON file that is written, last and whole, when the part is finished.
+        folder: the step's own.
+        settings: everything that the outcome depends on, as plain data (see `dependencies`).
+        outcome: the name of the JSON file that is written, last and whole, when the step is finished.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], step: str) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], outcome: str) -> None:
         self.folder = folder
-        self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-        self._path = folder / f"{step}.json"
+        self.settings: dict[str, Any] = plain(settings)
+        self._path = folder / f"{outcome}.json"
 
     @property
     def digest(self) -> str:
@@ -59,7 +59,7 @@ class Part:
         return self._path.exists() or any(self.folder.glob("checkpoints/checkpoint-*"))
 
     def finished(self, *, overwrite: bool = False) -> dict[str, Any] | None:
-        """The outcome, if the part is finished; None if it is still to do.
+        """The outcome, if the step is finished; None if it is still to do.
 
         Args:
             overwrite: what other settings made does not count.
@@ -77,22 +77,29 @@ class Part:
         raise ALoRAError(self._stale(found.get("settings")))
 
     def finish(self, outcome: Mapping[str, Any]) -> None:
-        """Mark the part as finished, with its outcome."""
+        """Mark the step as finished, with its outcome."""
         write_json(self._path, {**outcome, "settings": self.settings, "settings_digest": self.digest})
 
     def _stale(self, found: Any) -> str:
         return (
-            f"{self.folder} was made with other settings ({_differences(found, self.settings)}): "
+            f"{self.folder} was made with other settings ({differences(found, self.settings)}): "
             "choose another --output_dir, or pass --overwrite to make it anew"
         )
 
 
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    made: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return made
+
+
 def digest(settings: Mapping[str, Any]) -> str:
-    """A digest of plain data that does not depend on the order of its keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    """A digest of plain data (see `plain`) that does not depend on the order of its keys."""
+    return hashlib.sha256(json.dumps(plain(settings), sort_keys=True).encode()).hexdigest()
 
 
-def _differences(found: Any, wanted: Any) -> str:
+def differences(found: Any, wanted: Any) -> str:
+    """Which settings differ and how, for a message: the first three by dotted name, and how many more."""
     before, now = _flat(found or {}), _flat(wanted)
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     shown = [f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:3]]
@@ -102,5 +109,5 @@ def _differences(found: Any, wanted: Any) -> str:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: value}
-    parts = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
-    return {key: item for part in parts for key, item in part.items()}
+    nested = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+    return {key: item for one in nested for key, item in one.items()}

@@ -1,4 +1,4 @@
-"""Where a protected stage B of a recipe starts, and what adapter comes out of it: always one for the bare base model."""
+"""Where a training on a domain starts, and what adapter comes out of it: always one for the bare base model."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from transformers import PreTrainedModel, set_seed
 
 from alora_trainer.artefact.importance_map import ImportanceMap, load_reference
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.corda import _corda
 from alora_trainer.experiment.methods.method import Adapter, Method, MethodOptions
-from alora_trainer.experiment.methods.mlp_only import mlp_layers
-from alora_trainer.experiment.methods.osf import _osf_config
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, with_fresh_adapter, with_saved_adapter
-from alora_trainer.importance.controls import CONTROLS, control_map
+from alora_trainer.experiment.run.training_recipe import check_joinable, over_merged, starts_fresh
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.weights.parameterization import Parameterization
 
 
-def protected_start(recipe: Recipe, map_folder: Path) -> PeftModel:
+def protected_start(recipe: Recipe, learned: Path) -> PeftModel:
     """The model that a protected training starts with, as the recipe's `alora.start` says.
 
     Args:
-        recipe: the recipe.
-        map_folder: the importance map, which holds the recorded adapter.
+        recipe: as the method trains by it.
+        learned: the adapter of the bare base model that holds all that was learned so far: that of an importance map, or what
+            the domain before left behind.
 
     Raises:
-        ALoRAError: the base model, the recorded adapter or the new one do not fit each other.
+        ALoRAError: the base model, that adapter or the new one do not fit each other, or cannot be joined in the end.
     """
     base = load_base(recipe)
-    if recipe.alora.start == "continue":
-        return with_saved_adapter(base, map_folder, trainable=True)
-    if recipe.alora.fresh_base == "merged":
-        base = with_saved_adapter(base, map_folder, trainable=False).merge_and_unload()
+    if not starts_fresh(recipe):
+        return with_saved_adapter(base, learned, trainable=True)
+    if over_merged(recipe):
+        before = with_saved_adapter(base, learned, trainable=False)
+        check_joinable(before.peft_config["default"])
+        base = before.merge_and_unload()
     return with_fresh_adapter(base, recipe, protected=True)
 
 
@@ -52,39 +53,60 @@ def full_start(recipe: Recipe, map_folder: Path) -> PreTrainedModel:
     return model
 
 
-def protecting_map(recipe: Recipe, method: Method, map_folder: Path) -> ImportanceMap:
-    """The map that holds the method's training, as the method makes it of the one in `map_folder`.
+def starting_model(
+    recipe: Recipe,
+    method: Method,
+    options: MethodOptions,
+    *,
+    importance: Path | None,
+    learned: Path | None,
+    folder: Path,
+    general: Any,
+    collate: Any,
+) -> Adapter:
+    """The model that a training on a domain starts with, and how what it learns is saved: for the bare base model.
 
-    Raises:
-        ALoRAError: there is no map, or it is damaged.
+    Args:
+        recipe: as the method trains by it.
+        method, options: what to train.
+        importance: the map that it starts from or is held by; None for a method that has none.
+        learned: the adapter that the domain before left behind; None on the first.
+        folder: of the training.
+        general, collate: rows of general text and what makes a batch of them, for an adapter that looks at some.
     """
-    importance = ImportanceMap.from_pretrained(map_folder, storage=recipe.alora.storage)
-    kind = method.importance
-    if kind is not None and kind in CONTROLS:
-        return control_map(kind, importance, recipe.seed)
-    return importance
+    if method.parameterization is Parameterization.FULL:
+        assert importance is not None
+        return Adapter.plain(full_start(recipe, importance))
+    before = learned or importance
+    if method.penalty:
+        assert before is not None
+        model = protected_start(recipe, before)
+        return Adapter(model, lambda target: save_protected(model, recipe, before, target))
+    if before is not None:
+        return Adapter.plain(with_saved_adapter(load_base(recipe), before, trainable=True))
+    return attach_adapter(
+        method,
+        options,
+        load_base(recipe),
+        recipe.lora_config(),
+        seed=recipe.seed,
+        folder=folder,
+        general=general,
+        collate=collate,
+    )
 
 
-def save_protected(model: PeftModel, recipe: Recipe, map_folder: Path, folder: Path) -> None:
+def save_protected(model: PeftModel, recipe: Recipe, learned: Path, folder: Path) -> None:
     """Save what `protected_start` and a training made as an adapter of the bare base model.
 
-    A new adapter over the merged base is joined with the recorded one, ``s* B* A* + s B A``, which is an adapter whose rank
-    is the sum of both.
-
-    Raises:
-        ALoRAError: the new adapter trains more than LoRA factors, which cannot be joined.
+    A new adapter over the merged base is joined with the one that was merged, ``s* B* A* + s B A``, which is an adapter whose
+    rank is the sum of both.
     """
-    if recipe.alora.start == "continue" or recipe.alora.fresh_base == "bare":
+    if not over_merged(recipe):
         model.save_pretrained(str(folder))
         return
-    config = model.peft_config["default"]
-    if config.modules_to_save or config.bias != "none":
-        raise ALoRAError(
-            "a new adapter over the merged base cannot be joined with the recorded one if it trains modules_to_save or "
-            "biases: leave these out of fresh_lora, or set alora.fresh_base to bare"
-        )
-    recorded = with_saved_adapter(load_base(recipe), map_folder, trainable=True)
-    join_adapters([recorded, model], load_base(recipe)).save_pretrained(str(folder))
+    before = with_saved_adapter(load_base(recipe), learned, trainable=True)
+    join_adapters([before, model], load_base(recipe)).save_pretrained(str(folder))
 
 
 def join_adapters(models: list[PeftModel], base: torch.nn.Module) -> PeftModel:
@@ -94,11 +116,11 @@ def join_adapters(models: list[PeftModel], base: torch.nn.Module) -> PeftModel:
         models: of one architecture, each with a trainable LoRA adapter; ranks and target modules may differ.
         base: the base model to put it on.
     """
-    parts: dict[str, list[AdaptedWeight]] = {}
+    by_name: dict[str, list[AdaptedWeight]] = {}
     for model in models:
         for weight in adapted_weights(model):
-            parts.setdefault(weight.name, []).append(weight)
-    ranks = {name: sum(weight.rank for weight in weights) for name, weights in parts.items()}
+            by_name.setdefault(weight.name, []).append(weight)
+    ranks = {name: sum(weight.rank for weight in weights) for name, weights in by_name.items()}
     common = max(ranks.values())
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -106,14 +128,14 @@ def join_adapters(models: list[PeftModel], base: torch.nn.Module) -> PeftModel:
         lora_alpha=common,
         rank_pattern={re.escape(name): rank for name, rank in ranks.items() if rank != common},
         alpha_pattern={re.escape(name): rank for name, rank in ranks.items() if rank != common},
-        target_modules=list(parts),
+        target_modules=list(by_name),
         fan_in_fan_out=any(model.peft_config["default"].fan_in_fan_out for model in models),
     )
     joined = get_peft_model(base, config)
     for weight in adapted_weights(joined):
-        # alpha is the rank, so that the joined scaling is 1 and the parts' own go into B.
-        a = torch.cat([part.a for part in parts[weight.name]], dim=0)
-        b = torch.cat([part.b * part.scaling for part in parts[weight.name]], dim=1)
+        # alpha is the rank, so that the joined scaling is 1 and their own go into B.
+        a = torch.cat([one.a for one in by_name[weight.name]], dim=0)
+        b = torch.cat([one.b * one.scaling for one in by_name[weight.name]], dim=1)
         weight.parameter_a.data.copy_(a.reshape(weight.parameter_a.shape))
         weight.parameter_b.data.copy_(b.reshape(weight.parameter_b.shape))
     return joined
@@ -144,19 +166,12 @@ def attach_adapter(
         ALoRAError: the adapter does not fit the model.
     """
     set_seed(seed)
-    if method.adapter in ("corda", "osf") and getattr(base, "is_quantized", False):
+    if method.needs_plain_base and getattr(base, "is_quantized", False):
         raise ALoRAError(
             f"{method.name} takes the base weights apart, which are quantised here: leave model.quantization out"
         )
     try:
-        if method.adapter == "corda":
-            assert collate is not None
-            return _corda(base, config, options.own, general, collate, folder)
-        if method.adapter == "osf":
-            return Adapter.plain(get_peft_model(base, _osf_config(config, options.own)))
-        if method.adapter == "mlp_lora":
-            config.target_modules = mlp_layers(base)
-        return Adapter.plain(get_peft_model(base, config))
+        return method.attach(base, config, options=options.own, folder=folder, general=general, collate=collate)
     except (TypeError, ValueError) as error:
         if isinstance(error, ALoRAError):
             raise

@@ -1,4 +1,4 @@
-"""."""
+"""One training to its end, going on where it was stopped, with what it cost and its log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    Trainer,
-    TrainerCallback,
-)
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from alora_trainer.basics.cost_meter import Cost, Meter
@@ -18,6 +15,7 @@ from alora_trainer.trainer.resume import last_whole_checkpoint, trainer_state
 
 logger = logging.getLogger(__name__)
 
+# What the progress bar shows of the log.
 _SHOWN = ("loss", "ce_loss", "penalty", "learning_rate")
 
 
@@ -26,7 +24,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
 
     Returns:
         seconds and peak_bytes of the whole training (`Meter` says what is counted), over all the times that it was begun;
-        loss, the mean over this part of the training; steps; history, the log as columns (see `history.columns`).
+        loss, the mean over this part of the training; steps; history, the log as columns (see `log_columns.columns`).
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = last_whole_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""."""
+"""What one domain after the other does to the earlier and the later ones: the accuracy matrix and its means."""
 
 from __future__ import annotations
 

@@ -1,169 +1,160 @@
-"""A run's trainings on the domain: where each method starts, what holds it, and what it trains with."""
+"""The training on a domain, of whatever method: where it starts, what holds it, what it leaves behind."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.run.dependencies import RunParts, watches_probe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from alora_trainer.experiment.methods.method import Adapter
+from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.artefact.importance_map import ImportanceMap
-from alora_trainer.experiment.methods.method import Method, MethodOptions
+from alora_trainer.basics.processes import is_main
+from alora_trainer.data.domain import collator, tokenize_domain
+from alora_trainer.data.tasks import get_task
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.method import Adapter, Method
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.run.drift import StartingPoint
+from alora_trainer.experiment.run.facts import cost_facts, domain_facts
+from alora_trainer.experiment.run.general_text import text_to_train, text_to_watch
+from alora_trainer.experiment.run.held_map import held_map, left_map, to_be_added_to
+from alora_trainer.experiment.run.models import release_memory
+from alora_trainer.experiment.run.observe import learning_curve, probe_history
+from alora_trainer.experiment.run.prepare import PreparedData
+from alora_trainer.experiment.run.start import starting_model
+from alora_trainer.experiment.run.train import train
+from alora_trainer.experiment.run.training_recipe import as_trained, watches_probe
 from alora_trainer.trainer.config import ALoRAConfig
+from alora_trainer.trainer.publishing import save_protected_adapter
 
 
-class DomainTraining(RunParts):
-    """Stage B of one recipe, method by method; a `Run` is one."""
+@dataclass(frozen=True)
+class Beginning:
+    """What a training on a domain goes on from.
 
-    if TYPE_CHECKING:
+    Attributes:
+        importance: the map (a folder) that it starts from or is held by; None for a method that has none.
+        learned: the adapter (a folder) that the domain before left behind; None on the first.
+        sampled: the folder that keeps general text which was sampled from the base model; None is the training's own.
+    """
 
-        @property
-        def tokenizer(self) -> PreTrainedTokenizerBase: ...
-
-        def prepare_data(self) -> dict[str, Any]: ...
-
-    def train_on_domain(self, method: Method, folder: Path) -> dict[str, Any]:
-        """Train `method`, saving ``folder/adapter``; what the training took, and how far it moved."""
-        from alora_trainer.basics.processes import is_main
-        from alora_trainer.data.domain import collator, tokenize_domain
-        from alora_trainer.data.tasks import get_task
-        from alora_trainer.experiment.run.drift import Start
-        from alora_trainer.experiment.run.facts import domain_facts
-        from alora_trainer.experiment.run.models import release_memory
-        from alora_trainer.experiment.run.observe import learning_curve, probe_history
-        from alora_trainer.experiment.run.start import protecting_map
-        from alora_trainer.experiment.run.train import train
-        from alora_trainer.trainer.publishing import save_protected_adapter
-
-        recipe, options = self.recipe.for_method(method), self.recipe.options(method)
-        files = self.prepare_data()
-        data = tokenize_domain(
-            get_task(recipe.domain.task),
-            self.folder / files["train"],
-            self.tokenizer,
-            max_length=recipe.domain.max_length,
-            loss_on=recipe.domain.loss_on,
-            too_long=recipe.domain.too_long,
-        )
-        general = self._rows_of_general_text(method, folder) if method.needs_general_text else None
-        collate = collator(self.tokenizer)
-        adapter = self.start(method, folder, general, collate)
-        probing = method.penalty and watches_probe(recipe)
-        trainer = make_trainer(
-            method,
-            options,
-            importance=protecting_map(recipe, method, self.importance_folder(method)) if method.importance else None,
-            alora=replace(recipe.alora, record=None) if method.penalty else None,
-            probe_dataset=self._probe_text(folder) if probing else None,
-            general=general,
-            model=adapter.model,
-            args=recipe.training_arguments("tune", folder / "checkpoints"),
-            train_dataset=data,
-            data_collator=collate,
-        )
-        if recipe.evaluation.curve_steps is not None:
-            general_test = {name: self.folder / path for name, path in files["general"].items()}
-            test = self.folder / files["test"]
-            trainer.add_callback(
-                learning_curve(
-                    recipe, trainer, self.tokenizer, general=general_test, test=test, folder=folder / "curve"
-                )
-            )
-        start = Start(adapter.model)
-        outcome = train(trainer) | {"drift": start.drift()}
-        if is_main():
-            adapter.save(folder / "adapter")
-            if method.penalty:
-                # What was saved is for the bare base, wherever the training started (`starts.save_protected`).
-                save_protected_adapter(trainer, folder / "adapter", data=domain_facts(recipe), over_merged=False)
-        if probing:
-            outcome["probe"] = probe_history(trainer.state.log_history)
-        del trainer, adapter, start
-        release_memory()
-        return outcome
-
-    def start(self, method: Method, folder: Path, general: Any, collate: Any) -> Adapter:
-        """The model that the method's training starts with, and how its adapter is saved."""
-        from alora_trainer.experiment.methods.method import Adapter
-        from alora_trainer.experiment.run.models import load_base, with_saved_adapter
-        from alora_trainer.experiment.run.start import attach_adapter, full_start, protected_start, save_protected
-
-        recipe = self.recipe.for_method(method)
-        if method.is_full:
-            return Adapter.plain(full_start(recipe, self.importance_folder(method)))
-        if method.penalty:
-            recorded = self.importance_folder(method)
-            model = protected_start(recipe, recorded)
-            return Adapter(model, lambda target: save_protected(model, recipe, recorded, target))
-        base = load_base(recipe)
-        if method.needs_recording:
-            return Adapter.plain(with_saved_adapter(base, self._map_folder(), trainable=True))
-        options, config = self.recipe.options(method), recipe.lora_config()
-        return attach_adapter(
-            method, options, base, config, seed=recipe.seed, folder=folder, general=general, collate=collate
-        )
-
-    def _rows_of_general_text(self, method: Method, folder: Path) -> Any:
-        from alora_trainer.experiment.run.general_text import text_to_train
-
-        if self.recipe.general.streaming:
-            raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
-        return text_to_train(self.recipe, self.tokenizer, folder)
-
-    def _probe_text(self, folder: Path) -> Any:
-        from alora_trainer.experiment.run.general_text import text_to_watch
-
-        recorded = self.folder / "record" if self.importance is None else folder
-        return text_to_watch(self.recipe, self.tokenizer, recorded)
+    importance: Path | None = None
+    learned: Path | None = None
+    sampled: Path | None = None
 
 
-def make_trainer(
+def tune(
+    recipe: Recipe,
     method: Method,
-    options: MethodOptions,
+    beginning: Beginning,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
     *,
-    importance: ImportanceMap | None = None,
-    alora: ALoRAConfig | None = None,
-    probe_dataset: Any = None,
-    general: Any = None,
-    **kwargs: Any,
-) -> Any:
-    """The method's trainer.
+    records: bool = False,
+) -> dict[str, Any]:
+    """Train a method on a domain, saving ``folder/adapter``, an adapter of the bare base model (or a whole model).
 
     Args:
+        recipe: with the one domain.
         method: what to train.
-        options: what the recipe sets for it.
-        importance, alora, probe_dataset: what holds it, for a method with a penalty; see `ALoRAMixin`.
-        general: rows of general text, for a method that needs them.
-        kwargs: model, args, train_dataset and the like, for `transformers.Trainer`.
+        beginning: what it goes on from.
+        data: the files of the domain.
+        tokenizer: the base model's.
+        folder: of the training; it goes on where it was stopped there.
+        records: record importance, too, and leave as ``folder/map`` that of all that was learned so far, for the next domain.
+
+    Returns:
+        seconds, peak_bytes, loss, steps and history of the training (see `train`); drift, how far it moved every adapted
+        weight; and probe, if general text was watched.
+
+    Raises:
+        ALoRAError: the recipe, the method and the map do not go together.
     """
-    from alora_trainer.trainer.mixin import ALoRATrainer
+    own = as_trained(recipe, method, later=beginning.learned is not None)
+    options, collate = recipe.options(method), collator(tokenizer)
+    general = _general_rows(own, method, tokenizer, folder) if method.needs_general_text else None
+    adapter = starting_model(
+        own,
+        method,
+        options,
+        importance=beginning.importance,
+        learned=beginning.learned,
+        folder=folder,
+        general=general,
+        collate=collate,
+    )
+    held, settings = _holding(own, method, beginning, records)
+    watched = None
+    if held is not None and watches_probe(own):
+        watched = text_to_watch(own, tokenizer, beginning.sampled or folder)
+    trainer = method.make_trainer(
+        options=options.own,
+        importance=to_be_added_to(held, adapter.model, own) if held is not None and records else held,
+        alora=settings,
+        probe_dataset=watched,
+        general=general,
+        model=adapter.model,
+        args=own.training_arguments("tune", folder / "checkpoints"),
+        train_dataset=_items(own, data, tokenizer),
+        data_collator=collate,
+    )
+    if own.evaluation.curve_steps is not None:
+        curve = learning_curve(own, trainer, tokenizer, general=data.general, test=data.test, folder=folder / "curve")
+        trainer.add_callback(curve)
+    before = StartingPoint(adapter.model)
+    outcome = train(trainer) | {"drift": before.drift()}
+    if watched is not None:
+        outcome["probe"] = probe_history(trainer.state.log_history)
+    if is_main():
+        _save(own, trainer, adapter, folder, held)
+        if held is not None and records:
+            _save_map(own, trainer, outcome, folder, held)
+    del trainer, adapter, before, held
+    release_memory()
+    return outcome
 
-    common = kwargs | {"importance": importance, "alora": alora, "probe_dataset": probe_dataset}
-    if method.technique is None:
-        return ALoRATrainer(**common)
-    if method.technique == "lora_pro":
-        from alora_trainer.experiment.methods.lora_pro import LoRAProTrainer
 
-        return LoRAProTrainer(**common, options=options.own)
-    return _general_text_trainer(method.technique)(**common, options=options.own, general=general)
+def _items(recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Any:
+    domain = recipe.domain
+    return tokenize_domain(
+        get_task(domain.task),
+        data.train,
+        tokenizer,
+        max_length=domain.max_length,
+        loss_on=domain.loss_on,
+        too_long=domain.too_long,
+    )
 
 
-def _general_text_trainer(technique: str) -> type[Any]:
-    if technique == "replay":
-        from alora_trainer.experiment.methods.replay import ReplayTrainer
+def _general_rows(recipe: Recipe, method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:
+    if recipe.general.streaming:
+        raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
+    return text_to_train(recipe, tokenizer, folder)
 
-        return ReplayTrainer
-    if technique == "kl_anchor":
-        from alora_trainer.experiment.methods.kl_anchor import KLAnchorTrainer
 
-        return KLAnchorTrainer
-    from alora_trainer.experiment.methods.i_lora import ILoRATrainer
+def _holding(
+    recipe: Recipe, method: Method, beginning: Beginning, records: bool
+) -> tuple[ImportanceMap | None, ALoRAConfig | None]:
+    """The map that holds the training, and the settings of that; a domain is recorded to the end of its training."""
+    if not method.penalty:
+        return None, None
+    assert beginning.importance is not None
+    held = held_map(recipe, method, beginning.importance, beginning.learned)
+    if records:
+        return held, replace(recipe.alora, record_tokens=None)
+    return held, replace(recipe.alora, record=None)
 
-    return ILoRATrainer
+
+def _save(recipe: Recipe, trainer: Any, adapter: Adapter, folder: Path, held: ImportanceMap | None) -> None:
+    adapter.save(folder / "adapter")
+    if held is not None:
+        # What was saved is for the bare base, wherever the training started (see `start.save_protected`).
+        save_protected_adapter(trainer, folder / "adapter", data=domain_facts(recipe), over_merged=False)
+
+
+def _save_map(recipe: Recipe, trainer: Any, outcome: dict[str, Any], folder: Path, held: ImportanceMap) -> None:
+    left = left_map(trainer.recorded_importance, held, recipe, folder / "adapter")
+    left = left.with_info(data=domain_facts(recipe), cost=cost_facts(outcome, trainer.args.device))
+    left.save_pretrained(folder / "map", storage=recipe.map.storage)

@@ -1,6 +1,6 @@
 """A recipe from end to end: data, the recording on general text, every method's training and evaluation, the results.
 
-What is finished is not done again: every part leaves a JSON file with the settings that it depends on, and a training that
+What is finished is not done again: every step leaves a JSON file with the settings that it depends on, and a training that
 was stopped goes on from its last whole checkpoint. The output folder holds
 
     recipe.yaml      the recipe, resolved
@@ -16,14 +16,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.basics.processes import launched, main_first
+from accelerate import PartialState
+
+from alora_trainer.basics.hub_ids import is_hub_id
+from alora_trainer.basics.processes import is_main, launched
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import RunResults, results_of, write_results
+from alora_trainer.experiment.run.continual import run_continual
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.stage import digest
+from alora_trainer.experiment.run.training_recipe import as_trained
 
 
 def run_recipe(
@@ -45,12 +50,12 @@ def run_recipe(
             methods that were finished before are kept.
     """
     if recipe.domains:
-        from alora_trainer.experiment.run.continual import run_continual
-
         if importance is not None:
             raise ALoRAError("a recipe with several domains records its own importance: leave the map out")
         return run_continual(recipe, output_dir=output_dir, overwrite=overwrite)
     run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
+    for method in recipe.methods:
+        as_trained(recipe, method)  # what does not go together is known before anything is computed
     run.prepare_data()
     if recipe.needs_recording and importance is None:
         run.record()  # before any method, so that what is wrong with the general text is known at once
@@ -88,8 +93,6 @@ def _joined_run(recipe: Recipe, section: str, output_dir: str | Path, **settings
         ALoRAError: as `Run`; fewer processes came together than were launched.
     """
     if launched() > 1:
-        from accelerate import PartialState
-
         _ = recipe.training_arguments(section, Path(output_dir)).device  # makes the process group
         found = PartialState().num_processes
         if found != launched():
@@ -97,8 +100,7 @@ def _joined_run(recipe: Recipe, section: str, output_dir: str | Path, **settings
                 f"{launched()} processes were launched and {found} came together: on a machine without GPUs, set "
                 f"{section}.use_cpu=true; on one with GPUs, launch one process a GPU with one torchrun command"
             )
-    with main_first():
-        return Run(recipe, output_dir, several_processes=True, **settings)
+    return Run(recipe, output_dir, several_processes=True, **settings)
 
 
 def tune_recipe(
@@ -114,9 +116,9 @@ def tune_recipe(
     """
     if not method.trains:
         raise ALoRAError(f"method {method.name} trains nothing: choose another --method")
-    if importance is not None and (method.is_full or not method.needs_recording):
+    if importance is not None and (method.records_alone or not method.needs_recording):
         raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
-    if launched() > 1 and (method.technique is not None or method.fisher_kind is not None or method.is_full):
+    if launched() > 1 and not method.trains_in_several_processes:
         raise ALoRAError(f"method {method.name} trains in one process: start it without torchrun")
     run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
     run.tune(method)
@@ -135,7 +137,7 @@ def evaluate_recipe(
 ) -> RunResults:
     """Evaluate one method trained in `output_dir`, or an adapter or a model from anywhere, or (with none) the base model.
 
-    In several processes that were launched together (see `evaluation.processes.joined`), each scores its share, all return
+    In several processes that were launched together (see `basics.processes.joined`), each scores its share, all return
     the same, and one writes.
 
     Args:
@@ -154,22 +156,15 @@ def evaluate_recipe(
     Raises:
         ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter or model of that name.
     """
-    from alora_trainer.basics.processes import is_main, main_first
-
-    with main_first():
-        run = Run(recipe, output_dir, overwrite=overwrite, several_processes=True)
+    run = Run(recipe, output_dir, overwrite=overwrite, several_processes=True)
     entries = {}
     if with_base:
         entries["base"] = run.trained_before(METHODS["base"])
     if adapter is not None:
-        if not _is_hub_id(adapter) and not Path(adapter).is_dir():
-            raise ALoRAError(f"there is no adapter folder {adapter}")
-        score = run.evaluate("adapter", digest({"adapter": _identity(adapter)}), adapter)
+        score = run.evaluate("adapter", _identity(run, "adapter", adapter), adapter)
         entries["adapter"] = MethodResult.of(score, {})
     elif model is not None:
-        if not _is_hub_id(model) and not Path(model).is_dir():
-            raise ALoRAError(f"there is no model folder {model}")
-        score = run.evaluate("model", digest({"model": _identity(model)}), None, str(model))
+        score = run.evaluate("model", _identity(run, "model", model), None, str(model))
         entries["model"] = MethodResult.of(score, {})
     elif method is not None or not with_base:
         method = method or METHODS["base"]
@@ -178,10 +173,18 @@ def evaluate_recipe(
     return write_results(run.folder, recipe, methods, run.overlap()) if is_main() else results_of(recipe, methods)
 
 
-def _is_hub_id(source: str | Path) -> bool:
-    text = str(source)
-    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
+def _identity(run: Run, kind: str, source: str | Path) -> str:
+    """A digest of an adapter or model from anywhere, and of the base model that it is scored with.
 
-
-def _identity(source: str | Path) -> str:
-    return str(source) if _is_hub_id(source) else str(Path(source).resolve())
+    Raises:
+        ALoRAError: there is no such folder.
+    """
+    known: dict[str, Any] = {kind: str(source), "base": run.recipe.resolved()["model"]}
+    if not is_hub_id(source):
+        folder = Path(source).resolve()
+        if not folder.is_dir():
+            raise ALoRAError(f"there is no {kind} folder {source}")
+        # By size and time: to read a whole model for this would take as long as to score it.
+        files = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+        known |= {kind: str(folder), "files": {name: (at.st_size, at.st_mtime_ns) for name, at in files.items()}}
+    return digest(known)

@@ -1,160 +1,111 @@
-"""How one weight's Omega is kept: float32, bfloat16, 8-bit logarithmic, or a sum of a few outer products.
-
-Every format is a few plain tensors with names (what a safetensors file holds), and can give any block of rows as dense
-numbers; nothing else in the package knows how a format works inside.
-"""
+"""Element-wise importance: how much every element matters by itself, ``M = diag(Omega)``."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 
-from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.kinds.kind import Importance, Measure
 from alora_trainer.weights.row_blocks import row_blocks
 
-# Elements of a row that share one pair of scales in the 8-bit format.
-QUANTIZATION_BLOCK = 128
-_LEVELS = 254
+ELEMENTWISE = "elementwise"
 
 
-class _Dense(Importance):
-    dtype: ClassVar[torch.dtype]
+@dataclass(frozen=True)
+class CodedElements:
+    """Omega as one number an element, in the layout that a kernel can read directly.
 
-    @classmethod
-    def encode(cls, omega: torch.Tensor) -> Importance:
-        return cls(_matrix_shape(omega), {"": omega.to(cls.dtype)})
-
-    @classmethod
-    def part_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        return {"": (cls.dtype, shape)}
-
-    def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        return self.parts[""][rows].to(dtype)
-
-
-class DenseOmega(_Dense):
-    """4 bytes an element, exact."""
-
-    format = "float32"
-    dtype = torch.float32
-
-
-class DoubleOmega(_Dense):
-    """8 bytes an element: for adapters in float64."""
-
-    format = "float64"
-    dtype = torch.float64
-
-    def dense(self) -> torch.Tensor:
-        return self.parts[""]
-
-
-class HalfOmega(_Dense):
-    """2 bytes an element, 8 bits of mantissa: a relative error of 0.4 % at most."""
-
-    format = "bfloat16"
-    dtype = torch.bfloat16
-
-
-class LogarithmicOmega(Importance):
-    """1 byte an element and 8 bytes for each `QUANTIZATION_BLOCK` elements of a row.
-
-    A block's non-zero values are kept as ``2**(low + step * (code - 1))`` with codes 1..255 spread evenly over the block's own
-    range of logarithms; code 0 is zero. A range of R octaves gives a relative error of ``2**(R / 508) - 1`` at most: 2 %
-    for R = 15.
+    Attributes:
+        numbers: (m, n): Omega itself in a floating dtype, or codes in uint8.
+        scales: (m, blocks, 2) in float32, where `numbers` are codes: Omega is ``2**(low + step * (code - 1))`` for a code
+            above 0, and 0 for 0, with (low, step) of the code's row and its block of columns; None for Omega itself.
+        block: columns that share a pair of scales.
     """
 
-    format = "log8"
+    numbers: torch.Tensor
+    scales: torch.Tensor | None = None
+    block: int = 1
+
+
+class Elementwise(Importance):
+    """Omega of one weight, (m, n) and non-negative, in some format: ``R = sum_k Omega_k D_k**2`` (arXiv 2501.13669 eq. 16).
+
+    What a format offers beyond rows in plain numbers, it says by `thin_factors` and `coded_elements`; whoever computes with
+    Omega takes what there is.
+    """
+
+    kind = ELEMENTWISE
 
     @classmethod
-    def encode(cls, omega: torch.Tensor) -> Importance:
-        shape = _matrix_shape(omega)
-        codes = torch.empty(shape, dtype=torch.uint8, device=omega.device)
-        scales = torch.empty((shape[0], _blocks(shape[1]), 2), dtype=torch.float32, device=omega.device)
-        for rows in row_blocks(*shape):
-            codes[rows], scales[rows] = _quantize(omega[rows].float())
-        return cls(shape, {"codes": codes, "scales": scales})
+    @abstractmethod
+    def encode(cls, omega: torch.Tensor) -> Elementwise:
+        """Keep a dense Omega (m, n) in this format."""
 
-    @classmethod
-    def part_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        return {"codes": (torch.uint8, shape), "scales": (torch.float32, (shape[0], _blocks(shape[1]), 2))}
-
-    @classmethod
-    def parameters(cls) -> dict[str, int]:
-        return {"block": QUANTIZATION_BLOCK}
-
+    @abstractmethod
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        codes = self.parts["codes"][rows]
-        scales = self.parts["scales"][rows].to(dtype)
-        low, step = scales[..., :1], scales[..., 1:]
-        # One multiplication and one addition for the exponent, and a factor of 0 or 1 made from bytes: a comparison or a
-        # choice between two values costs several times as much on a CPU.
-        present = codes.clamp(max=1).to(dtype)
-        values = _in_blocks(codes.to(dtype)).mul_(step).add_(low - step).exp2_()
-        return values.flatten(1)[:, : self.shape[1]].mul_(present)
+        """The dense rows `rows` of Omega in `dtype`; may share memory with the parts."""
+
+    @property
+    def thin_factors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """x (m, C) and y (n, C) with ``Omega = x y'``, where Omega is kept so; else None."""
+        return None
+
+    @property
+    def coded_elements(self) -> CodedElements | None:
+        """One number an element, where Omega is kept so; else None."""
+        return None
+
+    def dense(self) -> torch.Tensor:
+        """All of Omega as float32 (float64 where it is kept so)."""
+        return self.rows(slice(0, self.shape[0]), torch.float32)
+
+    def check_parts(self, name: str) -> None:
+        pass  # what can be wrong with plain numbers, `measure` shows
+
+    def diagonal(self) -> torch.Tensor:
+        return self.dense()
+
+    def apply(self, movement: torch.Tensor) -> torch.Tensor:
+        return self.rows(slice(0, self.shape[0]), movement.dtype) * movement
+
+    def measure(self) -> Measure:
+        """In float64 and block by block."""
+        total, squares, smallest = 0.0, 0.0, float("inf")
+        for rows in row_blocks(*self.shape):
+            block = self.rows(rows, torch.float64)
+            total += float(block.sum())
+            squares += float(block.square().sum())
+            smallest = min(smallest, float(block.min()))
+        return Measure(total, math.sqrt(squares), smallest)
+
+    def add(self, earlier: Importance) -> Elementwise:
+        own = self.dense()
+        return type(self).encode(own + earlier.diagonal().to(own))
+
+    def convert(self, to: type[Importance]) -> Importance:
+        if to is not type(self) and issubclass(to, Elementwise):
+            return to.encode(self.dense())
+        return super().convert(to)
+
+    def shuffled(self, generator: torch.Generator) -> Elementwise:
+        """The values in a random order: norm and sum stay as they were."""
+        return type(self).encode(permuted(self.dense(), generator))
 
 
-def _matrix_shape(omega: torch.Tensor) -> tuple[int, int]:
+def permuted(omega: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The elements of a matrix in a random order."""
+    return omega.flatten()[torch.randperm(omega.numel(), generator=generator)].view(omega.shape)
+
+
+def matrix_shape(omega: torch.Tensor) -> tuple[int, int]:
+    """(m, n) of a matrix, as two numbers."""
     rows, columns = omega.shape
     return rows, columns
 
 
-def _blocks(columns: int) -> int:
-    return -(-columns // QUANTIZATION_BLOCK)
-
-
-def _in_blocks(matrix: torch.Tensor) -> torch.Tensor:
-    """(m, n) as (m, blocks, QUANTIZATION_BLOCK), padded with zeros."""
-    padding = _blocks(matrix.shape[1]) * QUANTIZATION_BLOCK - matrix.shape[1]
-    return torch.nn.functional.pad(matrix, (0, padding)).unflatten(1, (-1, QUANTIZATION_BLOCK))
-
-
-def _quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    blocks = _in_blocks(values)
-    positive = blocks > 0
-    logarithms = torch.log2(blocks)
-    low = torch.where(positive, logarithms, torch.inf).amin(-1, keepdim=True)
-    high = torch.where(positive, logarithms, -torch.inf).amax(-1, keepdim=True)
-    empty = ~positive.any(-1, keepdim=True)
-    low, high = low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
-    step = (high - low) / _LEVELS
-    levels = torch.where(step > 0, (logarithms - low) / step.clamp_min(1e-30), torch.zeros_like(logarithms)).round() + 1
-    codes = torch.where(positive, levels, 0).to(torch.uint8).flatten(1)[:, : values.shape[1]]
-    return codes, torch.cat([low, step], dim=-1)
-
-
-# Beyond this, Omega times its layer's weight (eq. 17), as the penalty multiplies them in float32, would leave its range.
-LARGEST_NORM = 1e15
-
-
-# Logarithms that float32 numbers have, and the widest step between 254 levels of them.
-_LOWEST, _HIGHEST, _WIDEST_STEP = -150.0, 128.0, 278.0 / 254
-
-
-def check_values(name: str, omega: Importance) -> None:
-    """Look at the parts themselves, where the dense values would not show what is wrong with them.
-
-    Dense values (NaN, infinity, negative ones, their norm) are looked at when an `ImportanceMap` is made of them.
-
-    Raises:
-        ALoRAError: a scale is absurd, or a factor has values that are negative or not finite.
-    """
-    if omega.format == "log8":
-        scales = omega.parts["scales"]
-        for rows in row_blocks(scales.shape[0], max(scales.shape[1] * 2, 1)):
-            low, step = scales[rows].unbind(-1)
-            if not _within(low, _LOWEST, _HIGHEST) or not _within(step, 0.0, _WIDEST_STEP):
-                raise ALoRAError(f"the importance of {name} has absurd scales: the map is damaged, record it again")
-    if omega.format == "factored":
-        for factor in omega.parts.values():
-            if not _within(factor, 0.0, torch.finfo(torch.float32).max):
-                raise ALoRAError(
-                    f"the factors of the importance of {name} hold NaN, infinite or negative values: record it again"
-                )
-
-
-def _within(values: torch.Tensor, least: float, most: float) -> bool:
+def all_within(values: torch.Tensor, least: float, most: float) -> bool:
     """Whether all values lie in the interval; NaN does not."""
     return bool(((values >= least) & (values <= most)).all())

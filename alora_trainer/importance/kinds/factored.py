@@ -1,17 +1,20 @@
-"""."""
+"""Omega as a sum of a few outer products: the only format that is smaller than the weight by more than a constant."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 
-from alora_trainer.importance.kinds.elementwise import _matrix_shape
-from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.kinds.dense import DenseOmega
+from alora_trainer.importance.kinds.elementwise import Elementwise, all_within, matrix_shape, permuted
+from alora_trainer.importance.kinds.kind import PartType
 from alora_trainer.weights.row_blocks import row_blocks
 
 
-class FactoredOmega(Importance):
+class FactoredOmega(Elementwise):
     """``Omega ~ sum_c x_c y_c'`` with non-negative x (m, C) and y (n, C): 4 C (m + n) bytes for m n elements.
 
     Fitted by minimising the generalised Kullback-Leibler divergence (Lee and Seung 2001), whose solutions keep the sums of
@@ -23,24 +26,45 @@ class FactoredOmega(Importance):
     iterations: ClassVar[int] = 60
 
     @classmethod
-    def encode(cls, omega: torch.Tensor) -> Importance:
+    def encode(cls, omega: torch.Tensor) -> Elementwise:
         x, y = factorize(omega.float(), cls.components, cls.iterations)
-        return cls(_matrix_shape(omega), {"rows": x, "columns": y})
+        return cls(matrix_shape(omega), {"rows": x, "columns": y})
 
     @classmethod
-    def part_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def part_types(cls, shape: tuple[int, int]) -> dict[str, PartType]:
         return {"rows": (torch.float32, (shape[0], -1)), "columns": (torch.float32, (shape[1], -1))}
 
     @classmethod
-    def encoded_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def made_part_types(cls, shape: tuple[int, int]) -> dict[str, PartType]:
         components = min(cls.components, *shape)
         return {"rows": (torch.float32, (shape[0], components)), "columns": (torch.float32, (shape[1], components))}
 
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         return self.parts["rows"][rows].to(dtype) @ self.parts["columns"].to(dtype).T
 
+    @classmethod
+    def check_free_sizes(cls, shape: tuple[int, int], found: Mapping[str, tuple[int, ...]]) -> None:
+        components = {sizes[1] for sizes in found.values()}
+        if len(components) != 1 or not all(0 < count <= min(shape) for count in components):
+            raise ValueError("the numbers of components do not fit")
 
-def uniform(shape: tuple[int, int], value: float) -> Importance:
+    def check_parts(self, name: str) -> None:
+        for factor in self.parts.values():
+            if not all_within(factor, 0.0, torch.finfo(torch.float32).max):
+                raise ALoRAError(
+                    f"the factors of the importance of {name} hold NaN, infinite or negative values: record it again"
+                )
+
+    @property
+    def thin_factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.parts["rows"], self.parts["columns"]
+
+    def shuffled(self, generator: torch.Generator) -> Elementwise:
+        """In float32: factors have no places to exchange, and values in another order have no factors."""
+        return DenseOmega.encode(permuted(self.dense(), generator))
+
+
+def uniform(shape: tuple[int, int], value: float) -> Elementwise:
     """An Omega that is `value` throughout, as one outer product."""
     return FactoredOmega(shape, {"rows": torch.full((shape[0], 1), value), "columns": torch.ones(shape[1], 1)})
 

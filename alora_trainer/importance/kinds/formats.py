@@ -1,17 +1,27 @@
-"""."""
+"""The kinds of importance and their storage formats, by name.
+
+A further one is a subclass of `Importance` in a file of its own, registered under its name: ``FORMATS.register(name, format)``,
+and ``KINDS.register(name, kind)`` if it is of a kind that is not there yet.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from alora_trainer.basics.registry import Registry
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.kinds.elementwise import DenseOmega, DoubleOmega, HalfOmega, LogarithmicOmega
-from alora_trainer.importance.kinds.factored import FactoredOmega
-from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.kinds.dense import DenseOmega, DoubleOmega, HalfOmega
+from alora_trainer.importance.kinds.elementwise import ELEMENTWISE, Elementwise
+from alora_trainer.importance.kinds.factored import FactoredOmega, uniform
+from alora_trainer.importance.kinds.kind import Importance, Kind
+from alora_trainer.importance.kinds.logarithmic import LogarithmicOmega
 
-FORMATS: dict[str, type[Importance]] = {
-    kind.format: kind for kind in (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, DoubleOmega)
-}
+KINDS: Registry[Kind] = Registry("kind of importance")
+KINDS.register(ELEMENTWISE, Kind(ELEMENTWISE, uniform))
+
+FORMATS: Registry[type[Importance]] = Registry("storage format")
+for _format in (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, DoubleOmega):
+    FORMATS.register(_format.format, _format)
 
 
 def storage_format(name: str) -> type[Importance]:
@@ -20,13 +30,27 @@ def storage_format(name: str) -> type[Importance]:
     Raises:
         ALoRAError: there is none of that name.
     """
-    if name not in FORMATS:
-        raise ALoRAError(f"storage={str(name)[:40]!r} is unknown: use one of {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return FORMATS.find(name, "storage")
+
+
+def listed_formats() -> list[str]:
+    """The formats that a plan lists, by name: those to choose from for a training in float32."""
+    return [name for name, format in FORMATS.items() if format.listed]
 
 
 def store(omega: torch.Tensor, format_name: str | None = None) -> Importance:
-    """Keep a dense Omega (m, n) in a format; by default as exactly as its dtype is (float32, or float64)."""
+    """Keep a dense Omega (m, n) in a format of element-wise importance.
+
+    Args:
+        omega: non-negative, (m, n).
+        format_name: None for one that is as exact as its dtype: float32, or float64.
+
+    Raises:
+        ALoRAError: there is no such format, or it keeps importance of another kind.
+    """
     if format_name is None:
         format_name = "float64" if omega.dtype == torch.float64 else "float32"
-    return storage_format(format_name).encode(omega)
+    format = storage_format(format_name)
+    if not issubclass(format, Elementwise):
+        raise ALoRAError(f"storage={format_name!r} keeps {format.kind} importance, and this one is element-wise")
+    return format.encode(omega)

@@ -1,25 +1,55 @@
-"""."""
+"""What importance is: a positive semidefinite metric on a weight's movement, of some kind and in some storage format."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from alora_trainer.weights.row_blocks import row_blocks
+from alora_trainer.errors import ALoRAError
+
+# dtype and shape of one tensor that a format stores.
+PartType = tuple[torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How large a metric M is.
+
+    Attributes:
+        trace: trace M, whose mean over all elements is the unit that importance is normalised by.
+        norm: ``||M||_F``, the root of the summed squares of its eigenvalues: w_l of arXiv 2501.13669 eq. 17.
+        least: its least eigenvalue, which is negative where M is no metric.
+    """
+
+    trace: float
+    norm: float
+    least: float
 
 
 class Importance(ABC):
-    """Omega of one weight, (m, n), in some format.
+    """How much one weight's movements D (m, n) matter: ``R = <D, M D>``, for a positive semidefinite M.
+
+    A subclass is one storage format of one kind. A kind says what M is ("elementwise": diagonal, ``M = diag(Omega)``), a
+    format which tensors M is kept as. Nothing else in the package knows how a format works inside.
+
+    Args:
+        shape: (m, n) of the weight.
+        parts: the format's tensors by part name; the empty name stands for the tensor of a format that has only one.
 
     Attributes:
-        format: the format's name.
-        parts: the format's tensors by part name; the empty name stands for the tensor of a format that has only one.
+        kind: the kind's name, as in `KINDS`.
+        format: the format's name, as in `FORMATS`: lower-case letters, digits and underscores, as it is a part of file names.
+        listed: whether `alora plan` says what importance takes in this format.
     """
 
+    kind: ClassVar[str]
     format: ClassVar[str]
+    listed: ClassVar[bool] = True
 
     def __init__(self, shape: tuple[int, int], parts: Mapping[str, torch.Tensor]) -> None:
         self.shape = shape
@@ -27,51 +57,122 @@ class Importance(ABC):
 
     @classmethod
     @abstractmethod
-    def encode(cls, omega: torch.Tensor) -> Importance:
-        """Keep a dense Omega (m, n) in this format."""
+    def part_types(cls, shape: tuple[int, int]) -> dict[str, PartType]:
+        """dtype and shape of every part, for a weight of `shape`; a size of -1 is free, see `check_free_sizes`."""
 
     @classmethod
-    @abstractmethod
-    def part_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """dtype and shape of every part for an Omega of `shape`; a size of -1 is free (the number of components)."""
+    def made_part_types(cls, shape: tuple[int, int]) -> dict[str, PartType]:
+        """`part_types` as they are when importance is recorded in this format or converted to it: no size is free."""
+        return cls.part_types(shape)
+
+    @classmethod
+    def made_bytes(cls, shape: tuple[int, int]) -> int:
+        """Bytes that the importance of a weight of `shape` takes when it is recorded in this format or converted to it."""
+        return sum(math.prod(sizes) * dtype.itemsize for dtype, sizes in cls.made_part_types(shape).values())
+
+    @classmethod
+    def check_free_sizes(cls, shape: tuple[int, int], found: Mapping[str, tuple[int, ...]]) -> None:
+        """Look at the sizes that `part_types` leaves free, in a stranger's file.
+
+        Args:
+            shape: of the weight.
+            found: the parts' shapes, which fit `part_types` in everything else.
+
+        Raises:
+            ValueError: they cannot be.
+        """
+        if not all(size > 0 for sizes in found.values() for size in sizes):
+            raise ValueError("a part is empty")
 
     @classmethod
     def parameters(cls) -> dict[str, int]:
-        """Numbers that the parts cannot be read without."""
+        """Numbers that the parts cannot be read without; they are written beside them."""
         return {}
 
-    @classmethod
-    def encoded_kinds(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """`part_kinds` as `encode` would make them: no size is free."""
-        return cls.part_kinds(shape)
-
     @property
-    def kinds(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def present_part_types(self) -> dict[str, PartType]:
         """dtype and shape of the parts as they are."""
         return {name: (part.dtype, tuple(part.shape)) for name, part in self.parts.items()}
 
-    @abstractmethod
-    def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        """The dense rows `rows` of Omega in `dtype`; may share memory with the parts."""
-
-    def dense(self) -> torch.Tensor:
-        """All of Omega as float32 (float64 where it is kept so)."""
-        return self.rows(slice(0, self.shape[0]), torch.float32)
-
     @property
     def nbytes(self) -> int:
+        """Bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
 
     def to(self, device: torch.device | str) -> Importance:
         """The same on another device."""
         return type(self)(self.shape, {name: part.to(device) for name, part in self.parts.items()})
 
-    def measure(self) -> tuple[float, float, float]:
-        """(sum, sum of squares, minimum) over all elements, in float64 and block by block."""
-        total, squares, smallest = 0.0, 0.0, float("inf")
-        for rows in row_blocks(*self.shape):
-            block = self.rows(rows, torch.float64)
-            total += float(block.sum())
-            squares += float(block.square().sum())
-            smallest = min(smallest, float(block.min()))
-        return total, squares, smallest
+    def equals(self, other: Importance) -> bool:
+        """Whether kind, format and every element of every part are the same, wherever they are."""
+        return (
+            (self.kind, self.format, self.shape) == (other.kind, other.format, other.shape)
+            and self.present_part_types == other.present_part_types
+            and all(torch.equal(part.cpu(), other.parts[name].cpu()) for name, part in self.parts.items())
+        )
+
+    @abstractmethod
+    def check_parts(self, name: str) -> None:
+        """Look at the parts of a stranger's file themselves, where `measure` would not show what is wrong with them.
+
+        Args:
+            name: of the weight, for the message.
+
+        Raises:
+            ALoRAError: they hold values that the format cannot have.
+        """
+
+    @abstractmethod
+    def measure(self) -> Measure:
+        """How large M is; NaN or infinite where its parts are."""
+
+    @abstractmethod
+    def diagonal(self) -> torch.Tensor:
+        """M's diagonal as a matrix (m, n), float32 or float64: how much each element matters when it moves alone."""
+
+    @abstractmethod
+    def apply(self, movement: torch.Tensor) -> torch.Tensor:
+        """``M D`` of a movement D (m, n), in its dtype and on its device, where the parts must be, too."""
+
+    @abstractmethod
+    def add(self, earlier: Importance) -> Importance:
+        """The sum of both metrics, in this one's format.
+
+        Args:
+            earlier: of the same kind and shape, on any device, in any format.
+        """
+
+    def convert(self, to: type[Importance]) -> Importance:
+        """The same in another storage format of its kind.
+
+        Raises:
+            ALoRAError: the format is of another kind.
+        """
+        if to is type(self):
+            return self
+        raise ALoRAError(
+            f"importance kept as {self.format!r} ({self.kind}) cannot be converted to {to.format!r}, which keeps {to.kind} "
+            "importance: leave the format out, or name one of its own kind"
+        )
+
+    def shuffled(self, generator: torch.Generator) -> Importance:
+        """A control: as large as this one, and with what matters put to random places.
+
+        Raises:
+            ALoRAError: there is no such control for this kind.
+        """
+        raise ALoRAError(f"there is no shuffled control of {self.kind} importance: use 'uniform' or 'even'")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all storage formats of one kind of importance have in common.
+
+    Attributes:
+        name: as in `Importance.kind`.
+        uniform: ``uniform(shape, value)``: importance ``M = value I`` of this kind for a weight (m, n), in a format that takes
+            no memory of the weight's size where there is one.
+    """
+
+    name: str
+    uniform: Callable[[tuple[int, int], float], Importance]

@@ -10,10 +10,13 @@ Where W itself is the parameter (full tuning), g and D are matrices of its own s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from alora_trainer.basics.registry import Registry
+from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.steps import Factors, FactorStep, Matrix, Step
 
 # Added to the diagonal of a Gram matrix, as a share of its mean: a direction in which a factor is a thirtieth as large as on
@@ -75,4 +78,59 @@ def projected(step: Step) -> StepFactors:
     return path(step)
 
 
-ESTIMATORS = ("projected", "path", "paper", "exact")
+@dataclass(frozen=True)
+class Estimator:
+    """How the path integral's integrand ``g * D`` is computed from one optimizer step of one weight.
+
+    A `Recorder` asks for what an estimator says that it needs, and for nothing else.
+
+    Attributes:
+        integrand: g and D of a step, both (m, n).
+        description: how importance is estimated, for the card of a map: a part of a sentence.
+        uses_learning_rate: the step's learning rate counts, so that A and B must have the same one.
+        true_gradient: the step's gradient is to be that of W itself, which hooks on the layers add up: one more (m, n) matrix
+            a weight, and no step waits to be folded in later. Else it is what LoRA's own gradients show of it.
+        parameterizations: what may be recorded by it.
+    """
+
+    integrand: Callable[[Step], StepFactors]
+    description: str
+    uses_learning_rate: bool = False
+    true_gradient: bool = False
+    parameterizations: tuple[Parameterization, ...] = tuple(Parameterization)
+
+
+ESTIMATORS: Registry[Estimator] = Registry("estimator")
+ESTIMATORS.register(
+    "projected",
+    Estimator(
+        projected,
+        "the path integral of Synaptic Intelligence along the optimizer's movement, with an estimate of the weights' true "
+        "gradient from those of the adapter's factors (eq. 15)",
+    ),
+)
+ESTIMATORS.register(
+    "path",
+    Estimator(
+        path,
+        "the path integral of Synaptic Intelligence along the movement that the optimizer really made (eq. 13-15)",
+        uses_learning_rate=True,
+    ),
+)
+ESTIMATORS.register(
+    "paper",
+    Estimator(
+        paper,
+        "the path integral of Synaptic Intelligence as the paper writes it, learning rate times gradient (eq. 13-15)",
+        uses_learning_rate=True,
+    ),
+)
+ESTIMATORS.register(
+    "exact",
+    Estimator(
+        path,
+        "the path integral of Synaptic Intelligence with the true gradient of the weights (eq. 15)",
+        true_gradient=True,
+        parameterizations=(Parameterization.ADAPTER,),
+    ),
+)

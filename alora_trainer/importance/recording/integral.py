@@ -16,8 +16,9 @@ import torch
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.estimators import StepFactors
 from alora_trainer.importance.recording.fold import fold_staged, fold_steps
-from alora_trainer.weights.steps import Matrix
 from alora_trainer.weights.trained_weight import TrainedWeight
+
+LOCATIONS = ("device", "cpu", "disk")
 
 
 class PathIntegral:
@@ -69,10 +70,10 @@ class PathIntegral:
             for step in steps:
                 _keep_until_used(step, self._stream)
 
-    def fold_dense(self, name: str, gradient: torch.Tensor, movement: Matrix) -> None:
-        """Fold in one step whose gradient is a whole matrix (m, n), on the gradient's device."""
+    def fold_at_once(self, name: str, step: StepFactors, device: torch.device) -> None:
+        """Fold one step in before anything else happens: its matrices on `device` may change right after."""
         self.synchronize()
-        fold_staged(self._w[name], [StepFactors(gradient, movement)], gradient.device)
+        fold_staged(self._w[name], [step], device)
 
     def synchronize(self) -> None:
         """Wait until all that was folded in has arrived."""
@@ -107,6 +108,3 @@ def _keep_until_used(step: StepFactors, stream: torch.cuda.Stream) -> None:
     for matrix in (step.gradient, step.movement):
         for tensor in (matrix,) if isinstance(matrix, torch.Tensor) else (matrix.left, matrix.right):
             tensor.record_stream(stream)
-
-
-LOCATIONS = ("device", "cpu", "disk")

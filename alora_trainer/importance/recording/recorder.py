@@ -11,26 +11,19 @@ import torch
 
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError, Diverged
-from alora_trainer.importance.recording import estimators
-from alora_trainer.importance.recording.estimators import StepFactors
+from alora_trainer.importance.recording.estimators import ESTIMATORS, Estimator
 from alora_trainer.importance.recording.fold import consolidate
 from alora_trainer.importance.recording.integral import PathIntegral
-from alora_trainer.importance.recording.true_gradient import TrueGradients
+from alora_trainer.importance.recording.true_gradient import KnownGradient, TrueGradients
 from alora_trainer.weights.adapted import AdaptedWeight
-from alora_trainer.weights.steps import FullStep, Step
+from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.steps import Step
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rate_of
 
 Gradients = Mapping[str, Matrices]
 
 # How a checkpoint calls the matrices that a weight started from.
 _START = ("start_a", "start_b")
-_OF_A_STEP: dict[str, Callable[[Step], StepFactors]] = {
-    "paper": estimators.paper,
-    "path": estimators.path,
-    "projected": estimators.projected,
-}
-# Those that use the learning rate.
-_OF_THE_PAPER = ("paper", "path")
 
 
 @dataclass
@@ -54,12 +47,15 @@ class Recorder:
 
     Args:
         weights: the trained weights, at the start of the task.
-        estimator: "projected", "path", "paper" or "exact".
+        estimator: a name in `ESTIMATORS`.
         xi: damping of eq. 15.
         location: where w lives, see `PathIntegral`.
-        fold_every: fold this many steps into w at once; their factors are kept until then. "exact" and
-            full tuning have matrices of W's own size instead of factors, and fold every step.
+        fold_every: fold this many steps into w at once; their factors are kept until then. An estimator that takes the true
+            gradient, and full tuning, have matrices of W's own size instead of factors, and fold every step.
         folder: for ``location="disk"``.
+
+    Raises:
+        ALoRAError: the estimator is unknown or not for these weights; the location is unknown.
     """
 
     def __init__(
@@ -74,6 +70,8 @@ class Recorder:
     ) -> None:
         self.weights = list(weights)
         self.estimator = estimator
+        self._estimator = ESTIMATORS.find(estimator, "record")
+        _check_parameterization(self.weights, estimator, self._estimator)
         self.xi = xi
         self.fold_every = fold_every
         self.steps = 0
@@ -85,7 +83,12 @@ class Recorder:
         self._before: dict[str, _Before] = {}
         self._waiting: list[dict[str, Step]] = []
         self._start = self._copies()
-        self._true_gradients = _true_gradients(self.weights) if estimator == "exact" else None
+        self._steps_are_thin = all(w.parameterization is Parameterization.ADAPTER for w in self.weights)
+        self._true_gradients = (
+            TrueGradients([weight for weight in self.weights if isinstance(weight, AdaptedWeight)])
+            if self._estimator.true_gradient
+            else None
+        )
         self._scale = 1.0
         self._has_before = False
         self._integral = PathIntegral(self._own, location, folder)
@@ -125,7 +128,7 @@ class Recorder:
             raise Diverged("the gradient", broken)
         for name, matrices in self._copies().items():
             self._before[name] = _Before(matrices, gradients[name], 0.0)
-        if self.estimator in _OF_THE_PAPER:
+        if self._estimator.uses_learning_rate:
             for weight in self._own:
                 self._before[weight.name].learning_rate = learning_rate_of(weight, learning_rates)
         self._has_before = True
@@ -164,25 +167,26 @@ class Recorder:
             for weight in self._own
         }
         if self._true_gradients is not None:
-            self._fold_exactly(self._true_gradients, steps)
+            self._fold_true_gradients(self._true_gradients, steps)
         else:
             self._waiting.append(steps)
-            if len(self._waiting) >= self.fold_every or any(isinstance(step, FullStep) for step in steps.values()):
+            if len(self._waiting) >= (self.fold_every if self._steps_are_thin else 1):
                 self._fold_waiting()
         self.steps += 1
 
-    def _fold_exactly(self, true_gradients: TrueGradients, steps: Mapping[str, Step]) -> None:
+    def _fold_true_gradients(self, true_gradients: TrueGradients, steps: Mapping[str, Step]) -> None:
         for name, gradient in true_gradients.take(self._scale).items():
             if name in steps:
-                self._integral.fold_dense(name, gradient, steps[name].movement())
+                factors = self._estimator.integrand(KnownGradient(steps[name], gradient))
+                self._integral.fold_at_once(name, factors, gradient.device)
         true_gradients.reset()
 
     def _fold_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         if waiting:
-            estimate = _OF_A_STEP[self.estimator]
+            integrand = self._estimator.integrand
             for weight in self._own:
-                self._integral.fold(weight.name, [estimate(steps[weight.name]) for steps in waiting])
+                self._integral.fold(weight.name, [integrand(steps[weight.name]) for steps in waiting])
 
     def finish(self) -> dict[str, torch.Tensor]:
         """Omega of the task by weight name, in host memory and on every process; the recorder is used up.
@@ -279,8 +283,11 @@ class Recorder:
         )
 
 
-def _true_gradients(weights: Sequence[TrainedWeight]) -> TrueGradients:
-    adapted = [weight for weight in weights if isinstance(weight, AdaptedWeight)]
-    if len(adapted) < len(weights):
-        raise ALoRAError("record='exact' is for LoRA: with full_parameters=True, 'path' has the true gradient already")
-    return TrueGradients(adapted)
+def _check_parameterization(weights: Sequence[TrainedWeight], name: str, estimator: Estimator) -> None:
+    other = next((w for w in weights if w.parameterization not in estimator.parameterizations), None)
+    if other is not None:
+        works = " or ".join(parameterization.words for parameterization in estimator.parameterizations)
+        raise ALoRAError(
+            f"record={name!r} is for {works}, and {other.name} belongs to {other.parameterization.words}: use another "
+            "estimator, such as 'path'"
+        )

@@ -1,20 +1,22 @@
 """The true gradient of an adapted weight, which LoRA training never forms: for the `exact` estimator.
 
-For ``y = W x`` it is the sum over tokens of ``dL/dy x'``. Hooks on PEFT's layers take x and dL/dy as they pass, and add the
-product up over the micro-batches of an optimizer step. Cost: 2 m n flops a token and one more (m, n) matrix per weight,
+It is the sum over tokens of ``dL/dy x'`` as they pass through the layer (`LayerHooks`), added up over the micro-batches of an
+optimizer step. Cost: 2 m n flops a token and one more (m, n) matrix per weight,
 like the weight gradients of full fine-tuning; the layers' inputs stay alive until the backward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import layer as lora_layers
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.layer_hooks import LayerHooks
+from alora_trainer.weights.steps import Matrix, Step
 
 
 class TrueGradients:
@@ -35,27 +37,15 @@ class TrueGradients:
                     f"record='exact' knows linear and embedding layers only, and {weight.name} is a "
                     f"{type(weight.layer).__name__}: use record='projected'"
                 )
-        self._handles = [weight.layer.register_forward_hook(self._watch(weight)) for weight in weights]
+        self._hooks = LayerHooks(weights, self._add, training_only=True)
 
-    def _watch(self, weight: AdaptedWeight) -> Any:
+    def _add(self, weight: AdaptedWeight, features: torch.Tensor, gradient: torch.Tensor) -> None:
         total = self._sums[weight.name]
-        embedding = isinstance(weight.layer, lora_layers.Embedding)
-
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            if not (module.training and isinstance(output, torch.Tensor) and output.requires_grad):
-                return
-            features = inputs[0].detach()
-
-            def add(gradient: torch.Tensor) -> None:
-                rows = gradient.flatten(0, -2).to(total.dtype)
-                if embedding:
-                    total.index_add_(1, features.flatten(), rows.T)
-                else:
-                    total.addmm_(rows.T, features.flatten(0, -2).to(total.dtype))
-
-            output.register_hook(add)
-
-        return hook
+        rows = gradient.flatten(0, -2).to(total.dtype)
+        if weight.is_embedding:
+            total.index_add_(1, features.flatten(), rows.T)
+        else:
+            total.addmm_(rows.T, features.flatten(0, -2).to(total.dtype))
 
     def take(self, scale: float) -> dict[str, torch.Tensor]:
         """The sums divided by the loss scaler's `scale` and averaged over processes, as DDP does with its gradients.
@@ -78,5 +68,22 @@ class TrueGradients:
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
+
+
+@dataclass(frozen=True)
+class KnownGradient:
+    """A step whose gradient is the weight's own, (m, n), and not what LoRA's factors show of it."""
+
+    step: Step
+    known: torch.Tensor
+
+    @property
+    def learning_rate(self) -> float:
+        return self.step.learning_rate
+
+    def gradient(self) -> torch.Tensor:
+        return self.known
+
+    def movement(self) -> Matrix:
+        return self.step.movement()

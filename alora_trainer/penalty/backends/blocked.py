@@ -7,37 +7,31 @@ With the drift ``D = left @ right`` (rank 2r) and ``E = Omega * D`` elementwise,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import cast
 
 import torch
 
+from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.penalty.backends.backend import Backend, PenaltyResult, needs_elements
+from alora_trainer.penalty.backends.pull import pull_back
 from alora_trainer.weights.row_blocks import block_rows, row_blocks
 from alora_trainer.weights.steps import Factors
 
 
-@dataclass(frozen=True)
-class PenaltyResult:
-    """One weight's ``R`` (a float64 scalar tensor) and its gradients by A (r, n) and B (m, r)."""
-
-    value: torch.Tensor
-    gradient_a: torch.Tensor
-    gradient_b: torch.Tensor
-
-
 def blocked_penalty(
-    stored: Importance, drift: Factors, a: torch.Tensor, b: torch.Tensor, scaling: float
+    importance: Importance, drift: Factors, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> PenaltyResult:
     """``R = sum Omega * D**2`` with its gradients, never holding more than a block of D or of the decoded Omega.
 
     Args:
-        stored: importance, (m, n), in any format; brought to the factors' device if it is elsewhere.
+        importance: element-wise, (m, n), in any format; brought to the factors' device if it is elsewhere.
         drift: ``D = theta - theta*`` as factors, (m, k) and (k, n).
         a, b: the adapter's present factors, (r, n) and (m, r), in the dtype of the computation.
         scaling: PEFT's ``scaling``.
     """
     device, dtype = a.device, a.dtype
-    stored = stored.to(device)
+    stored = cast(Elementwise, importance.to(device))
     value = torch.zeros((), dtype=torch.float64, device=device)
     gradient_a, gradient_b = torch.zeros_like(a), torch.empty_like(b)
     difference = torch.empty(block_rows(*stored.shape, device), stored.shape[1], dtype=dtype, device=device)
@@ -50,3 +44,6 @@ def blocked_penalty(
         torch.mm(e, a.T, out=gradient_b[rows])
         gradient_a.addmm_(b[rows].T, e)
     return PenaltyResult(value, gradient_a.mul_(2 * scaling), gradient_b.mul_(2 * scaling))
+
+
+BLOCKED = Backend("blocked", blocked_penalty, needs_elements, preference=300, pull=pull_back)

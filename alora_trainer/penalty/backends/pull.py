@@ -22,8 +22,9 @@ from typing import cast
 
 import torch
 
-from alora_trainer.importance.kinds.factored import FactoredOmega
+from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.penalty.backends.backend import thin_factors
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.row_blocks import row_blocks
 from alora_trainer.weights.steps import Factors
@@ -36,7 +37,7 @@ _GROUP_ELEMENTS = 1 << 21
 
 def pull_back(
     weight: AdaptedWeight,
-    omega: Importance,
+    importance: Importance,
     drift: Callable[[torch.Tensor, torch.Tensor], Factors],
     strength_a: float,
     strength_b: float,
@@ -45,7 +46,7 @@ def pull_back(
 
     Args:
         weight: the adapted weight; its parameters are changed.
-        omega: its importance, (m, n).
+        importance: of the weight, element-wise, (m, n).
         drift: the difference from the anchor as factors, from A (r, n) and B (m, r).
         strength_a, strength_b: t = learning rate * lambda * w_l of either factor; 0 leaves that factor as it is.
 
@@ -53,8 +54,8 @@ def pull_back(
         ``R = sum Omega D**2`` before the pull, a float64 scalar.
     """
     a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-    kind = _FactoredSystems if isinstance(omega, FactoredOmega) else _BlockedSystems
-    systems = kind(omega.to(weight.device), drift(a, b))
+    omega = importance.to(weight.device)
+    systems = _systems(omega, drift(a, b))
     move_b = torch.zeros_like(b)
     value = torch.zeros((), dtype=torch.float64, device=b.device)
     for rows, gradient, gram, part in systems.of_rows(a):
@@ -65,12 +66,19 @@ def pull_back(
         weight.b.add_(move_b.to(weight.b.dtype))
         b = weight.b.to(weight.dtype)
     if strength_a > 0:
-        systems = kind(omega.to(weight.device), drift(a, b))
+        systems = _systems(omega, drift(a, b))
         move_a = torch.zeros_like(a)
         for columns, gradient, gram in systems.of_columns(b):
             move_a[:, columns] = _implicit_step(gradient, gram, a.shape[0], weight.scaling, strength_a).T
         weight.a.add_(move_a.to(weight.a.dtype))
     return value
+
+
+def _systems(importance: Importance, drift: Factors) -> _BlockedSystems | _FactoredSystems:
+    factors = thin_factors(importance)
+    return (
+        _BlockedSystems(cast(Elementwise, importance), drift) if factors is None else _FactoredSystems(*factors, drift)
+    )
 
 
 def _implicit_step(
@@ -107,7 +115,7 @@ def _groups(count: int, rank: int) -> Iterator[slice]:
 class _BlockedSystems:
     """Gradients and Gram matrices from any format, block by block of Omega's rows."""
 
-    def __init__(self, omega: Importance, drift: Factors) -> None:
+    def __init__(self, omega: Elementwise, drift: Factors) -> None:
         self._omega = omega
         self._drift = drift
 
@@ -151,9 +159,8 @@ def _chunks(pairs: int, columns: int) -> Iterator[slice]:
 class _FactoredSystems:
     """The same from Gram matrices of the thin factors: never (m, n). In float64, as `factored_penalty` is and why."""
 
-    def __init__(self, omega: Importance, drift: Factors) -> None:
-        parts = cast(FactoredOmega, omega).parts
-        self._x, self._y = parts["rows"].double(), parts["columns"].double()
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, drift: Factors) -> None:
+        self._x, self._y = x.double(), y.double()
         self._p, self._q = drift.left.double(), drift.right.double().T
 
     def of_rows(self, a: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import triton
 import triton.language as tl
 
-from alora_trainer.importance.kinds.elementwise import QUANTIZATION_BLOCK
+from alora_trainer.importance.kinds.elementwise import CodedElements, Elementwise
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.penalty.backends.blocked import PenaltyResult
+from alora_trainer.penalty.backends.backend import PenaltyResult
 from alora_trainer.weights.steps import Factors
 
 # All slabs of one launch together. They come from torch's caching allocator, once for all weights.
@@ -38,7 +39,7 @@ _REDUCED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """How one weight is cut up: tile sizes, padded rank, and how many groups of rows and segments of columns."""
 
     block_m: int
@@ -51,7 +52,7 @@ class Plan:
     stages: int = 1
 
 
-def plan_launch(rows: int, columns: int, rank: int, drift_rank: int, multiprocessors: int) -> Plan:
+def plan_launch(rows: int, columns: int, rank: int, drift_rank: int, multiprocessors: int) -> LaunchPlan:
     """A plan for an Omega (rows, columns), factors of `rank` (128 at most) and a drift of `drift_rank`."""
     padded = max(8, triton.next_power_of_2(rank))
     block_m, warps = (64, 4) if padded <= 16 else (32, 4) if padded <= 32 else (32, 8)
@@ -68,7 +69,7 @@ def plan_launch(rows: int, columns: int, rank: int, drift_rank: int, multiproces
             groups = triton.cdiv(groups, 2)
         else:
             break  # one slab as large as the gradient itself is the least there can be
-    return Plan(block_m, BLOCK_N, block_k, padded, groups, segments, warps)
+    return LaunchPlan(block_m, BLOCK_N, block_k, padded, groups, segments, warps)
 
 
 def _even_parts(tiles: int, wanted: int) -> int:
@@ -77,21 +78,22 @@ def _even_parts(tiles: int, wanted: int) -> int:
 
 
 def triton_penalty(
-    stored: Importance,
+    importance: Importance,
     drift: Factors,
     a: torch.Tensor,
     b: torch.Tensor,
     scaling: float,
-    plan: Plan | None = None,
+    plan: LaunchPlan | None = None,
     precision: str | None = None,
 ) -> PenaltyResult:
-    """As `blocked_penalty`, for float32 factors and Omega in float32, bfloat16 or log8.
+    """As `blocked_penalty`, for float32 factors and an Omega that has `coded_elements` in float32, bfloat16 or 8-bit codes.
 
     Args:
         plan: how to cut the weight up; None for `plan_launch`'s.
         precision: of the products of tiles, as `tl.dot` names it; None for the fastest that keeps float32's accuracy.
     """
-    stored = stored.to(a.device)
+    coded = cast(Elementwise, importance.to(a.device)).coded_elements
+    assert coded is not None  # as the choice of the backend sees to
     left, right = drift.left.contiguous(), drift.right.contiguous()
     # Not every AMD GPU has what tf32x3 needs.
     precision = precision or ("ieee" if torch.version.hip else "tf32x3")
@@ -100,7 +102,7 @@ def triton_penalty(
         for start in range(0, a.shape[0], LARGEST_RANK):
             ranks = slice(start, start + LARGEST_RANK)
             results.append(
-                _launch(stored, left, right, a[ranks].contiguous(), b[:, ranks].contiguous(), scaling, plan, precision)
+                _launch(coded, left, right, a[ranks].contiguous(), b[:, ranks].contiguous(), scaling, plan, precision)
             )
     if len(results) == 1:
         return results[0]
@@ -110,23 +112,22 @@ def triton_penalty(
 
 
 def _launch(
-    stored: Importance, left: torch.Tensor, right: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float,
-    plan: Plan | None, precision: str,
+    coded: CodedElements, left: torch.Tensor, right: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float,
+    plan: LaunchPlan | None, precision: str,
 ) -> PenaltyResult:  # fmt: skip
-    (m, n), (r, k), device = stored.shape, (a.shape[0], left.shape[1]), a.device
+    (m, n), (r, k), device = coded.numbers.shape, (a.shape[0], left.shape[1]), a.device
     plan = plan or plan_launch(m, n, r, k, _multiprocessors(device))
     programs = plan.groups * plan.segments
     part_a = torch.empty(plan.groups, n, r, device=device)
     part_b = torch.empty(plan.segments, m, r, device=device)
     part_value = torch.empty(programs, dtype=torch.float64, device=device)
-    logarithmic = stored.format == "log8"
-    numbers = stored.parts["codes" if logarithmic else ""].contiguous()
-    scales = stored.parts["scales"].contiguous() if logarithmic else numbers
+    numbers = coded.numbers.contiguous()
+    scales = coded.scales.contiguous() if coded.scales is not None else numbers
     penalty_tiles[(plan.groups, plan.segments)](
         numbers, scales, left, right, a, b, part_a, part_b, part_value, m, n, r, k,
         triton.cdiv(triton.cdiv(m, plan.block_m), plan.groups),
         triton.cdiv(triton.cdiv(n, plan.block_n), plan.segments),
-        LOGARITHMIC=logarithmic, SCALE_BLOCK=QUANTIZATION_BLOCK, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n,
+        LOGARITHMIC=coded.scales is not None, SCALE_BLOCK=coded.block, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n,
         BLOCK_K=plan.block_k, RANK=plan.rank, ONE_K=k <= plan.block_k, PRECISION=precision, num_warps=plan.warps,
         num_stages=plan.stages,
     )  # fmt: skip

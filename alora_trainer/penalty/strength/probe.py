@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.errors import ALoRAError
 from alora_trainer.penalty.strength.budget import Rise
 
@@ -40,7 +40,7 @@ class Probe:
         """The summed negative log-likelihood of every sequence."""
         sums = torch.zeros(len(self._sequences), dtype=torch.float64, device=accelerator.device)
         own = range(accelerator.process_index, len(self._sequences), accelerator.num_processes)
-        with _undisturbed(model), torch.no_grad(), accelerator.autocast():
+        with evaluation_mode(model), torch.random.fork_rng(), torch.no_grad(), accelerator.autocast():
             for start in range(0, len(own), self._batch_size):
                 numbers = own[start : start + self._batch_size]
                 sums[list(numbers)] = self._batch(model, list(numbers), accelerator.device)
@@ -98,16 +98,3 @@ def _sequence(row: Mapping[str, Any], number: int) -> tuple[list[int], list[int]
     if len(labels) != len(ids):
         raise ALoRAError(f"row {number} of the probe_dataset has {len(ids)} input_ids and {len(labels)} labels")
     return ids, labels
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's mode and the random state as they were after it."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -22,6 +22,8 @@ Returns:
 
 
 class MultipleChoiceAccuracy(evaluate.Metric):
+    """Share of items whose right choice has the highest score, as an `evaluate` metric."""
+
     def _info(self) -> Any:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -23,6 +23,8 @@ Returns:
 
 
 class TokenPerplexity(evaluate.Metric):
+    """e to the mean negative log-likelihood a token, as an `evaluate` metric."""
+
     def _info(self) -> Any:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -23,8 +23,9 @@ from alora_trainer.experiment.recipe.plan.devices import Device
 from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.importance.kinds.formats import listed_formats
+from alora_trainer.weights.parameterization import Parameterization
 
-FORMATS = ("float32", "bfloat16", "log8", "factored")
 # Bytes that one token of packed general text takes in host memory: ids and labels as int32.
 _TOKEN_BYTES = 8
 
@@ -107,7 +108,7 @@ class _Planner:
         self.variant = Variant(
             checkpointing=bool(recipe.tune.get("gradient_checkpointing", False)),
             omega_device=recipe.alora.omega_device,
-            storage=recipe.alora.storage or recipe.alora.save_storage or "float32",
+            storage=recipe.alora.storage or recipe.map.storage or "float32",
             quantization=recipe.model.quantization,
         )
         # This process has the same libraries in it as the run will have.
@@ -118,18 +119,22 @@ class _Planner:
         stages: list[StagePlan] = []
         if recipe.needs_recording:
             stages.append(self._record())
-        kinds = {m.fisher_kind for m in recipe.methods if m.fisher_kind is not None and not m.is_full}
+        kinds = {
+            m.fisher_kind
+            for m in recipe.methods
+            if m.fisher_kind is not None and m.parameterization is Parameterization.ADAPTER
+        }
         if kinds:
             stages.append(self._fisher(len(kinds)))
         domains = recipe.each_domain()
         stages += [
             self._tune(each, method)
             for method in recipe.methods
-            if method.trains and not method.is_full
+            if method.trains and method.parameterization is Parameterization.ADAPTER
             for each in domains
         ]
         stages.append(self._evaluate(domains))
-        omega = self.memory.omega_bytes(recipe.alora.save_storage or "float32")
+        omega = self.memory.omega_bytes(recipe.map.storage or "float32")
         return Plan(
             recipe,
             self.device,
@@ -180,10 +185,7 @@ class _Planner:
         recipe = each.for_method(method)
         name = f"tune {method.name}" + (f" on {get_task(each.domain.task).name}" if self.recipe.domains else "")
         amount = training_amount(recipe, "tune", domain_items(each)[0], self.length or each.domain.max_length)
-        extra = 0
-        if method.technique in ("replay", "kl_anchor", "i_lora"):
-            fraction = self.recipe.options(method).own.fraction
-            extra = max(1, round(fraction * amount.batch_size))
+        extra = method.general_rows(self.recipe.options(method).own, amount.batch_size)
         length = max(amount.length, recipe.general.block_length) if extra else amount.length
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
@@ -286,7 +288,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "factor_parameters": memory.factor_elements,
         "factor_bytes": memory.factor_bytes,
         "w_bytes": memory.omega_bytes("float32"),
-        "omega_bytes": {storage: memory.omega_bytes(storage) for storage in FORMATS},
+        "omega_bytes": {storage: memory.omega_bytes(storage) for storage in listed_formats()},
         "stages": {
             stage.name: stage.held.to_json()
             | {

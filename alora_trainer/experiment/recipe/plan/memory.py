@@ -128,11 +128,7 @@ class MemoryModel:
 
     def omega_bytes(self, storage: str) -> int:
         """Omega of all adapted weights in a format."""
-        return sum(
-            math.prod(shape) * dtype.itemsize
-            for weight in self.planned.weights
-            for dtype, shape in FORMATS[storage].encoded_kinds(weight.shape).values()
-        )
+        return sum(FORMATS[storage].made_bytes(weight.shape) for weight in self.planned.weights)
 
     def trace(self, shape: Pass, checkpointing: bool) -> StepTrace:
         """One pass of this shape."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from alora_trainer.errors import ALoRAError
@@ -139,8 +140,6 @@ def build_model(recipe: Recipe, config: Any, *, mlp_only: bool = False) -> Plann
     Raises:
         ALoRAError: the LoRA does not fit the model.
     """
-    from peft import get_peft_model
-
     dtype = _dtype(recipe, config)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from alora_trainer.experiment.recipe.plan.advice import misfits, usable_bytes
-from alora_trainer.experiment.recipe.plan.estimate import FORMATS, Plan, StagePlan
+from alora_trainer.experiment.recipe.plan.estimate import Plan, StagePlan
+from alora_trainer.importance.kinds.formats import listed_formats
 
 _UNKNOWN = "?"
 
@@ -11,7 +12,7 @@ _UNKNOWN = "?"
 def format_plan(plan: Plan) -> str:
     """Several paragraphs: the sizes, a table of the stages, disk and upload, and what would fit where something does not."""
     memory, device = plan.memory, plan.device
-    omega = ", ".join(f"{storage} {size(memory.omega_bytes(storage))}" for storage in FORMATS)
+    omega = ", ".join(f"{storage} {size(memory.omega_bytes(storage))}" for storage in listed_formats())
     lines = [
         f"{plan.recipe.name}: {plan.recipe.model.path} on {device.name}",
         "",

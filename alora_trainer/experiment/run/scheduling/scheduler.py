@@ -18,7 +18,7 @@ from typing import Any
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.run.scheduling.worker import prepare_worker
-from alora_trainer.experiment.run.stage import Part
+from alora_trainer.experiment.run.stage import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class WorkUnit:
     """
 
     name: str
-    memory: Part
+    memory: Stage
     work: Callable[[], dict[str, Any]]
     after: tuple[str, ...] = ()
     size: float = 1.0

@@ -15,7 +15,7 @@ from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.scheduling.scheduler import WorkUnit
-from alora_trainer.experiment.run.stage import Part
+from alora_trainer.experiment.run.stage import Stage
 
 CELLS = "cells"  # the folder that remembers what cells are finished
 
@@ -48,12 +48,12 @@ class Cell:
             load_recipe(self.recipe, self.overrides), folder / self.folder, overwrite=overwrite, variant=self.variant
         )
 
-    def remembered(self, folder: Path) -> Part:
+    def remembered(self, folder: Path) -> Stage:
         """What the cell's outcome depends on, and where the sweep in `folder` keeps it."""
         resolved = load_recipe(self.recipe, self.overrides).resolved()
         described = {key: value for key, value in asdict(self).items() if key in ("name", "methods", "variant")}
         settings = {"cell": described, "recipe": resolved | {"methods": None}}
-        return Part(folder / CELLS / self.name, settings, "outcome")
+        return Stage(folder / CELLS / self.name, settings, "outcome")
 
 
 def cell_unit(cell: Cell, folder: Path, *, overwrite: bool = False) -> WorkUnit:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import KEYS, Recipe
-from alora_trainer.experiment.run.run import Run
+from alora_trainer.experiment.run.dependencies import result, shared
 from alora_trainer.experiment.run.sweep.cell import Cell
+from alora_trainer.experiment.run.training_recipe import check_one_domain
 from alora_trainer.trainer.config import ALoRAConfig
 
 _OUTSIDE_BRACKETS = re.compile(r",(?![^\[{]*[\]}])")
@@ -135,7 +135,6 @@ def _label(values: Mapping[str, str]) -> str:
 
 def _depends_on(recipe: Recipe) -> dict[str, Any]:
     """The settings that each method depends on, and those that what all methods share depends on."""
-    with tempfile.TemporaryDirectory(prefix="alora-plan-") as folder:
-        run = Run(recipe, folder)
-        found: dict[str, Any] = {method.name: run.settings_of(method) for method in recipe.methods}
-        return found | {"shared": run.shared_settings()}
+    check_one_domain(recipe)
+    found: dict[str, Any] = {method.name: result(recipe, method).settings for method in recipe.methods}
+    return found | {"shared": shared(recipe)}

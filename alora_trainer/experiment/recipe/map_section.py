@@ -1,0 +1,26 @@
+"""The recipe's section `map`: how the importance that it records is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alora_trainer.importance.kinds.formats import FORMATS
+
+
+@dataclass(frozen=True)
+class RecordedMapConfig:
+    """The recorded importance map.
+
+    Attributes:
+        storage: the format that it is saved in: "log8" (one byte an element, with no loss that showed), "bfloat16" (two),
+            "float32" (four), or "factored" (a thousandth). None saves it as exactly as it was recorded.
+
+    Raises:
+        ALoRAError: an unknown format.
+    """
+
+    storage: str | None = "log8"
+
+    def __post_init__(self) -> None:
+        if self.storage is not None:
+            FORMATS.find(self.storage, "map.storage")

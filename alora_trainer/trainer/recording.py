@@ -1,0 +1,109 @@
+"""Stage A as a part of a training: importance is recorded while the trainer trains, whatever it trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from transformers import Trainer
+
+from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.artefact.provenance import describe_recording
+from alora_trainer.basics.processes import Processes
+from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.recording.recorder import Recorder
+from alora_trainer.trainer.checkpoint import load_recorder, save_recorder
+from alora_trainer.trainer.config import ALoRAConfig
+from alora_trainer.trainer.part import Part
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rates
+
+
+class Recording(Part):
+    """Records the importance of the weights that train (arXiv 2501.13669 eq. 13-15).
+
+    It comes after the parts that move weights, so that the whole movement of a step is recorded.
+
+    Args:
+        config: with an estimator as its `record`.
+        earlier: a map that the recorded one is added to, of what was learned before; None for none.
+
+    Attributes:
+        recorder: of the training that is under way; None before and after.
+        recorded: the map of the last training that was recorded to its end; None before.
+    """
+
+    needs_weights = True
+
+    def __init__(self, config: ALoRAConfig, earlier: ImportanceMap | None = None) -> None:
+        self._config = config
+        self._earlier = earlier
+        self._trainer: Trainer | None = None
+        self.recorder: Recorder | None = None
+        self.recorded: ImportanceMap | None = None
+
+    @property
+    def watches_gradients(self) -> bool:
+        return self.recorder is not None
+
+    @property
+    def ends_training(self) -> bool:
+        """Whether as many tokens are recorded as `record_tokens` asks for."""
+        limit = self._config.record_tokens
+        return self.recorder is not None and limit is not None and self.recorder.tokens >= limit
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps recorded so far in the training that is under way."""
+        return self.recorder.steps if self.recorder is not None else 0
+
+    def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
+        if self._config.record is None:
+            raise ALoRAError("there is nothing to record with: set record to an estimator, such as 'projected'")
+        if self.recorder is not None:  # of a training that was broken off
+            self.recorder.close()
+        self._trainer = trainer
+        self.recorder = Recorder(
+            weights,
+            self._config.record,
+            self._config.xi,
+            location=self._config.omega_device,
+            fold_every=self._config.fold_every,
+            folder=Path(trainer.args.output_dir) / f"importance-recording-{trainer.args.process_index}",
+        )
+
+    def load(self, folder: str) -> None:
+        load_recorder(self._under_way()[1], folder)
+
+    def save(self, folder: str) -> None:
+        save_recorder(self._under_way()[1], folder)
+
+    def before_step(self, gradients: Mapping[str, Matrices], *, loss_scale: float | None, tokens: int) -> None:
+        trainer, recorder = self._under_way()
+        recorder.tokens += int(Processes().total(tokens, trainer.args.device))
+        recorder.before_step(gradients, learning_rates(trainer.optimizer), loss_scale=loss_scale)
+
+    def after_step(self, *, skipped: bool) -> None:
+        self._under_way()[1].after_step(skipped=skipped)
+
+    def end(self) -> dict[str, float]:
+        trainer, recorder = self._under_way()
+        self.recorder = None
+        self.recorded = self._with_earlier(describe_recording(trainer, recorder))
+        return {}
+
+    def so_far(self) -> ImportanceMap:
+        """The map of the steps that were recorded until now; the recording goes on untouched. All processes call it together.
+
+        Raises:
+            ALoRAError: no step was recorded yet.
+        """
+        trainer, recorder = self._under_way()
+        return self._with_earlier(describe_recording(trainer, recorder, so_far=True))
+
+    def _with_earlier(self, recorded: ImportanceMap) -> ImportanceMap:
+        return recorded if self._earlier is None else self._earlier + recorded
+
+    def _under_way(self) -> tuple[Trainer, Recorder]:
+        if self._trainer is None or self.recorder is None:
+            raise ALoRAError("no recording is under way: importance is recorded during trainer.train()")
+        return self._trainer, self.recorder

@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alora_trainer.basics.files import replacing, write_text
+from alora_trainer.basics.hub_ids import is_hub_id
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file.txt"
+    with replacing(path) as partial:
+        partial.write_text("first")
+        assert not path.exists() and partial.suffix == ".partial" and partial.parent == path.parent
+    assert path.read_text() == "first" and path.stat().st_mode & 0o777 == 0o644
+    write_text(path, "second")
+    assert path.read_text() == "second"
+    assert [item.name for item in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "first")
+    with pytest.raises(RuntimeError, match="full"), replacing(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError("full")
+    assert path.read_text() == "first"
+    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("organisation/name-1.5_b") and is_hub_id(Path("organisation/name"))
+    for other in (None, "", "name", "/organisation/name", "./name", "~/name", "a/b/c", "organisation/", "a b/c"):
+        assert not is_hub_id(other), other
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    assert not is_hub_id("here/model")
