@@ -17,7 +17,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.matching import match_model
 from alora_trainer.importance.selection import Layers
-from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight

@@ -14,7 +14,7 @@ from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.penalty.backends.backend import Backend
 from alora_trainer.penalty.backends.choice import choose
 from alora_trainer.weights.adapted import AdaptedWeight
-from alora_trainer.weights.full import FullWeight
+from alora_trainer.weights.full_weight import FullWeight
 from alora_trainer.weights.reference import FullReference, Reference
 from alora_trainer.weights.row_blocks import row_blocks
 from alora_trainer.weights.steps import Factors, movement_factors

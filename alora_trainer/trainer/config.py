@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields
 from typing import Any, Literal, TypeGuard
 
+from alora_trainer.basics.output import OlderSpelling
 from alora_trainer.basics.registry import Registry
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.formats import FORMATS
@@ -167,8 +169,8 @@ class ALoRAConfig:
     )
     backend: str | None = _option(
         None,
-        "How the penalty is computed: 'blocked' (any device), 'triton' (CUDA, fused), 'factored' (factored importance), or "
-        "'dense' (slow, for comparisons). None takes the fastest that fits.",
+        "How the penalty is computed: 'blocked' (any device), 'triton' (CUDA, fused), 'gram' (importance kept as thin "
+        "factors), or 'dense' (slow, for comparisons). None takes the fastest that fits.",
         "protecting",
         BACKENDS,
     )
@@ -178,6 +180,9 @@ class ALoRAConfig:
 
     def __post_init__(self, fresh_base: str | None) -> None:
         self.start = StartFrom.parse(self.start, fresh_base).value
+        if self.backend == "factored":
+            warnings.warn("backend='factored' is an older spelling: say backend='gram'", OlderSpelling, stacklevel=3)
+            self.backend = "gram"
         for each in fields(self):
             self._check_field(each.name, each.default, each.metadata["choices"])
         for name in ("fold_every", "record_tokens", "probe_steps"):

@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model_state_dict
 
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
-from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX
 from alora_trainer.weights.theta import AdapterTheta, FullTheta, Theta

@@ -349,7 +349,7 @@ def test_a_backend_can_be_forced_and_must_fit(lora_model, token_data, training_a
         assert f"computed by {backend}" in caplog.text
     misfit = ALoRATrainer(
         model, training_arguments(), train_dataset=token_data(), importance=importance,
-        alora=ALoRAConfig(backend="factored"),
+        alora=ALoRAConfig(backend="gram"),
     )  # fmt: skip
     with pytest.raises(ALoRAError, match="stored as float32, not factored"):
         misfit.train()

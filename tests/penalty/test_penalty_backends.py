@@ -106,7 +106,7 @@ kernel_cases = st.builds(
 @given(case=cases, block=st.integers(1, 3000))
 def test_torch_backends_equal_the_dense_reference(case, block):
     expected = case.reference()
-    names = ["dense", "blocked"] + ["factored"] * (case.stored.format == "factored")
+    names = ["dense", "blocked"] + ["gram"] * (case.stored.format == "factored")
     original, row_blocks.BLOCK_ELEMENTS = row_blocks.BLOCK_ELEMENTS, block
     try:
         for name in names:
@@ -127,7 +127,7 @@ def test_factored_stays_exact_where_theta_nearly_cancels(seed, r):
     a_star = case.a * (1 + 1e-3 * torch.randn(case.a.shape, generator=generator))
     drift = Factors(torch.cat([2 * case.b, -2 * case.b], 1), torch.cat([case.a, a_star]))
     close = Case(case.stored, drift, case.a, case.b, 2.0)
-    assert_equal(close.run("factored"), close.to(torch.float64).run("dense"), 1e-6)
+    assert_equal(close.run("gram"), close.to(torch.float64).run("dense"), 1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name != "triton"])
@@ -153,8 +153,8 @@ def test_blocked_holds_no_dense_temporary():
 
 def test_the_choice():
     stored = {name: make_case(8, 8, 2, 2, 1.0, name, 0).stored for name in FORMATS}
-    assert choose(stored["factored"], "cpu").name == "factored"
-    assert choose(stored["factored"], "cuda").name == "factored"
+    assert choose(stored["factored"], "cpu").name == "gram"
+    assert choose(stored["factored"], "cuda").name == "gram"
     for name in set(FORMATS) - {"factored"}:
         assert choose(stored[name], "cpu").name == "blocked"
     assert choose(stored["float64"], "cuda").name == "blocked"
@@ -171,10 +171,10 @@ def test_the_choice_on_cuda():
 
 def test_a_backend_that_does_not_fit_is_refused(monkeypatch):
     stored = {name: make_case(8, 8, 2, 2, 1.0, name, 0).stored for name in FORMATS}
-    with pytest.raises(ALoRAError, match="'cutlass' is unknown: use one of 'factored', 'triton'"):
+    with pytest.raises(ALoRAError, match="'cutlass' is unknown: use one of 'gram', 'triton'"):
         choose(stored["float32"], "cpu", "cutlass")
     with pytest.raises(ALoRAError, match="stored as log8, not factored"):
-        choose(stored["log8"], "cpu", "factored")
+        choose(stored["log8"], "cpu", "gram")
     with pytest.raises(ALoRAError, match="does not read importance stored as factored"):
         choose(stored["factored"], "cuda", "triton")
     with pytest.raises(ALoRAError, match="computes in float32, and the adapter needs float64"):

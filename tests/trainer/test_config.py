@@ -86,6 +86,12 @@ def test_older_spellings_over_a_recipes_own():
         assert with_start({"lam": 1}, {"start": "fresh"}) == {"lam": 1}
 
 
+def test_an_older_name_of_a_backend_is_read():
+    with pytest.warns(FutureWarning, match="say backend='gram'"):
+        config = ALoRAConfig(backend="factored")
+    assert config.backend == "gram" and ALoRAConfig(backend="gram") == config
+
+
 def test_check_model_reads_the_older_spelling(lora_model):
     model = lora_model(moved=True)
     importance = made_map(model)

@@ -20,7 +20,7 @@ from alora_trainer.artefact.hub.inspect import describe
 from alora_trainer.artefact.importance_map import load_reference
 from alora_trainer.artefact.reading import check_reference, verify_map
 from alora_trainer.basics.safetensors_writer import tensor_digest
-from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import FullReference
 from alora_trainer.weights.theta import FullTheta

@@ -34,7 +34,7 @@ from alora_trainer.importance.recording.squared_gradients import (
     SquaredGradients,
 )
 from alora_trainer.weights.adapted import adapted_weights
-from alora_trainer.weights.full import full_weights
+from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.parameterization import Parameterization
 
 # By the name of an estimator of Fisher information in a map's provenance: how it is estimated, for the map's card.

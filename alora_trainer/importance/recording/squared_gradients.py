@@ -15,7 +15,7 @@ from peft.tuners.lora import layer as lora_layers
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.adapted import AdaptedWeight
-from alora_trainer.weights.full import FullWeight
+from alora_trainer.weights.full_weight import FullWeight
 from alora_trainer.weights.layer_hooks import LayerHooks
 from alora_trainer.weights.row_blocks import BLOCK_ELEMENTS, BLOCK_ELEMENTS_GPU
 from alora_trainer.weights.trained_weight import TrainedWeight

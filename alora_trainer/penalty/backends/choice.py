@@ -1,6 +1,6 @@
 """The ways to compute one weight's penalty, and the choice among them.
 
-factored:  Gram matrices of thin factors; for a factored Omega
+gram:      Gram matrices of thin factors; for an Omega that is kept as such
 triton:    one fused kernel launch; CUDA
 blocked:   torch, block by block of rows; any device, any format, any dtype
 dense:     autograd through the whole difference; for tests and comparisons, never chosen by itself
@@ -18,11 +18,11 @@ from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.penalty.backends.backend import Backend
 from alora_trainer.penalty.backends.blocked import BLOCKED
 from alora_trainer.penalty.backends.dense import DENSE
-from alora_trainer.penalty.backends.factored import FACTORED
 from alora_trainer.penalty.backends.fused import TRITON
+from alora_trainer.penalty.backends.gram import GRAM
 
 BACKENDS: Registry[Backend] = Registry("penalty backend")
-for _backend in (FACTORED, TRITON, BLOCKED, DENSE):
+for _backend in (GRAM, TRITON, BLOCKED, DENSE):
     BACKENDS.register(_backend.name, _backend)
 
 

@@ -157,7 +157,7 @@ def _chunks(pairs: int, columns: int) -> Iterator[slice]:
 
 
 class _FactoredSystems:
-    """The same from Gram matrices of the thin factors: never (m, n). In float64, as `factored_penalty` is and why."""
+    """The same from Gram matrices of the thin factors: never (m, n). In float64, as `gram_penalty` is and why."""
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, drift: Factors) -> None:
         self._x, self._y = x.double(), y.double()

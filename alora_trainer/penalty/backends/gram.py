@@ -17,7 +17,7 @@ from alora_trainer.penalty.backends.pull import pull_back
 from alora_trainer.weights.steps import Factors
 
 
-def factored_penalty(
+def gram_penalty(
     importance: Importance, drift: Factors, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> PenaltyResult:
     """As `blocked_penalty`, for an Omega that is kept as thin factors.
@@ -44,4 +44,4 @@ def _misfit(importance: Importance, device: torch.device, dtype: torch.dtype) ->
     return None
 
 
-FACTORED = Backend("factored", factored_penalty, _misfit, preference=100, pull=pull_back)
+GRAM = Backend("gram", gram_penalty, _misfit, preference=100, pull=pull_back)
