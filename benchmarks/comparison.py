@@ -8,8 +8,8 @@ training items are held out for the choice). Chosen is the strength with the low
 accuracy is at most one standard error below that of unprotected training (lora_ab); if none is, the one with the highest
 accuracy. Then all methods are trained with three other seeds and measured on the test items.
 
-Every unit of work is `alora run` in a folder and a process of its own, with one thread; what is finished is not done again.
-Writes results/comparison.json and prints its table.
+Both halves are sweeps of the package, in processes of one thread each; what is finished is not done again. Writes
+results/comparison.json and prints its table.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from alora_trainer.basics.output import configure_output
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.results import RESULTS_FILE, read_results
+from alora_trainer.experiment.run.sweep import Grid, run_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("base", "lora", "lora_ab", "l2", "shuffled", "ewclora", "alora")
@@ -37,28 +38,6 @@ LAMBDAS = {"sciq-passages": (0.001, 0.003, 0.01, 0.03), "piqa": (0.003, 0.1)}
 SELECTION_SEED = 100
 HELD_OUT_ITEMS = 600
 TEST_ITEMS = 500
-SHARED_PARTS = ("data", "record", "fisher")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One `alora run`: the methods of one task with one seed, in one folder.
-
-    Attributes:
-        task: names the recipe, recipes/study-TASK.yaml.
-        folder: where it runs.
-        methods: what is run.
-        seed: of all of it.
-        overrides: of the recipe, by key.
-        shares: a finished unit's folder whose data, recording and Fisher information are used.
-    """
-
-    task: str
-    folder: Path
-    methods: tuple[str, ...]
-    seed: int
-    overrides: Mapping[str, str]
-    shares: Path | None = None
 
 
 def recipe_path(task: str) -> Path:
@@ -81,66 +60,47 @@ def validation_overrides(task: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run_unit(unit: Unit, threads: int = 1) -> dict[str, Any]:
-    """Run a unit unless it is finished, in a process of its own; what its results.json says of the methods."""
-    unit.folder.mkdir(parents=True, exist_ok=True)
-    if unit.shares is not None:
-        for part in SHARED_PARTS:
-            link = unit.folder / part
-            if not link.exists():
-                link.symlink_to((unit.shares / part).resolve(), target_is_directory=True)
-    command = [sys.executable, "-m", "alora_trainer.cli", "run", str(recipe_path(unit.task))]
-    command += ["--output_dir", str(unit.folder), "--methods", ",".join(unit.methods), "--seed", str(unit.seed)]
-    for key, value in unit.overrides.items():
-        command += [f"--{key}={value}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    start = time.perf_counter()
-    with (unit.folder / "log.txt").open("a") as log:
-        finished = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if finished.returncode != 0:
-        tail = (unit.folder / "log.txt").read_text().strip().splitlines()[-3:]
-        raise SystemExit(f"{unit.folder} failed (its log.txt has it all): " + " | ".join(tail))
-    print(f"{unit.folder}: {time.perf_counter() - start:.0f} s", flush=True)
-    return json.loads((unit.folder / "results.json").read_text())
+def results_of(run: Path) -> dict[str, MethodResult]:
+    """What was found in a run folder, by method."""
+    (results,) = read_results(run / RESULTS_FILE)
+    return dict(results.methods)
 
 
-def scores(results: Mapping[str, Any], method: str) -> dict[str, float]:
+def figures(result: MethodResult) -> dict[str, float]:
     """General perplexity and domain accuracy with its standard error, of one method."""
-    entry = results["methods"][method]
-    (task,) = entry["tasks"].values()
-    return {
-        "perplexity": entry["general"]["token_perplexity"],
-        "accuracy": task["acc"],
-        "accuracy_stderr": task["acc_stderr"],
+    (task,) = result.tasks.values()
+    found = {
+        "perplexity": result.general.token_perplexity,
+        "accuracy": task.acc,
+        "accuracy_stderr": task.acc_stderr,
     }
-
-
-def in_parallel(pool: ThreadPoolExecutor, units: Sequence[Unit]) -> list[dict[str, Any]]:
-    return list(pool.map(run_unit, units))
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def select(
-    pool: ThreadPoolExecutor, work: Path, lambdas: Mapping[str, Sequence[float]], common: Mapping[str, str]
+    work: Path, lambdas: Mapping[str, Sequence[float]], common: Mapping[str, str], workers: int
 ) -> dict[str, dict[str, Any]]:
     """Try every task's strengths on validation items; by task and method what was found, and which one is chosen."""
-
-    def unit(task: str, lam: float, first: bool) -> Unit:
-        folder = work / task / "selection"
-        return Unit(
-            task, folder / f"lam-{lam:g}", ((REFERENCE, *HELD) if first else HELD), SELECTION_SEED,
-            {**validation_overrides(task), **common, "alora.lam": str(lam)},
-            None if first else folder / f"lam-{lambdas[task][0]:g}",
-        )  # fmt: skip
-
-    firsts = in_parallel(pool, [unit(task, own[0], True) for task, own in lambdas.items()])
-    rest = [unit(task, lam, False) for task, own in lambdas.items() for lam in own[1:]]
-    found = {(task, lambdas[task][0]): result for task, result in zip(lambdas, firsts, strict=True)}
-    found |= {(u.task, float(u.overrides["alora.lam"])): r for u, r in zip(rest, in_parallel(pool, rest), strict=True)}
+    grids = [
+        Grid(
+            recipe_path(task),
+            overrides={**validation_overrides(task), **common, "methods": ",".join((REFERENCE, *HELD))},
+            over={"alora.lam": [str(lam) for lam in own]},
+            seeds=[SELECTION_SEED],
+            name=f"{task}/selection",
+        )
+        for task, own in lambdas.items()
+    ]
+    run_sweep(grids, output_dir=work, workers=workers)
     selection: dict[str, dict[str, Any]] = {}
     for task, own in lambdas.items():
-        reference = scores(found[task, own[0]], REFERENCE)
-        tried = {m: [{"lam": lam} | scores(found[task, lam], m) for lam in sorted(own)] for m in HELD}
+        found = results_of(work / task / "selection" / f"seed-{SELECTION_SEED}")
+        reference = figures(found[REFERENCE])
+        # A single strength that is the recipe's own is not varied, and has no name of its own.
+        tried = {
+            method: [{"lam": lam} | figures(found.get(f"{method}@lam={lam}") or found[method]) for lam in sorted(own)]
+            for method in HELD
+        }
         selection[task] = {
             "reference": reference,
             "tried": tried,
@@ -161,28 +121,20 @@ def choose(curve: Sequence[Mapping[str, float]], reference: Mapping[str, float])
 
 
 def final(
-    pool: ThreadPoolExecutor, work: Path, selection: Mapping[str, Any], seeds: Sequence[int], common: Mapping[str, str]
+    work: Path, selection: Mapping[str, Any], seeds: Sequence[int], common: Mapping[str, str], workers: int
 ) -> dict[str, dict[str, Any]]:
     """All methods with the chosen strengths on the test items, once a seed."""
-    units = []
+    folders, grids = {}, []
     for task, chosen in selection.items():
         strengths = {f"method_options.{m}.alora.lam": str(lam) for m, lam in chosen["chosen"].items()}
-        label = "_".join(f"{lam:g}" for lam in chosen["chosen"].values())
-        units += [
-            Unit(
-                task,
-                work / task / "final" / f"{label}-seed{seed}",
-                METHODS,
-                seed,
-                {"domain.test_items": str(TEST_ITEMS), **common, **strengths},
-            )
-            for seed in seeds
-        ]
-    results = in_parallel(pool, units)
+        folders[task] = f"{task}/final-{'_'.join(f'{lam:g}' for lam in chosen['chosen'].values())}"
+        overrides = {"domain.test_items": str(TEST_ITEMS), **common, **strengths, "methods": ",".join(METHODS)}
+        grids.append(Grid(recipe_path(task), overrides=overrides, seeds=seeds, name=folders[task]))
+    run_sweep(grids, output_dir=work, workers=workers)
     table: dict[str, dict[str, Any]] = {}
-    for task in selection:
-        own = [result for unit, result in zip(units, results, strict=True) if unit.task == task]
-        table[task] = {method: spread([scores(result, method) for result in own]) for method in METHODS}
+    for task, folder in folders.items():
+        own = [results_of(work / folder / f"seed-{seed}") for seed in seeds]
+        table[task] = {method: spread([figures(found[method]) for found in own]) for method in METHODS}
     return table
 
 
@@ -253,11 +205,11 @@ def main() -> None:
         lambdas, seeds = {task: own[:2] for task, own in lambdas.items()}, seeds[:1]
         common = {"tune.max_steps": "3", "record.max_steps": "3", "evaluation.limit": "8", "fisher.samples": "8"}
         common |= {"general.test_bytes": "3000", "general.train_tokens": "12800"}
-    start: Callable[[], float] = time.perf_counter
-    began = start()
-    with ThreadPoolExecutor(options.workers) as pool:
-        selection = select(pool, options.work_dir, lambdas, common)
-        table = final(pool, options.work_dir, selection, seeds, common)
+    began = time.perf_counter()
+    configure_output()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    selection = select(options.work_dir, lambdas, common, options.workers)
+    table = final(options.work_dir, selection, seeds, common, options.workers)
     report = {
         "schema": 1,
         "command": " ".join(["python benchmarks/comparison.py", *chosen]),
@@ -278,7 +230,7 @@ def main() -> None:
     for task, chosen in selection.items():
         if chosen["at_the_edge"]:
             print(f"{task}: chosen at the edge of the tried strengths: {', '.join(chosen['at_the_edge'])}")
-    print(f"\n{(start() - began) / 60:.1f} min; written: {path}")
+    print(f"\n{(time.perf_counter() - began) / 60:.1f} min; written: {path}")
 
 
 if __name__ == "__main__":

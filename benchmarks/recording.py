@@ -19,6 +19,7 @@ from measuring import machine, peak_bytes, seconds, spread
 from models import ATTENTION, CPU_SHAPE, GPT_J, LINEAR, LLAMA_3B, QV_WEIGHTS, lora_model
 from peft import LoraConfig, get_peft_model
 
+from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.weights.trained_weight import learning_rates
@@ -207,8 +208,6 @@ def draw_growth(rows: dict[str, list[dict[str, float]]], path: Path) -> Path:
 
 def artefact_bytes() -> dict[str, dict[str, float]]:
     """GiB of Omega for the paper's models, q and v adapted, from the formats' own arithmetic."""
-    from alora_trainer.importance.kinds.formats import FORMATS
-
     sizes: dict[str, dict[str, float]] = {}
     for model, weights in QV_WEIGHTS.items():
         sizes[model] = {

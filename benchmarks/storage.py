@@ -44,14 +44,16 @@ def cases_of(seeds: int, lam: str) -> list[Case]:
     return cases
 
 
-def left_behind(study: Study, names: list[str]) -> dict[str, Path]:
+def left_behind(study: Study, cases: list[Case]) -> dict[str, Path]:
     """Every adapter of the first seed's trainings, at each checkpoint and at the end."""
     found = {}
-    for name in names:
-        folder = study.folder_of(0, name) / ("lora_ab" if name == "lora_ab" else "alora")
+    for case in cases:
+        if case.seed != 0:
+            continue
+        folder = study.training_folder(case)
         for adapter in (*sorted((folder / "checkpoints").glob("checkpoint-*")), folder / "adapter"):
             if (adapter / "adapter_config.json").exists():
-                found[f"{name}/{adapter.name}"] = adapter
+                found[f"{case.name}/{adapter.name}"] = adapter
     return found
 
 
@@ -64,12 +66,12 @@ def penalty_of(base: Any, adapter: Path, importance: ImportanceMap) -> tuple[flo
     return float(step.value), gradient.double()
 
 
-def errors_of(study: Study, names: list[str]) -> dict[str, dict[str, Any]]:
+def errors_of(study: Study, cases: list[Case]) -> dict[str, dict[str, Any]]:
     """By format: bytes an element, and the errors at every adapter."""
     recipe = load_recipe(study.recipe, study.overrides(0, {}))
     base = AutoModelForCausalLM.from_pretrained(recipe.model_source, dtype=torch.float32)
-    exact = ImportanceMap.from_pretrained(study.folder_of(0, "stage-a") / "record" / "map")
-    adapters = left_behind(study, names)
+    exact = ImportanceMap.from_pretrained(study.map_folder(0))
+    adapters = left_behind(study, cases)
     reference = {name: penalty_of(base, adapter, exact) for name, adapter in adapters.items()}
     report = {}
     for storage in FORMATS:
@@ -121,7 +123,7 @@ def main() -> None:
     study = Study(options.recipe, {"domain.test_items": str(options.test_items)}, options.runs / options.recipe.stem)
     cases = cases_of(options.seeds, options.lam)
     entries = run_study(study, cases, options.workers)
-    errors = errors_of(study, list(dict.fromkeys(case.name for case in cases)))
+    errors = errors_of(study, cases)
     command = f"python benchmarks/storage.py --recipe {options.recipe} --seeds {options.seeds} --lam {options.lam}"
     report = {"summary": summarize(entries, errors, options.lam), "formats": errors, "runs": entries}
     write_report(options.output_dir / f"storage-{options.recipe.stem}.json", study, command, report)

@@ -1,20 +1,28 @@
-"""Studies on real data: many stage Bs that share a stage A per seed, each one a run of the package's own recipes.
+"""Studies on real data: many stage Bs that share a stage A per seed, each one a cell of the package's own scheduler.
 
-What is finished is not done again (`alora_trainer.experiment.run` sees to that), so that a study that was stopped goes on,
-and a study with more cases does only what is new. Its folder is thrown away when the results are committed.
+What is finished is not done again, so that a study that was stopped goes on, and a study with more cases does only what is
+new. Its folder is thrown away when the results are committed.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from alora_trainer.basics.files import write_json
+from alora_trainer.basics.output import configure_output
+from alora_trainer.basics.scores import Score
+from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.report.results import environment
+from alora_trainer.experiment.run.scheduling.scheduler import Scheduler, WorkUnit
+from alora_trainer.experiment.run.stage import digest
+from alora_trainer.experiment.run.sweep.cell import Cell, cell_unit, results_of_cell
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe that all cases start from, with settings over it, and a folder for the runs."""
+    """A recipe that all cases start from, with settings over it, and a folder for the runs, one a seed."""
 
     recipe: Path
     settings: Mapping[str, str]
@@ -38,8 +46,25 @@ class Study:
     def overrides(self, seed: int, settings: Mapping[str, str]) -> dict[str, str]:
         return {**self.settings, **settings, "seed": str(seed)}
 
-    def folder_of(self, seed: int, name: str) -> Path:
-        return self.folder / f"seed-{seed}" / name
+    def recording(self, seed: int) -> Cell:
+        """Stage A alone."""
+        run, overrides = f"seed-{seed}", self.overrides(seed, {"methods": "alora"})
+        return Cell(str(self.recipe), f"{run},recording", run, overrides, (), None)
+
+    def cell(self, case: Case, after: tuple[str, ...] = ()) -> Cell:
+        """A case's stage B, in the seed's run."""
+        run, overrides = f"seed-{case.seed}", self.overrides(case.seed, {**case.settings, "methods": case.method})
+        variant = case.name if case.settings else None
+        return Cell(str(self.recipe), f"{run},{case.name}", run, overrides, (case.method,), variant, after)
+
+    def map_folder(self, seed: int) -> Path:
+        """The importance map that stage A recorded."""
+        return self.folder / f"seed-{seed}" / "record" / "map"
+
+    def training_folder(self, case: Case) -> Path:
+        """Where a case's checkpoints and adapter are."""
+        run = self.cell(case).run(self.folder)
+        return run.folder / run.place(get_method(case.method))
 
 
 def run_study(study: Study, cases: Sequence[Case], workers: int) -> list[dict[str, Any]]:
@@ -48,69 +73,56 @@ def run_study(study: Study, cases: Sequence[Case], workers: int) -> list[dict[st
     Returns:
         one entry a case, in their order: name, seed, method, settings, figures, and `reference`, those of theta*.
     """
+    configure_output()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        seeds = sorted({case.seed for case in cases})
-        references = dict(zip(seeds, pool.map(_stage_a, [study] * len(seeds), seeds), strict=True))
-        waiting = {pool.submit(_stage_b, study, case): case for case in cases}
-        entries: dict[Case, dict[str, Any]] = {}
-        for done in as_completed(waiting):
-            case = waiting[done]
-            entries[_key(case)] = {
-                "name": case.name,
-                "seed": case.seed,
-                "method": case.method,
-                "settings": dict(case.settings),
-                "reference": references[case.seed],
-            } | done.result()
-            print(f"{len(entries)}/{len(cases)}: {case.name}, seed {case.seed}", flush=True)
-    return [entries[_key(case)] for case in cases]
+    recordings = {seed: study.recording(seed) for seed in sorted({case.seed for case in cases})}
+    units = [
+        WorkUnit(cell.name, cell.remembered(study.folder), partial(_record, study, seed))
+        for seed, cell in recordings.items()
+    ]
+    names = {}
+    for case in cases:
+        cell = study.cell(case, (recordings[case.seed].name,))
+        names[case.name, case.seed] = cell.name
+        units.append(cell_unit(cell, study.folder))
+    scheduler = Scheduler(units, name="study")
+    scheduler.work(workers)
+    entries = []
+    for case in cases:
+        (result,) = results_of_cell(scheduler.outcomes[names[case.name, case.seed]]).values()
+        assert result.train is not None
+        entry = {
+            "name": case.name,
+            "seed": case.seed,
+            "method": case.method,
+            "settings": dict(case.settings),
+            "reference": scheduler.outcomes[recordings[case.seed].name],
+            **_figures(result),
+            "seconds": result.train.seconds,
+        }
+        entries.append(entry if result.train.probe is None else entry | {"probe": result.train.probe})
+    return entries
 
 
-def _key(case: Case) -> Any:
-    return case.name, case.seed
-
-
-def _stage_a(study: Study, seed: int) -> dict[str, float]:
-    import torch
-
-    from alora_trainer.experiment.recipe.reading import load_recipe
-    from alora_trainer.experiment.run.run import Run
-    from alora_trainer.experiment.run.stage import digest
-
-    torch.set_num_threads(1)
-    run = Run(load_recipe(study.recipe, study.overrides(seed, {})), study.folder_of(seed, "stage-a"))
+def _record(study: Study, seed: int) -> dict[str, Any]:
+    """Stage A of a seed, and what theta* can do."""
+    run = study.recording(seed).run(study.folder)
+    run.prepare_data()
     cost = run.record()
-    map_folder = run.folder / "record" / "map"
-    return _figures(run.evaluate("reference", digest({"seed": seed}), map_folder)) | {"seconds": cost["seconds"]}
+    run.overlap()  # once, before the cases look for it at the same time
+    return _figures(run.evaluate("reference", digest({"seed": seed}), study.map_folder(seed))) | {
+        "seconds": cost["seconds"]
+    }
 
 
-def _stage_b(study: Study, case: Case) -> dict[str, Any]:
-    import torch
-
-    from alora_trainer.experiment.methods import get_method
-    from alora_trainer.experiment.recipe.reading import load_recipe
-    from alora_trainer.experiment.run.run import Run
-
-    torch.set_num_threads(1)
-    recipe = load_recipe(study.recipe, study.overrides(case.seed, case.settings))
-    method = get_method(case.method)
-    shared = str(study.folder_of(case.seed, "stage-a") / "record" / "map") if method.needs_recording else None
-    entry = Run(recipe, study.folder_of(case.seed, case.name), importance=shared).method(method)
-    figures: dict[str, Any] = _figures(entry) | {"seconds": entry["train"]["seconds"]}
-    if "probe" in entry["train"]:
-        figures["probe"] = entry["train"]["probe"]
-    return figures
-
-
-def _figures(entry: Mapping[str, Any]) -> dict[str, float]:
+def _figures(score: Score) -> dict[str, Any]:
     """General cross-entropy (nats a token) and perplexity, and the task's accuracy."""
-    (task,) = entry["tasks"].values()
+    (task,) = score.tasks.values()
     return {
-        "cross_entropy": entry["general"]["token_cross_entropy"],
-        "perplexity": entry["general"]["token_perplexity"],
-        "accuracy": task["acc"],
-        "items": task["items"],
+        "cross_entropy": score.general.token_cross_entropy,
+        "perplexity": score.general.token_perplexity,
+        "accuracy": task.acc,
+        "items": task.items,
     }
 
 
@@ -131,9 +143,6 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
 
 def write_report(path: Path, study: Study, command: str, report: Mapping[str, Any]) -> None:
     """Write the study's JSON, whole or not at all, without any path of this machine."""
-    from alora_trainer.basics.files import write_json
-    from alora_trainer.experiment.report.results import environment
-
     head = {"schema": 1, "command": command, "recipe": study.recipe.name, "settings": dict(study.settings)}
     write_json(path, head | {"environment": environment() | {"threads": 1}} | report)
     print(json.dumps(report.get("summary"), indent=1))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.evaluation.trainer_metrics import ChoiceMetrics, label_log_likelihoods, perplexity_metrics
 
 if TYPE_CHECKING:
@@ -89,12 +90,9 @@ def _measuring(trainer: Any, metrics: Callable[..., dict[str, float]]) -> Iterat
     `evaluation_loop` and not `evaluate`: that would tell callbacks of an evaluation, which some take as a reason to stop.
     """
     before = (trainer.compute_metrics, trainer.preprocess_logits_for_metrics)
-    modes = {module: module.training for module in trainer.model.modules()}
     trainer.compute_metrics, trainer.preprocess_logits_for_metrics = metrics, label_log_likelihoods
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), evaluation_mode(trainer.model):
             yield
     finally:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = before
-        for module, training in modes.items():
-            module.training = training

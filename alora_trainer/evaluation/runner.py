@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.basics.processes import is_main
 from alora_trainer.basics.scores import GeneralScore, KLToBase, Score, TaskScore
 from alora_trainer.data.sources import write_lines
@@ -80,30 +81,37 @@ def evaluate_model(
     if not general and not tasks:
         raise ALoRAError("there is nothing to evaluate on: give general text or a task")
     chosen = [(specs[name], Path(path)) for name, path in tasks.items()]
-    with tempfile.TemporaryDirectory(prefix="alora-eval-") as folder, _quiet(), _evaluation_mode(model):
+    with (
+        tempfile.TemporaryDirectory(prefix="alora-eval-") as folder,
+        _quiet(),
+        evaluation_mode(model),
+        _without_cache(model),
+    ):
         write_task_files(Path(folder), [Path(path) for path in general.values()], chosen)
         scorer = _scorer(model, tokenizer, config)
         raw = _run(scorer, Path(folder), len(general), len(chosen), config, seed)
         divergence = _divergence(scorer, model, base, raw, list(general), config) if config.kl_tokens else None
         ability = _general_tasks(scorer, config, seed) if config.general_tasks else None
-    samples: list[dict[str, Any]] = []
-    subsets = {}
-    for index, name in enumerate(general):
-        rows = [_general_row(name, sample) for sample in raw["samples"][general_name(index)]]
-        subsets[name] = _with_lm_eval(pooled(rows), raw["results"][general_name(index)])
-        samples += rows
+    overall, rows = _general_score(raw, list(general))
     results = {}
     for index, name in enumerate(tasks):
-        rows = [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
-        results[name] = _task_score(specs[name], raw["results"][task_name(index)], rows)
-        samples += rows
+        own = [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
+        results[name] = _task_score(specs[name], raw["results"][task_name(index)], own)
+        rows += own
     if samples_path is not None and is_main():
-        write_lines(Path(samples_path), samples)
-    overall = GeneralScore()
-    if general:
-        overall = replace(pooled([row for row in samples if "subset" in row]), subsets=subsets)
-    overall = replace(overall, kl_to_base=divergence, tasks=ability)
-    return Score(overall, results, tokenizer_facts(tokenizer))
+        write_lines(Path(samples_path), rows)
+    return Score(replace(overall, kl_to_base=divergence, tasks=ability), results, tokenizer_facts(tokenizer))
+
+
+def _general_score(raw: Mapping[str, Any], subsets: Sequence[str]) -> tuple[GeneralScore, list[dict[str, Any]]]:
+    """The score over all subsets with each one's own beside it, and a row a document; nothing without subsets."""
+    rows: list[dict[str, Any]] = []
+    scores = {}
+    for index, name in enumerate(subsets):
+        own = [_general_row(name, sample) for sample in raw["samples"][general_name(index)]]
+        scores[name] = _with_lm_eval(pooled(own), raw["results"][general_name(index)])
+        rows += own
+    return (replace(pooled(rows), subsets=scores) if scores else GeneralScore()), rows
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
@@ -247,18 +255,14 @@ def _task_score(task: Task, result: Mapping[str, Any], rows: Sequence[Mapping[st
 
 
 @contextmanager
-def _evaluation_mode(model: Any) -> Iterator[None]:
-    """Evaluation mode, without a key-value cache that nothing would read; then everything as it was."""
-    modes = {module: module.training for module in model.modules()}
+def _without_cache(model: Any) -> Iterator[None]:
+    """No key-value cache, which nothing would read; then the model's setting as it was."""
     cache = getattr(model.config, "use_cache", None)
-    model.eval()
     if cache:
         model.config.use_cache = False
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         if cache:
             model.config.use_cache = cache
 

@@ -88,7 +88,7 @@ def test_a_users_mistake_is_one_line_and_status_2(tiny: Path, fails: Callable[..
     assert "none.yaml cannot be read" in fails("run", tmp_path / "none.yaml", *out)
     assert "there is no model folder ./none" in fails("run", tiny, *out, "--model.path", "./none")
     assert "none.jsonl" in fails("run", tiny, *out, "--domain.train", "none.jsonl")
-    assert "did you mean methods.alora" in fails("tune", tiny, *out, "--method", "alor")
+    assert "did you mean 'alora'?" in fails("tune", tiny, *out, "--method", "alor")
     assert "did you mean --method?" in fails("tune", tiny, *out, "--method", "lora", "--metho", "alora")
     assert "no importance map at" in fails("tune", tiny, *out, "--method", "alora", "--importance", "./none")
     assert "there is no adapter folder" in fails("eval", tiny, *out, "--adapter", tmp_path / "none")

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from alora_trainer.data import sources
 from alora_trainer.data.sources import load_source, load_texts, named_sources, read_lines, write_lines
 from alora_trainer.errors import ALoRAError
 
@@ -72,7 +74,6 @@ class TestFormats:
         assert load_texts("a.jsonl", base=tmp_path) == ["x"]
 
     def test_hub_settings_reach_the_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import datasets
 
         calls: list[tuple] = []
 
@@ -80,7 +81,7 @@ class TestFormats:
             calls.append((args, settings))
             return datasets.Dataset.from_list(RECORDS)
 
-        monkeypatch.setattr(datasets, "load_dataset", load)
+        monkeypatch.setattr(sources, "load_dataset", load)
         load_source("hub:who/what")
         load_source({"hub": "who/what", "name": "main", "split": "test", "revision": "abc"})
         assert calls == [
@@ -154,12 +155,11 @@ class TestErrors:
             load_source({"path": "a.jsonl", "text_column": "body"}, base=tmp_path)
 
     def test_hub_failure_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import datasets
 
         def load(*args: Any, **settings: Any) -> Any:
             raise datasets.exceptions.DatasetNotFoundError("no such thing\nmore")
 
-        monkeypatch.setattr(datasets, "load_dataset", load)
+        monkeypatch.setattr(sources, "load_dataset", load)
         with pytest.raises(ALoRAError, match=r"cannot load hub:who/what \(split train\): no such thing$"):
             load_source("hub:who/what")
 

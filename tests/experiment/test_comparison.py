@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from alora_trainer.basics.files import write_json
+from alora_trainer.basics.scores import GeneralScore, TaskScore
 from alora_trainer.experiment.methods import METHODS
 from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.results import RunResults, read_results
+from alora_trainer.experiment.run.sweep import Cell, Grid, cells_of
 from benchmarks import comparison
 
 
 @pytest.fixture
-def units(monkeypatch: pytest.MonkeyPatch) -> list[comparison.Unit]:
-    """Replaces every run by made-up scores: a larger lambda forgets less and learns less. The list has what was run."""
-    ran: list[comparison.Unit] = []
+def worked(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """Replaces every training by made-up scores: a larger lambda forgets less and learns less. The list has what was run."""
+    cells: list[Cell] = []
 
-    def run_unit(unit: comparison.Unit) -> dict[str, Any]:
-        ran.append(unit)
-        entries = {}
-        for method in unit.methods:
-            lam = float(unit.overrides.get(f"method_options.{method}.alora.lam", unit.overrides.get("alora.lam", 0)))
-            held = lam if method in comparison.HELD else 0.0
-            accuracy = 0.3 if method == "base" else 0.5 - held * (0.2 if method == "alora" else 1.0)
-            scores = {"acc": accuracy + unit.seed / 1000, "acc_stderr": 0.02}
-            entries[method] = {"general": {"token_perplexity": 50 - 10 * held}, "tasks": {unit.task: scores}}
-        return {"methods": entries}
+    def run_sweep(grids: Sequence[Grid], *, output_dir: Path, workers: int) -> None:
+        for grid in grids:
+            for cell in cells_of(grid):
+                cells.append(cell)
+                recipe = load_recipe(cell.recipe, cell.overrides)
+                known = output_dir / cell.folder / "results.json"
+                methods = dict(read_results(known)[0].methods) if known.is_file() else {}
+                for name in cell.methods:
+                    lam = float(recipe.for_method(METHODS[name]).alora.lam) if name in comparison.HELD else 0.0
+                    accuracy = 0.3 if name == "base" else 0.5 - lam * (0.2 if name == "alora" else 1.0)
+                    task = TaskScore(acc=accuracy + recipe.seed / 1000, acc_stderr=0.02)
+                    score = MethodResult(GeneralScore(token_perplexity=50 - 10 * lam), {"questions": task})
+                    methods[name if cell.variant is None else f"{name}@{cell.variant}"] = score
+                write_json(known, RunResults({}, methods).to_json())
 
-    monkeypatch.setattr(comparison, "run_unit", run_unit)
-    return ran
+    monkeypatch.setattr(comparison, "run_sweep", run_sweep)
+    return cells
 
 
-def test_from_strengths_to_the_table(units: list[comparison.Unit], tmp_path: Path) -> None:
+def test_from_strengths_to_the_table(worked: list[Cell], tmp_path: Path, shared: Path) -> None:
     lambdas = [0.01, 0.1, 1.0]
-    with ThreadPoolExecutor(2) as pool:
-        selection = comparison.select(pool, tmp_path, {"sciq": lambdas, "piqa": lambdas}, {})
-        assert len(units) == 6 and {unit.seed for unit in units} == {comparison.SELECTION_SEED}
-        assert sum(unit.shares is None for unit in units) == 2
-        # At most one standard error (0.02) of accuracy may be lost: alora may take 0.1, the others 0.01.
-        assert selection["sciq"]["chosen"] == {"l2": 0.01, "shuffled": 0.01, "ewclora": 0.01, "alora": 0.1}
-        assert selection["sciq"]["at_the_edge"] == ["l2", "shuffled", "ewclora"]
-        units.clear()
-        table = comparison.final(pool, tmp_path, selection, [0, 1, 2], {})
-    assert len(units) == 6 and all(unit.methods == comparison.METHODS for unit in units)
+    selection = comparison.select(tmp_path, {"sciq-passages": lambdas, "piqa": lambdas}, {}, 2)
+    assert [cell.methods for cell in worked] == [("lora_ab",), *[comparison.HELD] * 3] * 2
+    assert {cell.overrides["seed"] for cell in worked} == {str(comparison.SELECTION_SEED)}
+    # At most one standard error (0.02) of accuracy may be lost: alora may take 0.1, the others 0.01.
+    assert selection["piqa"]["chosen"] == {"l2": 0.01, "shuffled": 0.01, "ewclora": 0.01, "alora": 0.1}
+    assert selection["piqa"]["at_the_edge"] == ["l2", "shuffled", "ewclora"]
+    worked.clear()
+    table = comparison.final(tmp_path, selection, [0, 1, 2], {}, 2)
+    assert len(worked) == 6 and all(cell.methods == comparison.METHODS for cell in worked)
     assert table["piqa"]["alora"]["perplexity"]["each"] == [49.0, 49.0, 49.0]
     assert table["piqa"]["alora"]["accuracy"]["mean"] == pytest.approx(0.481)
     assert table["piqa"]["alora"]["accuracy"]["sd"] == pytest.approx(0.001)
     text = comparison.format_table({"selection": selection, "final": table})
     assert "| alora | 0.1 | 49.00 ± 0.00 | -2.0 % | 48.1 ± 0.1 |" in text
+
+
+def test_a_single_strength_that_is_the_recipes_own(worked: list[Cell], tmp_path: Path, shared: Path) -> None:
+    own = load_recipe(comparison.recipe_path("piqa")).alora.lam
+    assert own is not None
+    selection = comparison.select(tmp_path, {"piqa": [float(own)]}, {}, 1)
+    assert selection["piqa"]["chosen"] == dict.fromkeys(comparison.HELD, float(own))
 
 
 def test_where_nothing_keeps_the_accuracy_the_best_is_taken() -> None:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from alora_trainer import ImportanceMap
+from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS
 from alora_trainer.experiment.recipe.reading import load_recipe
@@ -152,12 +153,12 @@ CASES = {
     "continue": ("alora", {}, ("q_proj", "v_proj")),
     "a new adapter over the merged base": (
         "alora",
-        {"start": "fresh", "missing": "uniform"},
+        {"start": "merged", "missing": "uniform"},
         ("q_proj", "o_proj"),  # one that was recorded, and one that was not
     ),
-    "a new adapter over the bare base": ("alora", {"start": "fresh", "fresh_base": "bare"}, ("q_proj",)),
+    "a new adapter over the bare base": ("alora", {"start": "bare"}, ("q_proj",)),
     "Fisher information of the base": ("ewclora", {}, ("q_proj", "v_proj")),
-    "the same over the merged base": ("ewclora", {"start": "fresh", "fresh_base": "merged"}, ("q_proj", "v_proj")),
+    "the same over the merged base": ("ewclora", {"start": "merged"}, ("q_proj", "v_proj")),
 }
 
 
@@ -174,9 +175,9 @@ def test_what_was_learned_is_kept_and_held_from_the_right_place(
 ) -> None:
     name, settings, modules = CASES[case]
     overrides = {f"method_options.{name}.alora.{key}": value for key, value in {**settings, "anchor": anchor}.items()}
-    if settings.get("start") == "fresh" and name == "alora":
+    if settings.get("start") in ("merged", "bare") and name == "alora":
         overrides |= {
-            "alora.start": "fresh",
+            "alora.start": settings["start"],
             "fresh_lora.r": "3",
             "fresh_lora.target_modules": f"[{','.join(modules)}]",
         }
@@ -192,7 +193,7 @@ def test_what_was_learned_is_kept_and_held_from_the_right_place(
 
     monkeypatch.setattr(tune, "train", watched)
     # What a model scores is of no matter here.
-    scores = {"general": {"token_perplexity": 1.0}, "tasks": {f"sums{number}": {"acc": 0.5} for number in range(3)}}
+    scores = Score(GeneralScore(token_perplexity=1.0), {f"sums{number}": TaskScore(acc=0.5) for number in range(3)})
     monkeypatch.setattr("alora_trainer.experiment.run.continual.evaluate", lambda *_, **__: scores)
     shutil.copytree(whole / "general", tmp_path / "general")  # stage A is of the same settings
     shutil.copytree(whole / "data", tmp_path / "data")
@@ -201,11 +202,11 @@ def test_what_was_learned_is_kept_and_held_from_the_right_place(
     importance = run.general.map_folder(method)
     assert importance is not None
     before = movements(base, importance)
-    if name == "ewclora" or settings.get("fresh_base") == "bare":
+    if name == "ewclora" or settings.get("start") == "bare":
         before = {}  # the first training starts on the bare base
-    entry = run.method(method)
-    assert len(trained) == 2
-    for number, (logits, outcome) in enumerate(zip(trained, entry["continual"]["trainings"], strict=True), start=1):
+    continual = run.method(method).continual
+    assert continual is not None and continual.trainings is not None and len(trained) == 2
+    for number, (logits, outcome) in enumerate(zip(trained, continual.trainings, strict=True), start=1):
         folder = run._folder(method, number)
         with torch.no_grad():
             saved = PeftModel.from_pretrained(base(), str(folder / "adapter")).eval()(input_ids=tokens).logits
@@ -215,11 +216,12 @@ def test_what_was_learned_is_kept_and_held_from_the_right_place(
         zero = torch.zeros(())
         moved = {weight: after[weight] - before.get(weight, zero) for weight in after}
         # Learning went on from the domain before, of which nothing was lost ...
-        assert {weight: float(moved[weight].norm()) for weight in held} == pytest.approx(outcome["drift"], rel=1e-3)
+        assert {weight: float(moved[weight].norm()) for weight in held} == pytest.approx(outcome.drift, rel=1e-3)
         assert all(float(moved[weight].norm()) < 1e-5 for weight in after if weight not in held)
         # ... and the penalty was on the distance from its end, or from the base model.
         distance = sum(float((moved if anchor == "reference" else after)[weight].norm()) ** 2 for weight in held) ** 0.5
-        assert outcome["history"]["training"]["drift"][-1] == pytest.approx(distance, rel=1e-3)
+        assert outcome.history is not None
+        assert outcome.history["training"]["drift"][-1] == pytest.approx(distance, rel=1e-3)
         if (folder / "map").exists():
             left = ImportanceMap.from_pretrained(folder / "map")
             left.check_model(PeftModel.from_pretrained(base(), str(folder / "adapter"), is_trainable=True))
@@ -235,7 +237,7 @@ def test_weights_that_a_new_adapter_leaves_keep_their_importance(
     shutil.copytree(whole / "data", tmp_path / "data")
     settings = {key: value for key, value in WATCHED.items() if key.startswith("general") or "tokens" in key}
     settings |= {
-        "alora.start": "fresh",
+        "alora.start": "merged",
         "fresh_lora.r": "2",
         "fresh_lora.target_modules": "[q_proj]",
         "methods": "alora",
@@ -262,8 +264,8 @@ def test_what_it_refuses(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
         recipe(domains="sciqq,piqa")
     with pytest.raises(ALoRAError, match="domains has two tasks of one name"):
         run_recipe(recipe(domains="sciq,sciq"), output_dir=tmp_path)
-    joined = {"alora.start": "fresh", "fresh_lora.bias": "all"}
-    with pytest.raises(ALoRAError, match="leave these out of lora and fresh_lora, or set alora.fresh_base to bare"):
+    joined = {"alora.start": "merged", "fresh_lora.bias": "all"}
+    with pytest.raises(ALoRAError, match="leave these out of lora and fresh_lora, or set alora.start to bare"):
         run_recipe(recipe(**joined), output_dir=tmp_path)
     ContinualRun(recipe(), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ def test_a_budget_in_a_recipe(recipe_path, tmp_path):
     assert history[-1]["probe_rise"] + 1.28 * history[-1]["probe_rise_error"] <= 0.001 + 1e-9
     assert "final_pull" in history[-1]
     again = run_recipe(load_recipe(recipe_path, settings), output_dir=tmp_path)
-    assert set(again["methods"]) == {"lora_ab", "alora"}
+    assert set(again.methods) == {"lora_ab", "alora"}
 
 
 def test_the_probe_is_text_that_was_not_recorded_on(recipe_path):

@@ -22,6 +22,7 @@ CAPTION = (
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """Seconds of the training and of what comes before it, and peak bytes, by method: means over seeds and variants."""
     rows = []
     for method in comparison.methods:
         results = [result for variant in comparison.of(method) for result in variant.entries.values()]
@@ -39,6 +40,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """Bars of seconds at the left, of memory at the right, a row a method."""
     rows = data["rows"]
     figure = new_figure(10.2, 1.3 + 0.34 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)

@@ -21,6 +21,7 @@ CAPTION = (
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """Differences of accuracy over items between ALoRA and each other method (points), with their intervals."""
     rows = [
         {"ours": row["ours"], "other": row["other"], **row["items"]}
         for row in significance(comparison)
@@ -30,6 +31,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """An interval for every pair, around zero."""
     ours = list(dict.fromkeys(row["ours"] for row in data["rows"]))
     others = list(dict.fromkeys(row["other"] for row in data["rows"]))
     figure = new_figure(9.2, 1.0 + len(others) * (0.2 + 0.13 * len(ours)))

@@ -21,6 +21,7 @@ LEVELS = (BASE, PLAIN, "lora_ab")
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """Accuracy and rise of perplexity (both in per cent) over lambda by method, and the levels of methods without one."""
     curves: dict[str, list[dict[str, Any]]] = {}
     levels = []
     for variant in comparison.variants:
@@ -37,6 +38,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """Accuracy at the left and rise at the right, a curve a method."""
     figure = new_figure(10.2, 4.2)
     panels = [("accuracy", f"{data['task']} accuracy (%)"), ("rise", "rise of general perplexity (%)")]
     for place, (measure, title) in enumerate(panels, start=1):

@@ -22,6 +22,7 @@ CAPTION = (
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """Frobenius norm of each weight's movement, by variant: means over seeds."""
     curves = []
     for variant in comparison.variants:
         found = [one.train.drift for one in variant.entries.values() if one.train is not None and one.train.drift]
@@ -33,6 +34,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """A curve over layers for every variant."""
     figure = new_figure(8.2, 4.2)
     axes = figure.add_subplot()
     counts = {method: sum(curve["method"] == method for curve in data["curves"]) for method in data["methods"]}

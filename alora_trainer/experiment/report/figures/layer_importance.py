@@ -23,6 +23,7 @@ CAPTION = (
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """ln ||Omega_l|| of every weight: means over the recordings of all seeds."""
     by_seed: dict[int, Mapping[str, float]] = {}
     for variant in comparison.variants:
         for seed, result in variant.entries.items():
@@ -40,6 +41,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """A heat map: layers across, kinds of weight down."""
     kinds, layers, cells = arrange({name: math.exp(value) for name, value in data["log_norms"].items()})
     figure = new_figure(max(5.0, 0.45 * len(layers) + 3.6), 1.4 + 0.36 * len(kinds))
     axes = figure.add_subplot()

@@ -21,6 +21,7 @@ MEASURES = {"general_perplexity": "general perplexity", "domain_accuracy": "doma
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """General perplexity and domain accuracy (per cent) by optimizer step, for every variant that measured them."""
     curves = []
     for variant in comparison.variants:
         found = mean_columns(variant, "curve", tuple(MEASURES))
@@ -32,6 +33,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """A panel a measure, a curve a variant."""
     measures = [key for key in MEASURES if any(curve.get(key) for curve in data["curves"])]
     figure = new_figure(10.2, 3.9)
     counts = {method: sum(curve["method"] == method for curve in data["curves"]) for method in data["methods"]}

@@ -24,6 +24,7 @@ PARTS = {"task": "task loss (nats a token)", "penalty": "penalty, or loss on gen
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """Task loss, what is added to it, and their sum by optimizer step, for every variant."""
     curves = []
     for variant in comparison.variants:
         found = mean_columns(variant, "training", ("loss", "ce_loss", "penalty", "general_loss"))
@@ -55,6 +56,7 @@ def mean_columns(variant: MethodVariant, kind: str, keys: tuple[str, ...]) -> di
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """A panel for each of the three, a curve a variant."""
     figure = new_figure(11, 3.7)
     counts = {method: sum(curve["method"] == method for curve in data["curves"]) for method in data["methods"]}
     for place, (part, title) in enumerate(PARTS.items(), start=1):

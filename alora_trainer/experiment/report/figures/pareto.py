@@ -21,6 +21,7 @@ CAPTION = (
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
+    """Rise of general perplexity and accuracy (both in per cent), a point a variant."""
     points = []
     for variant in comparison.variants:
         rise = summary(list(comparison.rises(variant).values()))
@@ -31,6 +32,7 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    """Points with bars over seeds, those of one method joined."""
     figure = new_figure(8.2, 4.8)
     axes = figure.add_subplot()
     for method in data["methods"]:
