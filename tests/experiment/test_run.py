@@ -44,7 +44,7 @@ def fast_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces lm-eval by one number that tells models apart; the list has one entry a call."""
     calls: list[str] = []
 
-    def evaluate(model: Any, tokenizer: Any, *, samples_path: Path, **rest: Any) -> dict[str, Any]:
+    def evaluate(model: Any, tokenizer: Any, *, samples_path: Path, **rest: Any) -> Score:
         calls.append(samples_path.parent.name)
         total = sum(float(p.detach().double().abs().sum()) for name, p in model.named_parameters() if "lora_" in name)
         return Score(GeneralScore(token_perplexity=10 + total, subsets={}), {"sums": TaskScore(acc=0.5)})
