@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, get_method
 from alora_trainer.experiment.methods.replay import ReplayOptions
@@ -87,13 +88,10 @@ def all_methods(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     }
     folder = recipe.parent / "run"
 
-    def evaluate(model: Any, tokenizer: Any, **rest: Any) -> dict[str, Any]:
+    def evaluate(model: Any, tokenizer: Any, **rest: Any) -> Score:
         adapter = [p.double().abs().sum() for name, p in model.named_parameters() if "lora_" in name or "osf_" in name]
         adapter = adapter or [p.double().abs().sum() for p in model.parameters()]
-        return {
-            "general": {"token_perplexity": 1 + float(sum(adapter)), "subsets": {}},
-            "tasks": {"sums": {"acc": 0.5}},
-        }
+        return Score(GeneralScore(token_perplexity=1 + float(sum(adapter)), subsets={}), {"sums": TaskScore(acc=0.5)})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("alora_trainer.experiment.run.evaluate.evaluate_model", evaluate)

@@ -44,7 +44,7 @@ def fast_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces lm-eval by one number that tells models apart; the list has one entry a call."""
     calls: list[str] = []
 
-    def evaluate(model: Any, tokenizer: Any, *, samples_path: Path, **rest: Any) -> dict[str, Any]:
+    def evaluate(model: Any, tokenizer: Any, *, samples_path: Path, **rest: Any) -> Score:
         calls.append(samples_path.parent.name)
         total = sum(float(p.detach().double().abs().sum()) for name, p in model.named_parameters() if "lora_" in name)
         return Score(GeneralScore(token_perplexity=10 + total, subsets={}), {"sums": TaskScore(acc=0.5)})
@@ -341,7 +341,7 @@ def test_what_cannot_be_joined_is_refused_before_anything_is_done(
 ) -> None:
     """Over the merged base the adapters are joined at the end: a recorded bias would be lost, and a new one is no factor."""
     for section in ("fresh_lora.bias", "lora.bias"):
-        one = recipe(**{"alora.start": "fresh", section: "all", "methods": "alora"})
+        one = recipe(**{"alora.start": "merged", section: "all", "methods": "alora"})
         with pytest.raises(ALoRAError, match="leave these out of lora and fresh_lora"):
             run_recipe(one, output_dir=tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -73,39 +73,13 @@ def tune(
         ALoRAError: the recipe, the method and the map do not go together.
     """
     own = as_trained(recipe, method, later=beginning.learned is not None)
-    options, collate = recipe.options(method), collator(tokenizer)
-    general = _general_rows(own, method, tokenizer, folder) if method.needs_general_text else None
-    adapter = starting_model(
-        own,
-        method,
-        options,
-        importance=beginning.importance,
-        learned=beginning.learned,
-        folder=folder,
-        general=general,
-        collate=collate,
-    )
-    held, settings = _holding(own, method, beginning, records)
-    watched = None
-    if held is not None and watches_probe(own):
-        watched = text_to_watch(own, tokenizer, beginning.sampled or folder)
-    trainer = method.make_trainer(
-        options=options.own,
-        importance=to_be_added_to(held, adapter.model, own) if held is not None and records else held,
-        alora=settings,
-        probe_dataset=watched,
-        general=general,
-        model=adapter.model,
-        args=own.training_arguments("tune", folder / "checkpoints"),
-        train_dataset=_items(own, data, tokenizer),
-        data_collator=collate,
-    )
+    trainer, adapter, held = _trainer(own, method, beginning, data, tokenizer, folder, records)
     if own.evaluation.curve_steps is not None:
         curve = learning_curve(own, trainer, tokenizer, general=data.general, test=data.test, folder=folder / "curve")
         trainer.add_callback(curve)
     before = StartingPoint(adapter.model)
     outcome = train(trainer) | {"drift": before.drift()}
-    if watched is not None:
+    if held is not None and watches_probe(own):
         outcome["probe"] = probe_history(trainer.state.log_history)
     if is_main():
         _save(own, trainer, adapter, folder, held)
@@ -114,6 +88,46 @@ def tune(
     del trainer, adapter, before, held
     release_memory()
     return outcome
+
+
+def _trainer(
+    recipe: Recipe,
+    method: Method,
+    beginning: Beginning,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    records: bool,
+) -> tuple[Any, Adapter, ImportanceMap | None]:
+    """The method's trainer, ready to train; the model in it, and how that is saved; the map that holds it, if any does."""
+    options, collate = recipe.options(method), collator(tokenizer)
+    general = _general_rows(recipe, method, tokenizer, folder) if method.needs_general_text else None
+    adapter = starting_model(
+        recipe,
+        method,
+        options,
+        importance=beginning.importance,
+        learned=beginning.learned,
+        folder=folder,
+        general=general,
+        collate=collate,
+    )
+    held, settings = _holding(recipe, method, beginning, records)
+    watched = None
+    if held is not None and watches_probe(recipe):
+        watched = text_to_watch(recipe, tokenizer, beginning.sampled or folder)
+    trainer = method.make_trainer(
+        options=options.own,
+        importance=to_be_added_to(held, adapter.model, recipe) if held is not None and records else held,
+        alora=settings,
+        probe_dataset=watched,
+        general=general,
+        model=adapter.model,
+        args=recipe.training_arguments("tune", folder / "checkpoints"),
+        train_dataset=_items(recipe, data, tokenizer),
+        data_collator=collate,
+    )
+    return trainer, adapter, held
 
 
 def _items(recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Any:
