@@ -48,6 +48,10 @@ class HeldWeight(ABC):
         """``||theta - anchor||_2``."""
 
     @abstractmethod
+    def check_pull(self, importance: Importance) -> None:
+        """Raise ALoRAError unless `pull` can be called with importance of this kind."""
+
+    @abstractmethod
     def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         """Move the parameters by an implicit step of their learning rate times lambda; R before it."""
 
@@ -82,12 +86,16 @@ class HeldAdapted(HeldWeight):
     def drift_norm(self, matrices: Matrices) -> float:
         return self.drift(*matrices).norm()
 
-    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def check_pull(self, importance: Importance) -> None:
         if self.chosen.pull is None:
             raise ALoRAError(
                 f"the penalty backend {self.chosen.name!r} has no decoupled update for {self.weight.name}: say "
                 "application='coupled', and leave budget out"
             )
+
+    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+        self.check_pull(importance)
+        assert self.chosen.pull is not None
         rate_a, rate_b = (rates.get(id(p), 0.0) * lam * self.coefficient for p in self.weight.parameters)
         return self.chosen.pull(self.weight, importance, self.drift, rate_a, rate_b)
 
@@ -122,13 +130,17 @@ class HeldFull(HeldWeight):
     def drift_norm(self, matrices: Matrices) -> float:
         return float(torch.linalg.vector_norm(matrices[0] - self.reference, dtype=torch.float64))
 
-    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
-        """The exact minimum of ``|theta' - theta|**2 / 2 t + Omega (theta' - theta*)**2``, element by element."""
+    def check_pull(self, importance: Importance) -> None:
         if not isinstance(importance, Elementwise):
             raise ALoRAError(
                 f"whole weights have no decoupled update for {importance.kind} importance: say application='coupled', and "
                 "leave budget out"
             )
+
+    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+        """The exact minimum of ``|theta' - theta|**2 / 2 t + Omega (theta' - theta*)**2``, element by element."""
+        self.check_pull(importance)
+        assert isinstance(importance, Elementwise)
         strength = rates.get(id(self.weight.parameters[0]), 0.0) * lam * self.coefficient
         value = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         theta = self.weight.matrices[0]

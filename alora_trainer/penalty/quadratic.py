@@ -45,6 +45,7 @@ class QuadraticPenalty:
         backend: how it is computed, a name in `BACKENDS`; None takes the preferred one of those that fit.
         anchors: what to pull every weight towards, by name; None is theta*, for the adapter that was recorded.
         streamed: keep Omega in host memory, and bring it to the weights' device piece by piece (see `StreamedOmegas`).
+        pulls: `pull` will be called: refuse at once what has no decoupled update.
 
     Raises:
         ALoRAError: normalisation is asked for and all importance is zero; the backend or a layer weight does not fit.
@@ -61,6 +62,7 @@ class QuadraticPenalty:
         backend: str | None = None,
         anchors: Mapping[str, Reference | FullReference] | None = None,
         streamed: bool = False,
+        pulls: bool = False,
     ) -> None:
         anchors = anchors or {weight.name: anchor_of(weight, importance) for weight in weights}
         coefficients = layer_coefficients(
@@ -77,6 +79,9 @@ class QuadraticPenalty:
             for weight in self._weights
             if self._owners[weight.name] == self._processes.rank
         }
+        if pulls:
+            for name, held in self._held.items():
+                held.check_pull(importance.stored(name))
         own = [held.weight for held in self._held.values()]
         devices = [weight.device for weight in own]
         streamed = streamed and any(device.type != "cpu" for device in devices)

@@ -117,6 +117,7 @@ class Protecting(Part):
             normalize=config.normalize,
             backend=config.backend,
             streamed=config.storage_device == "cpu",
+            pulls=config.application == "decoupled" or config.budget is not None,
             anchors={
                 weight.name: anchor_of(weight, importance, start=config.start_from, anchor=config.anchor)
                 for weight in self.weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alora_trainer.experiment.methods import METHODS, get_method
 from alora_trainer.experiment.methods.replay import ReplayOptions
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.run.dependencies import result
+from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.whole_recipe import run_recipe
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
@@ -70,6 +72,20 @@ def test_the_recording_of_the_whole_model_has_options_of_its_own(tmp_path: Path)
         settings[name] = [result(one, get_method(method)).settings for method in ("si_full", "alora")]
     assert settings["as the recipe"][0] != settings["of its own"][0]
     assert settings["as the recipe"][1] == settings["of its own"][1]
+
+
+def test_a_second_method_may_record_by_itself(tmp_path: Path) -> None:
+    path = write_all(tmp_path)
+    METHODS.register("si_again", replace(METHODS["si_full"], name="si_again"))
+    try:
+        recipe = load_recipe(path, {"method_options.si_again.record.learning_rate": "0.5"})
+        rates = [recipe.for_own_recording(METHODS[name]).record["learning_rate"] for name in ("si_full", "si_again")]
+        assert rates == [recipe.record["learning_rate"], 0.5]
+        run = Run(recipe, tmp_path / "run")
+        folders = {run.map_folder(METHODS[name]) for name in ("si_full", "si_again", "alora")}
+        assert len(folders) == 3  # and neither finds what the other recorded with other settings
+    finally:
+        METHODS.remove("si_again")
 
 
 # ---- all of them through one recipe ----

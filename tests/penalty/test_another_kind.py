@@ -104,6 +104,8 @@ def test_what_it_cannot_do_is_refused_in_words(model: Any) -> None:
         QuadraticPenalty(weights, made_map(model), lam=1.0, backend="covariance")
     with pytest.raises(ALoRAError, match="no decoupled update"):
         QuadraticPenalty(weights, importance, lam=1.0).pull({})
+    with pytest.raises(ALoRAError, match="no decoupled update"):  # and before the first step, where it will be needed
+        QuadraticPenalty(weights, importance, lam=1.0, pulls=True)
     with pytest.raises(ALoRAError, match="cannot be converted to 'log8', which keeps elementwise"):
         importance.convert("log8")
     with pytest.raises(ALoRAError, match="elementwise in the earlier one and covariance in the later one"):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, Collate, Method
+from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,9 @@ class Corda(Method):
     is_plain = False
     one_process = True  # every process would write the beginning
 
-    def attach(
-        self,
-        base: PreTrainedModel,
-        config: LoraConfig,
-        *,
-        options: CordaOptions,
-        folder: Path,
-        general: Any = None,
-        collate: Collate | None = None,
-    ) -> Adapter:
-        assert collate is not None
-        batch_of = collate
+    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
+        options, general, batch_of = inputs.options, inputs.general, inputs.collate
+        assert batch_of is not None
         config.init_lora_weights = "corda"
         config.corda_config = CordaConfig(corda_method="kpm")
         if config.target_modules == "all-linear":
@@ -68,7 +59,7 @@ class Corda(Method):
         preprocess_corda(base, config, run_model=read_general_text)
         model: Any = get_peft_model(base, config)
         model.peft_config["default"].init_lora_weights = True
-        beginning = folder / "corda_beginning"
+        beginning = inputs.folder / "corda_beginning"
         model.save_pretrained(str(beginning))
 
         def save(target: Path) -> None:

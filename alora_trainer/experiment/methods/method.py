@@ -36,6 +36,22 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class AdapterInputs:
+    """What a method's adapter may be made from, beside the base model and the recipe's LoRA.
+
+    Attributes:
+        options: the method's own, an instance of its `options_class`, or None.
+        folder: of the training, for an adapter that needs its beginning to be saved.
+        general, collate: rows of general text and what makes a batch of them, for a method that `needs_general_text`.
+    """
+
+    options: Any
+    folder: Path
+    general: Any = None
+    collate: Collate | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of the table.
 
@@ -83,24 +99,13 @@ class Method:
 
     # ---- what a method with code of its own says otherwise ----
 
-    def attach(
-        self,
-        base: PreTrainedModel,
-        config: LoraConfig,
-        *,
-        options: Any,
-        folder: Path,
-        general: Any = None,
-        collate: Collate | None = None,
-    ) -> Adapter:
+    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         """Put the adapter that the domain is trained with on the base model, where nothing is recorded or held.
 
         Args:
             base: the base model, freshly loaded; it may be changed.
             config: the recipe's LoRA with the method's own fields; it may be changed.
-            options: an `options_class`, or None.
-            folder: of the training, for an adapter that needs its beginning to be saved.
-            general, collate: rows of general text and what makes a batch of them, where `needs_general_text`.
+            inputs: what else an adapter may need.
         """
         return Adapter.plain(get_peft_model(base, config))
 

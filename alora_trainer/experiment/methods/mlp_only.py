@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig
 from torch import nn
@@ -13,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, Collate, Method
+from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
 
 # What the models of transformers call their feed-forward part.
 _MLP = re.compile(r"(^|\.)(mlp|feed_forward|ffn|ff|fc_layers)(\.|$)")
@@ -23,18 +21,9 @@ _MLP = re.compile(r"(^|\.)(mlp|feed_forward|ffn|ff|fc_layers)(\.|$)")
 class MLPOnly(Method):
     """LoRA on whatever linear layers the model's feed-forward parts have, instead of the recipe's target modules."""
 
-    def attach(
-        self,
-        base: PreTrainedModel,
-        config: LoraConfig,
-        *,
-        options: Any,
-        folder: Path,
-        general: Any = None,
-        collate: Collate | None = None,
-    ) -> Adapter:
+    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         config.target_modules = mlp_layers(base)
-        return super().attach(base, config, options=options, folder=folder, general=general, collate=collate)
+        return super().attach(base, config, inputs)
 
 
 def mlp_layers(model: nn.Module) -> set[str]:

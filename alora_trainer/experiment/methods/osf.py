@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, OSFConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, Collate, Method
+from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,11 @@ class OrthogonalSubspace(Method):
     needs_plain_base = True
     is_plain = False
 
-    def attach(
-        self,
-        base: PreTrainedModel,
-        config: LoraConfig,
-        *,
-        options: OSFOptions,
-        folder: Path,
-        general: Any = None,
-        collate: Collate | None = None,
-    ) -> Adapter:
+    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         osf: Any = OSFConfig(
-            effective_rank=options.effective_rank, target_modules=config.target_modules, task_type=config.task_type
+            effective_rank=inputs.options.effective_rank,
+            target_modules=config.target_modules,
+            task_type=config.task_type,
         )
         return Adapter.plain(get_peft_model(base, osf))
 

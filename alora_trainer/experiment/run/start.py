@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 from alora_trainer.artefact.importance_map import ImportanceMap, load_reference
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, Method, MethodOptions
+from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method, MethodOptions
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, with_fresh_adapter, with_saved_adapter
 from alora_trainer.experiment.run.training_recipe import check_joinable, over_merged, starts_fresh
@@ -171,7 +171,7 @@ def attach_adapter(
             f"{method.name} takes the base weights apart, which are quantised here: leave model.quantization out"
         )
     try:
-        return method.attach(base, config, options=options.own, folder=folder, general=general, collate=collate)
+        return method.attach(base, config, AdapterInputs(options.own, folder, general, collate))
     except (TypeError, ValueError) as error:
         if isinstance(error, ALoRAError):
             raise
