@@ -51,10 +51,10 @@ def test_all_formats_give_blocks_of_rows_of_the_whole():
         assert whole.shape == omega.shape
         for rows in (slice(0, 5), slice(5, 37)):
             torch.testing.assert_close(stored.rows(rows, torch.float32), whole[rows].float(), rtol=1e-5, atol=1e-7)
-        total, squares, smallest = stored.measure()
-        assert total == pytest.approx(float(whole.double().sum()), rel=1e-5)
-        assert squares == pytest.approx(float(whole.double().square().sum()), rel=1e-5)
-        assert smallest == pytest.approx(float(whole.min()), abs=1e-6) and smallest >= 0
+        measure = stored.measure()
+        assert measure.trace == pytest.approx(float(whole.double().sum()), rel=1e-5)
+        assert measure.norm == pytest.approx(float(whole.double().square().sum()) ** 0.5, rel=1e-5)
+        assert measure.least == pytest.approx(float(whole.min()), abs=1e-6) and measure.least >= 0
     bytes_of = {name: store(omega, name).nbytes / omega.numel() for name in FORMATS}
     assert bytes_of["float32"] == 4 and bytes_of["bfloat16"] == 2 and bytes_of["factored"] < 0.6
     assert bytes_of["log8"] < 1.1
