@@ -54,6 +54,11 @@ class AdapterStorage(ThetaStorage):
 
     def write(self, folder: Path, theta: Theta) -> ThetaEntries:
         assert isinstance(theta, AdapterTheta)
+        if theta.config is None:
+            raise ALoRAError(
+                "the importance map has no configuration of its adapter, so that PEFT could not read it: make its theta* as "
+                "AdapterTheta(references, state, config)"
+            )
         state, settings = theta.state, plain_settings(theta.config)
         types = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
         digests = write_safetensors(folder / ADAPTER_FILE, types, state.__getitem__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,36 @@ class ImportanceMap(ImportanceValues):
         return push_map(self, repo_id, storage=storage, max_shard_bytes=max_shard_bytes, **settings)
 
 
-def load_reference(model: nn.Module, importance: ImportanceMap) -> None:
-    """Set the model's own weights to theta*, at which a map of full tuning was measured.
+def as_map(importance: ImportanceMap | str | os.PathLike[str], storage: str | None = None) -> ImportanceMap:
+    """The map that a caller gave, itself or by its place.
+
+    Args:
+        importance: a map, or the folder or Hub id of one.
+        storage: the format to have it in; None keeps the map's own.
 
     Raises:
-        ALoRAError: the map is of an adapter; a weight of it is not in the model, or of another shape.
+        ALoRAError: it is none of these, or there is no map at that place.
     """
+    if isinstance(importance, (str, os.PathLike)):
+        return ImportanceMap.from_pretrained(os.fspath(importance), storage=storage)
+    if isinstance(importance, ImportanceMap):
+        return importance if storage is None else importance.convert(storage)
+    raise ALoRAError(
+        f"importance is of type {type(importance).__name__}: pass an ImportanceMap, or the folder or Hub id of one"
+    )
+
+
+def load_reference(model: nn.Module, importance: ImportanceMap | str | os.PathLike[str]) -> None:
+    """Set the model's own weights to theta*, at which a map of full tuning was measured.
+
+    Args:
+        model: the base model.
+        importance: the map, or the folder or Hub id of one.
+
+    Raises:
+        ALoRAError: there is no map; it is of an adapter; a weight of it is not in the model, or of another shape.
+    """
+    importance = as_map(importance)
     if importance.parameterization is not Parameterization.FULL:
         raise ALoRAError(
             "the importance map was recorded with a LoRA adapter: load that with PeftModel.from_pretrained(base, MAP)"

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from transformers import Trainer, TrainerCallback
 
-from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.artefact.importance_map import ImportanceMap, as_map
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError, Diverged
 from alora_trainer.trainer import publishing
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
 from alora_trainer.trainer.part import Part
-from alora_trainer.trainer.protecting import given_map, protecting_part
+from alora_trainer.trainer.protecting import protecting_part
 from alora_trainer.trainer.recording import Recording
 from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, last_good_checkpoint
 from alora_trainer.weights.model_weights import adapter_of, trained_weights
@@ -70,7 +70,7 @@ class ALoRAMixin(_TrainerHooks):
         if not isinstance(alora, (ALoRAConfig, type(None))):
             raise ALoRAError(f"alora is of type {type(alora).__name__}: pass an ALoRAConfig, as alora=ALoRAConfig(...)")
         self.alora = alora if alora is not None else ALoRAConfig()
-        self.given_importance = given_map(importance, self.alora.storage)
+        self.given_importance = None if importance is None else as_map(importance, self.alora.storage)
         self._recording = Recording(self.alora, self.given_importance) if self.alora.record is not None else None
         if self.given_importance is None and self._recording is None and alora is not None and alora.strength != 0:
             raise ALoRAError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,27 +23,6 @@ from alora_trainer.trainer.steering import Steering
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rates, unprotected_parameters
 
 logger = logging.getLogger(__name__)
-
-
-def given_map(importance: ImportanceMap | str | os.PathLike[str] | None, storage: str | None) -> ImportanceMap | None:
-    """The map that a caller gave, in the format that it is to be held in.
-
-    Args:
-        importance: a map, or the folder or Hub id of one; None for none.
-        storage: the format; None keeps the map's own.
-
-    Raises:
-        ALoRAError: it is none of these, or there is no map at that place.
-    """
-    if importance is None:
-        return None
-    if isinstance(importance, (str, os.PathLike)):
-        return ImportanceMap.from_pretrained(os.fspath(importance), storage=storage)
-    if isinstance(importance, ImportanceMap):
-        return importance if storage is None else importance.convert(storage)
-    raise ALoRAError(
-        f"importance is of type {type(importance).__name__}: pass an ImportanceMap, or the folder or Hub id of one"
-    )
 
 
 def protecting_part(

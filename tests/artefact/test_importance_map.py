@@ -273,3 +273,11 @@ def test_the_heat_map_arranges_layers_and_kinds(recorded, tmp_path):
     pytest.importorskip("matplotlib")
     assert draw_heatmap(recorded.importance.layer_norms, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_map_without_its_adapters_configuration_cannot_be_saved(tmp_path):
+    importance = make_map()
+    bare = importance.with_omega({n: importance.stored(n) for n in importance}, theta=AdapterTheta(importance.theta))
+    with pytest.raises(ALoRAError, match="no configuration of its adapter"):
+        bare.save_pretrained(tmp_path / "map")
+    assert not (tmp_path / "map").exists()

@@ -69,7 +69,7 @@ class Run:
         output_dir: str | Path,
         *,
         overwrite: bool = False,
-        importance: str | None = None,
+        importance: str | Path | None = None,
         several_processes: bool = False,
         variant: str | None = None,
     ) -> None:
@@ -79,7 +79,7 @@ class Run:
         self.recipe = recipe
         self.folder = Path(output_dir)
         self.overwrite = overwrite
-        self.importance = importance
+        self.importance = str(importance) if importance is not None else None
         self.variant = variant
         self._is_begun = False
         if self.folder.exists() and not self.folder.is_dir():

@@ -32,7 +32,7 @@ from alora_trainer.experiment.run.training_recipe import as_trained
 
 
 def run_recipe(
-    recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False, importance: str | None = None
+    recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False, importance: str | Path | None = None
 ) -> RunResults:
     """Run all methods of a recipe, writing results.json and table.md anew after each of them.
 
@@ -104,7 +104,12 @@ def _joined_run(recipe: Recipe, section: str, output_dir: str | Path, **settings
 
 
 def tune_recipe(
-    recipe: Recipe, method: Method, *, output_dir: str | Path, overwrite: bool = False, importance: str | None = None
+    recipe: Recipe,
+    method: Method,
+    *,
+    output_dir: str | Path,
+    overwrite: bool = False,
+    importance: str | Path | None = None,
 ) -> Path:
     """Stage B of one method (with stage A, if it is needed, not done, and no map is given); the adapter's folder.
 
