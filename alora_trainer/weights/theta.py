@@ -25,6 +25,18 @@ class Theta(Mapping[str, Any], ABC):
 
     parameterization: ClassVar[Parameterization]
 
+    def __init__(self, references: Mapping[str, Any]) -> None:
+        self._references = dict(references)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._references[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._references)
+
+    def __len__(self) -> int:
+        return len(self._references)
+
     @abstractmethod
     def restricted(self, names: Sequence[str]) -> Theta:
         """theta* of some weights alone.
@@ -60,18 +72,9 @@ class AdapterTheta(Theta):
         state: Mapping[str, torch.Tensor] | None = None,
         config: Any = None,
     ) -> None:
-        self._references = dict(references)
+        super().__init__(references)
         self.state = dict(state or {})
         self.config = config
-
-    def __getitem__(self, name: str) -> Reference:
-        return self._references[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._references)
-
-    def __len__(self) -> int:
-        return len(self._references)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -122,16 +125,7 @@ class FullTheta(Theta):
     parameterization = Parameterization.FULL
 
     def __init__(self, references: Mapping[str, FullReference]) -> None:
-        self._references = dict(references)
-
-    def __getitem__(self, name: str) -> FullReference:
-        return self._references[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._references)
-
-    def __len__(self) -> int:
-        return len(self._references)
+        super().__init__(references)
 
     def __eq__(self, other: object) -> bool:
         return (
