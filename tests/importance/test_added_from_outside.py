@@ -11,7 +11,6 @@ import torch
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.artefact.cards.map_card import estimator_text
-from alora_trainer.basics.registry import Registry
 from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.penalty import QuadraticPenalty
@@ -91,13 +90,3 @@ def test_a_backend(lora_model: Callable[..., Any]) -> None:
         assert ALoRAConfig(backend="mine").backend == "mine"
     with pytest.raises(ALoRAError, match="'mine' is unknown"):
         QuadraticPenalty(weights, importance, lam=1.0, backend="mine")
-
-
-def test_a_registry_knows_its_names() -> None:
-    registry: Registry[int] = Registry("thing")
-    assert registry.register("one", 1) == 1 and "one" in registry and ["one"] not in registry  # type: ignore[comparison-overlap]
-    with pytest.raises(ALoRAError, match="there is a thing 'one' already"):
-        registry.register("one", 2)
-    with pytest.raises(ALoRAError, match="setting='on' is unknown: did you mean 'one'"):
-        registry.find("on", "setting")
-    assert registry.remove("one") == 1 and "one" not in registry
