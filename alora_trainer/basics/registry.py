@@ -103,6 +103,7 @@ def load_plugins() -> None:
         try:
             import_module(point.module)
         except Exception as error:
+            _loaded = False  # the next look-up says it again, instead of going on without some of the plugins
             raise ALoRAError(
                 f"the plugin {point.name!r} ({point.module}) cannot be imported: {type(error).__name__}: {error}"
             ) from error
