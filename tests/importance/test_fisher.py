@@ -37,8 +37,18 @@ def whole_weights(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def autograd_fisher(model: Any, data: list[dict[str, torch.Tensor]], kind: str) -> dict[str, torch.Tensor]:
-    """The definitions to the letter: a backward pass a sample, or the official code's a batch."""
+    """Fisher information of the adapted weights, which are left frozen as they were."""
     weights = whole_weights(model)
+    fisher = fisher_of(weights, model, data, kind)
+    for parameter in weights.values():
+        parameter.requires_grad_(False)
+    return fisher
+
+
+def fisher_of(
+    weights: dict[str, torch.nn.Parameter], model: Any, data: list[dict[str, torch.Tensor]], kind: str
+) -> dict[str, torch.Tensor]:
+    """The definitions to the letter: a backward pass a sample, or the official code's a batch."""
     sums = {name: torch.zeros_like(p) for name, p in weights.items()}
     units = (
         data
@@ -55,8 +65,6 @@ def autograd_fisher(model: Any, data: list[dict[str, torch.Tensor]], kind: str) 
         for (name, total), gradient in zip(sums.items(), gradients, strict=True):
             sums[name] = total + (gradient * len(labels)) ** 2
     samples = sum(len(b["labels"]) for b in data)
-    for parameter in weights.values():
-        parameter.requires_grad_(False)
     return {name: total / samples for name, total in sums.items()}
 
 
@@ -121,20 +129,7 @@ def test_all_parameters_of_a_model(kind: str) -> None:
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=40, n_positions=16)).double().eval()
     data = batches([3, 2])
     estimate = estimate_fisher(model, data, kind=kind, parameterization=Parameterization.FULL)
-    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    units = (
-        data
-        if kind == "batch"
-        else [{k: v[i : i + 1] for k, v in b.items()} for b in data for i in range(len(b["labels"]))]
-    )
-    for unit in units:
-        labels = unit["labels"]
-        logits = model(input_ids=unit["input_ids"], attention_mask=unit["attention_mask"]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
-        )
-        for total, gradient in zip(expected.values(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
-            total += (gradient * len(labels)) ** 2 / 5
+    expected = fisher_of(dict(model.named_parameters()), model, data, kind)
     assert len(estimate.omega) == len(expected) and estimate.samples == 5 and estimate.batches == 2
     for name, values in expected.items():
         found = estimate.omega[name.removesuffix(".weight")].view(values.shape)
