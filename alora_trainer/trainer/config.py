@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Collection, Mapping
@@ -25,12 +26,26 @@ _DEFAULT_LAM = 0.3
 ReadBy = Literal["recording", "protecting", "both"]
 
 
-def _option(default: Any, text: str, read_by: ReadBy, choices: Collection[str] | None = None) -> Any:
-    """A field: what it is for, which part reads it, and the names that it can have (a registry's are looked up when asked).
+class SettingHelp(str):
+    """What a setting is for, and what else is known of it.
 
-    A field that None is the default of takes None beside its choices.
+    `transformers.HfArgumentParser` gives argparse all that a field's metadata holds, so nothing of ours may stand beside the
+    help: it travels on it.
+
+    Attributes:
+        read_by: the part that reads the setting.
+        choices: the names that it can have (a registry's are looked up when asked); None for a setting that is no name.
     """
-    return field(default=default, metadata={"help": text, "read_by": read_by, "choices": choices})
+
+    read_by: ReadBy
+    choices: Collection[str] | None
+
+
+def _option(default: Any, text: str, read_by: ReadBy, choices: Collection[str] | None = None) -> Any:
+    """A field; one that None is the default of takes None beside its choices."""
+    described = SettingHelp(text)
+    described.read_by, described.choices = read_by, choices
+    return field(default=default, metadata={"help": described})
 
 
 @dataclass
@@ -150,10 +165,12 @@ class ALoRAConfig:
         "protecting",
         ("error", "uniform", "free"),
     )
-    layer_weights: str | dict[str, float] = _option(
+    # A parser takes text for this order of types alone; TRL's dictionaries have it, too.
+    layer_weights: dict[str, float] | str | None = _option(
         "l2",
         "Weight w_l of each layer's penalty: 'l2' is the norm of its importance (eq. 17), 'none' is 1 for all; or a mapping "
-        "of names or patterns, as PEFT's rank_pattern has them, to weights (the first that fits counts).",
+        "of names or patterns, as PEFT's rank_pattern has them, to weights (the first that fits counts), which may be text "
+        "in JSON. None is 'l2'.",
         "protecting",
     )
     normalize: bool = _option(
@@ -183,8 +200,9 @@ class ALoRAConfig:
         if self.backend == "factored":
             warnings.warn("backend='factored' is an older spelling: say backend='gram'", OlderSpelling, stacklevel=3)
             self.backend = "gram"
+        self._read_texts()
         for each in fields(self):
-            self._check_field(each.name, each.default, each.metadata["choices"])
+            self._check_field(each.name, each.default, each.metadata["help"].choices)
         for name in ("fold_every", "record_tokens", "probe_steps"):
             value = getattr(self, name)
             if not (_is_whole(value) and value >= 1) and not (name == "record_tokens" and value is None):
@@ -194,6 +212,20 @@ class ALoRAConfig:
         self._check_full_parameters()
         self._check_layer_weights()
         self._check_strength()
+
+    def _read_texts(self) -> None:
+        """Numbers and mappings that came as text, as command lines and YAML 1.1 (``1e-3``) have them."""
+        for name in ("xi", "lam", "lam_end_factor", "budget", "fold_every", "record_tokens", "probe_steps"):
+            setattr(self, name, _number_in(getattr(self, name)))
+        if self.layer_weights is None:
+            self.layer_weights = "l2"
+        if isinstance(self.layer_weights, str) and self.layer_weights.lstrip().startswith("{"):
+            try:
+                self.layer_weights = json.loads(self.layer_weights)
+            except json.JSONDecodeError as error:
+                raise ALoRAError(
+                    f'layer_weights={self.layer_weights!r} is no JSON ({error}): write it as {{"name": 1.0}}'
+                ) from error
 
     def _check_field(self, name: str, default: object, choices: Collection[str] | None) -> None:
         value = getattr(self, name)
@@ -282,13 +314,24 @@ class ALoRAConfig:
 del ALoRAConfig.__annotations__["fresh_base"]
 
 # What only the protected training depends on; all other settings are about recording, or about both.
-PROTECTING = tuple(each.name for each in fields(ALoRAConfig) if each.metadata["read_by"] == "protecting")
+PROTECTING = tuple(each.name for each in fields(ALoRAConfig) if each.metadata["help"].read_by == "protecting")
 _WITH_FULL_PARAMETERS = {
     "start": (StartFrom.RECORDED.value,),
     "anchor": ("reference",),
     "missing": ("error", "free"),
     "backend": (None,),
 }
+
+
+def _number_in(value: Any) -> Any:
+    """The number that a text says, a whole one as int; all else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

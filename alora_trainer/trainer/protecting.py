@@ -87,6 +87,7 @@ class Protecting(Part):
         self.weights = [weight for weight in weights if weight.name in importance]
         if not self.weights:
             raise ALoRAError("the importance map has none of the adapted weights, so that nothing would be held")
+        assert config.layer_weights is not None  # None stands for the default, which it is by now
         self.penalty = QuadraticPenalty(
             self.weights,
             importance,

@@ -3,7 +3,8 @@
     torchrun --nproc_per_node 8 examples/launch/protect.py BASE MAP DOMAIN.jsonl OUTPUT
 
 BASE is a model (folder or Hub id), MAP an importance map (folder or Hub id), DOMAIN.jsonl has a ``text`` a line. Any further
-``--name value`` is a field of `transformers.TrainingArguments`. Without a GPU, add ``--use_cpu true``.
+``--name value`` is a field of `transformers.TrainingArguments` or of `ALoRAConfig` (``--lam 0.1``). Without a GPU, add
+``--use_cpu true``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from alora_trainer import ALoRAConfig, ALoRATrainer, ImportanceMap
 
 def main() -> None:
     base, importance, domain, output = sys.argv[1:5]
-    parser = HfArgumentParser((TrainingArguments,))
-    (args,) = parser.parse_args_into_dataclasses(["--output_dir", output, *sys.argv[5:]])
+    parser = HfArgumentParser((TrainingArguments, ALoRAConfig))
+    args, alora = parser.parse_args_into_dataclasses(["--output_dir", output, *sys.argv[5:]])
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -42,7 +43,7 @@ def main() -> None:
         train_dataset=rows,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         importance=ImportanceMap.from_pretrained(importance),
-        alora=ALoRAConfig(lam=0.3),
+        alora=alora,
     )
     trainer.train()
     trainer.save_model(output)  # writes on the first process alone

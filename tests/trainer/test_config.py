@@ -110,7 +110,7 @@ def test_a_tuning_file_of_an_earlier_version(tmp_path):
 
 def test_every_field_says_who_reads_it():
     for each in dataclasses.fields(ALoRAConfig):
-        assert each.metadata["read_by"] in ("recording", "protecting", "both") and each.metadata["help"], each.name
+        assert each.metadata["help"].read_by in ("recording", "protecting", "both"), each.name
     assert {"lam", "start", "storage", "backend"} <= set(PROTECTING)
     assert not {"record", "xi", "full_parameters"} & set(PROTECTING)
     assert set(typing.get_type_hints(ALoRAConfig)) == {each.name for each in dataclasses.fields(ALoRAConfig)}
@@ -128,7 +128,7 @@ class Watched(ALoRAConfig):
 
 def test_the_parts_read_what_the_fields_say(lora_model, token_data, training_arguments):
     """While it trains, recording reads nothing that is said to be for protecting, nor the other way round."""
-    names = {each.name: each.metadata["read_by"] for each in dataclasses.fields(ALoRAConfig)}
+    names = {each.name: each.metadata["help"].read_by for each in dataclasses.fields(ALoRAConfig)}
     model = lora_model(moved=True)
     importance = made_map(model)
     for part, given, settings in (
@@ -146,7 +146,7 @@ def test_the_parts_read_what_the_fields_say(lora_model, token_data, training_arg
 
 
 def test_choices_are_the_registries():
-    choices = {each.name: each.metadata["choices"] for each in dataclasses.fields(ALoRAConfig)}
+    choices = {each.name: each.metadata["help"].choices for each in dataclasses.fields(ALoRAConfig)}
     assert (choices["record"], choices["storage"], choices["backend"]) == (ESTIMATORS, FORMATS, BACKENDS)
     for name in ("record", "storage", "backend"):
         for choice in choices[name]:

@@ -84,6 +84,8 @@ def test_the_launched_script_trains(tmp_path, monkeypatch):
     settings = [
         "--use_cpu",
         "true",
+        "--lam",
+        "0.1",
         "--max_steps",
         "2",
         "--logging_steps",
