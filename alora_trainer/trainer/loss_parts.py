@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,19 +12,19 @@ class LossParts:
     """Running sums that stay on the device until they are logged."""
 
     def __init__(self) -> None:
-        self._data_loss: torch.Tensor | None = None
-        self._penalty: torch.Tensor | None = None
+        # Numbers after a resume, until the first step's tensors say which device and dtype.
+        self._data_loss: torch.Tensor | float | None = None
+        self._penalty: torch.Tensor | float | None = None
         self._steps = 0
 
     def add_data_loss(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's share of its optimizer step's data loss (a detached scalar)."""
-        loss = loss.float()
-        self._data_loss = loss if self._data_loss is None else self._data_loss + loss
+        self._data_loss = _added(self._data_loss, loss.float())
 
     def end_step(self, penalty: torch.Tensor | None) -> None:
         """An optimizer step has been made, with this penalty (lambda included, a detached scalar) or without any."""
         if penalty is not None:
-            self._penalty = penalty if self._penalty is None else self._penalty + penalty
+            self._penalty = _added(self._penalty, penalty)
         self._steps += 1
 
     def flush(self, accelerator: Any) -> dict[str, float]:
@@ -31,8 +32,30 @@ class LossParts:
         if self._data_loss is None or self._steps == 0:
             return {}
         steps = self._steps
-        data_loss = accelerator.gather(self._data_loss.reshape(1)).mean().item() / steps
-        penalty = 0.0 if self._penalty is None else self._penalty.item() / steps
+        data_loss = _mean(self._data_loss, accelerator) / steps
+        penalty = 0.0 if self._penalty is None else float(self._penalty) / steps
         self._data_loss, self._penalty, self._steps = None, None, 0
         ratio = penalty / data_loss if data_loss > 0 else 0.0
         return {"ce_loss": data_loss, "penalty": penalty, "penalty_ratio": ratio}
+
+    def state(self, accelerator: Any) -> dict[str, Any]:
+        """The sums since the last flush, as plain data; all processes call it together."""
+        return {
+            "data_loss": None if self._data_loss is None else _mean(self._data_loss, accelerator),
+            "penalty": None if self._penalty is None else float(self._penalty),
+            "steps": self._steps,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state` gave."""
+        self._data_loss, self._penalty, self._steps = state["data_loss"], state["penalty"], int(state["steps"])
+
+
+def _added(before: torch.Tensor | float | None, value: torch.Tensor) -> torch.Tensor:
+    return value if before is None else torch.as_tensor(before, dtype=value.dtype, device=value.device) + value
+
+
+def _mean(data_loss: torch.Tensor | float, accelerator: Any) -> float:
+    if not isinstance(data_loss, torch.Tensor):
+        return data_loss  # of a checkpoint, where it is the mean already
+    return float(accelerator.gather(data_loss.reshape(1)).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +19,8 @@ from alora_trainer.trainer.engines import check_engine
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.protecting import protecting_part
 from alora_trainer.trainer.recording import Recording
-from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, last_good_checkpoint
+from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, clear_checkpoint, last_good_checkpoint
+from alora_trainer.trainer.running_losses import RunningLosses
 from alora_trainer.weights.model_weights import adapter_of, trained_weights
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, first_not_finite
 
@@ -87,10 +88,10 @@ class ALoRAMixin(_TrainerHooks):
         self._finite = True  # the losses of the present optimizer step are
         self._tokens = 0  # of this process in the present optimizer step
         self._resumed_from: str | None = None
+        self._losses = RunningLosses(self)
         if any(part.needs_weights for part in self.parts):
             self._check()
-        if self.parts:
-            self.add_callback(_StepObserver(self))
+        self.add_callback(_StepObserver(self))
 
     def _check(self) -> None:
         """Refuse before the first step what could only go wrong silently later."""
@@ -151,7 +152,7 @@ class ALoRAMixin(_TrainerHooks):
             check_whole(resume_from_checkpoint)
         self._resumed_from = None
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            return self._losses.corrected(super().train(resume_from_checkpoint, *args, **kwargs))
         except Diverged as error:
             raise error.at(self.state.global_step + 1, last_good_checkpoint(folder)) from error
 
@@ -231,12 +232,28 @@ class ALoRAMixin(_TrainerHooks):
         if "loss" in logs:
             for part in self._running:
                 logs |= part.logs()
+        if "train_loss" in logs:
+            logs["train_loss"] = self._losses.mean(logs["train_loss"])
         super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.args.should_save:
+            clear_checkpoint(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        self.accelerator.wait_for_everyone()  # what other processes write must come after
+        super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        self._losses.save(output_dir, self.unlogged_losses())
         for part in self._running:
             part.save(output_dir)
+
+    def unlogged_losses(self) -> dict[str, Any]:
+        """Plain data of further losses that the log has not said yet, for a checkpoint: of a trainer with losses of its own."""
+        return {}
+
+    def take_unlogged_losses(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `unlogged_losses` gave; `state` may lack it."""
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -268,6 +285,9 @@ class ALoRAMixin(_TrainerHooks):
 
     def _begin(self) -> None:
         self._tokens, self._finite = 0, True
+        self._losses.begin()
+        if self._resumed_from is not None:
+            self.take_unlogged_losses(self._losses.load(self._resumed_from))
         if self._weights and self.is_fsdp_enabled:  # which has put other parameters into the model
             self._weights = self._find_weights()
         for part in self.parts:

@@ -15,7 +15,7 @@ from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.loss_term import penalty_loss
 from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
 from alora_trainer.penalty.strength.probe import Probe
-from alora_trainer.trainer.checkpoint import load_steering, save_steering
+from alora_trainer.trainer.checkpoint import load_loss_parts, load_steering, save_loss_parts, save_steering
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.loss_parts import LossParts
 from alora_trainer.trainer.part import Part
@@ -124,8 +124,14 @@ class Protecting(Part):
     def load(self, folder: str) -> None:
         if self._steering.has_state:
             self._steering.load_state_dict(load_steering(folder))
+        losses = load_loss_parts(folder)
+        if losses is not None:
+            self._losses.load(losses)
 
     def save(self, folder: str) -> None:
+        losses = self._losses.state(self._trainer.accelerator)
+        if self._trainer.args.should_save:
+            save_loss_parts(losses, folder)
         if self._steering.has_state and self._trainer.args.should_save:
             save_steering(self._steering.state_dict(), folder)
 

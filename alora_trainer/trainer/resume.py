@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.trainer.checkpoint import PARTS, RECORDER_FILE, recordings_of, whole_sets
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
-_PARTS = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+# Files whose state says whether a checkpoint is whole, and that a resumed training reads.
+_JUDGED = (".safetensors", ".pt", ".pth", ".bin", ".json", ".partial")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -47,18 +48,44 @@ def why_torn(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint that was not written to its end; None if it is whole."""
     if trainer_state(checkpoint) is None:
         return f"{STATE_FILE}, which is written last, is missing or not whole"
-    files = sorted(path for path in checkpoint.iterdir() if path.is_file())
-    for path in files:
+    files = {path.name: path for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    for stem in dict.fromkeys(match["stem"] for match in map(PARTS.fullmatch, files) if match):
+        parts = [name for name in files if name == f"{stem}.safetensors" or _stem_of(name) == stem]
+        whole = whole_sets(parts)
+        if not whole:
+            return f"{_first_missing(parts)} is missing"
+        if len(whole) > 1 and stem == Path(RECORDER_FILE).stem:
+            return f"it has {recordings_of(whole)}"
+        for name in set(parts) - {name for names in whole.values() for name in names}:
+            del files[name]  # left by another number of processes, which was stopped here; nothing reads it
+    for name, path in files.items():
         problem = _problem(path)
         if problem is not None:
-            return f"{path.name} is damaged ({problem})"
-    names = {path.name for path in files}
-    for match in filter(None, map(_PARTS.fullmatch, names)):
-        for number in range(1, int(match["count"]) + 1):
-            part = f"{match['stem']}-{number:05d}-of-{match['count']}.safetensors"
-            if part not in names:
-                return f"{part} is missing"
+            return f"{name} is damaged ({problem})"
     return None
+
+
+def clear_checkpoint(checkpoint: Path) -> None:
+    """Make way for a checkpoint of the same step: what an earlier training left there is neither read nor judged with it."""
+    if not checkpoint.is_dir():
+        return
+    (checkpoint / STATE_FILE).unlink(missing_ok=True)  # first: from here on it is no whole one
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.suffix in _JUDGED:
+            path.unlink()
+
+
+def _stem_of(name: str) -> str | None:
+    match = PARTS.fullmatch(name)
+    return match["stem"] if match else None
+
+
+def _first_missing(parts: list[str]) -> str:
+    """Of sets of parts that are not whole: a part that the largest of them lacks."""
+    matches = [match for match in map(PARTS.fullmatch, parts) if match]
+    count = max((match["count"] for match in matches), key=lambda count: sum(one["count"] == count for one in matches))
+    wanted = (f"{matches[0]['stem']}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
+    return next(name for name in wanted if name not in parts)
 
 
 def _problem(path: Path) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Method
 from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.trainer.running_losses import number_from
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class GeneralTextTrainer(ALoRATrainer):
         self._place_in_window = 0 if self.accelerator.sync_gradients else self._place_in_window + 1
         batch = {key: value.to(loss.device) for key, value in self._batches[number].items()}
         general = self.general_loss(model, batch)
-        self._general_losses.append(general.detach())
+        self._general_losses.append(general.detach().float())
         # After the trainer's own division, the window's micro-batches add up to the mean of their losses.
         loss = loss + self.options.weight * general * (self.loss_divisor(num_items_in_batch) / steps)
         return (loss, *result[1:]) if return_outputs else loss
@@ -121,6 +122,14 @@ class GeneralTextTrainer(ALoRATrainer):
             logs["general_loss"] = float(torch.stack(self._general_losses).mean())
             self._general_losses = []
         super().log(logs, *args, **kwargs)
+
+    def unlogged_losses(self) -> dict[str, Any]:
+        return super().unlogged_losses() | {"general_losses": [float(loss) for loss in self._general_losses]}
+
+    def take_unlogged_losses(self, state: Mapping[str, Any]) -> None:
+        super().take_unlogged_losses(state)
+        kept = state.get("general_losses", [])
+        self._general_losses = [torch.tensor(number_from(loss), device=self.args.device) for loss in kept]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
 
     Returns:
         seconds and peak_bytes of the whole training (`Meter` says what is counted), over all the times that it was begun;
-        loss, the mean over this part of the training; steps; history, the log as columns (see `log_columns.columns`).
+        loss, the mean over all of it, too; steps; history, the log as columns (see `log_columns.columns`).
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = last_whole_checkpoint(folder)
