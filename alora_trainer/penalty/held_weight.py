@@ -149,7 +149,8 @@ class HeldFull(HeldWeight):
             omega = importance.rows(rows, self.weight.dtype)
             value += (omega * drift * drift).sum(dtype=torch.float64)
             stiffness = omega * (2 * strength)
-            theta[rows] -= (drift * stiffness / (1 + stiffness)).to(theta.dtype)
+            # Not drift * stiffness / (1 + stiffness), which is no number where the stiffness overflows.
+            theta[rows] -= (drift / (1 + stiffness.reciprocal())).to(theta.dtype)
         return value
 
 

@@ -24,24 +24,25 @@ def layer_coefficients(
         normalize: divide Omega by its mean and w_l by its mean over layers.
 
     Raises:
-        ALoRAError: `normalize` is set and these weights' importance (or every w_l) is zero; a pattern fits no weight, or a
-            weight no pattern.
+        ALoRAError: these weights' importance, or every w_l, is zero, so that nothing would be held; a pattern fits no weight,
+            or a weight no pattern.
     """
     if isinstance(layer_weights, Mapping):
         weights = given_layer_weights(layer_weights, names)
     else:
         weights = {name: importance.layer_norms[name] if layer_weights == "l2" else 1.0 for name in names}
-    if not normalize:
-        return weights
     elements = sum(math.prod(importance.stored(name).shape) for name in names)
     mean = importance.total(names) / elements
     mean_weight = sum(weights.values()) / len(weights)
     if mean == 0:
         raise ALoRAError("the importance map is zero throughout, so it can hold nothing: record it for more steps")
-    if mean_weight == 0:
+    if not any(weight > 0 and importance.total([name]) > 0 for name, weight in weights.items()):
         raise ALoRAError(
-            "every layer weight is zero, so nothing would be held: give one of them a weight, or use lam=0"
+            "every layer weight is zero where there is importance, so nothing would be held: give one of them a weight, or use "
+            "lam=0"
         )
+    if not normalize:
+        return weights
     return {name: weight / mean_weight / mean for name, weight in weights.items()}
 
 

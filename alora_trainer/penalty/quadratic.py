@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import Diverged
@@ -17,7 +18,7 @@ from alora_trainer.penalty.held_weight import HeldWeight, hold
 from alora_trainer.penalty.layer_weights import layer_coefficients
 from alora_trainer.penalty.streaming import ResidentOmegas, StreamedOmegas
 from alora_trainer.weights.reference import FullReference, Reference
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, first_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class QuadraticPenalty:
             dtype (of A (r, n) and B (m, r) for an adapted weight).
 
         Raises:
-            Diverged: a weight's penalty is not finite.
+            Diverged: a weight's penalty is not finite, or its gradient is too large for float32's squares.
         """
         step, self._ahead = self._ahead, None
         if step is None:
@@ -142,12 +143,26 @@ class QuadraticPenalty:
             present.wait_stream(self._stream)
             for tensor in (step.value, *(g for of_weight in step.gradients.values() for g in of_weight)):
                 tensor.record_stream(present)
-        if not bool(torch.isfinite(step.value)):
-            broken = (
-                name for name, pair in step.gradients.items() if not all(bool(torch.isfinite(g).all()) for g in pair)
-            )
-            raise Diverged("the penalty", next(broken, None))
+        self._check(step)
         return step
+
+    def _check(self, step: PenaltyStep) -> None:
+        """Refuse a step that an optimizer in float32 could not take, or would take as none at all.
+
+        Clipping and Adam square the gradient: where the squares overflow, the one multiplies it by zero and the other divides
+        it by infinity, and nothing moves without a word.
+        """
+        gradients = {name: list(of_weight) for name, of_weight in step.gradients.items()}
+        norm = get_total_norm([gradient for own in gradients.values() for gradient in own]).to(step.value.device)
+        if bool(torch.isfinite(step.value.float()) & torch.isfinite(norm)):
+            return
+        broken = first_not_finite(gradients)
+        if broken is not None or not bool(torch.isfinite(step.value.float())):
+            lower = f"lower the learning rate or lambda (which is {self.lam:.4g}), or look for bad data"
+            raise Diverged("the penalty", broken, advice=lower)
+        largest = max(gradients, key=lambda name: max(float(g.abs().max()) for g in gradients[name]))
+        lower = f"lower lambda, which is {self.lam:.4g}, or set application='decoupled', which takes any"
+        raise Diverged("the square of the penalty's gradient", largest, advice=lower)
 
     def _evaluate(self) -> PenaltyStep:
         value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
@@ -174,16 +189,22 @@ class QuadraticPenalty:
 
         Returns:
             the penalty before the pull, a float64 scalar.
+
+        Raises:
+            Diverged: it is not finite.
         """
         value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
         for held, omega in zip(self._held.values(), self._omegas.in_order(), strict=True):
-            value += (held.pull(omega, learning_rates, self.lam) * (self.lam * held.coefficient)).to(value.device)
+            try:
+                value += (held.pull(omega, learning_rates, self.lam) * (self.lam * held.coefficient)).to(value.device)
+            except torch.linalg.LinAlgError:  # of what is not finite; said below, by all processes together
+                value += math.nan
         self._processes.sum([value])
         for weight in self._weights:
             for matrix in weight.matrices:
                 self._processes.from_owner(matrix, self._owners[weight.name])
         if not bool(torch.isfinite(value)):
-            raise Diverged("the penalty", None)
+            raise Diverged("the penalty", first_not_finite({w.name: w.matrices for w in self._weights}))
         return value
 
     def drift(self) -> dict[str, float]:

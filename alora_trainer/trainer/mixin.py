@@ -16,6 +16,7 @@ from alora_trainer.errors import ALoRAError, Diverged
 from alora_trainer.trainer import publishing
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
+from alora_trainer.trainer.gradients import check_gradients
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.protecting import protecting_part
 from alora_trainer.trainer.recording import Recording
@@ -154,6 +155,8 @@ class ALoRAMixin(_TrainerHooks):
         try:
             return self._losses.corrected(super().train(resume_from_checkpoint, *args, **kwargs))
         except Diverged as error:
+            if error.where:
+                raise
             raise error.at(self.state.global_step + 1, last_good_checkpoint(folder)) from error
 
     def compute_loss(
@@ -208,7 +211,9 @@ class ALoRAMixin(_TrainerHooks):
         tokens, self._tokens = self._tokens, 0
         finite, self._finite = self._finite, True
         if Processes().first(None if finite else 0, self.args.device) is not None:
-            raise Diverged("the loss", first_not_finite(self._weights))
+            raise Diverged("the loss", self._weight_not_finite())
+        if self.accelerator.scaler is None:
+            check_gradients(self.model, self._weights)
         watching = [part for part in self._running if part.watches_gradients]
         if not watching:
             return
@@ -217,6 +222,9 @@ class ALoRAMixin(_TrainerHooks):
         gradients = self._data_gradients(scale or 1.0)
         for part in watching:
             part.before_step(gradients, loss_scale=scale, tokens=tokens)
+
+    def _weight_not_finite(self) -> str | None:
+        return first_not_finite({weight.name: weight.matrices for weight in self._weights})
 
     def _data_gradients(self, scale: float) -> dict[str, Matrices]:
         """The gradients of the data loss alone, unscaled and not yet clipped."""
@@ -303,6 +311,8 @@ class ALoRAMixin(_TrainerHooks):
     def _end_of_step(self, control: Any) -> None:
         if any(part.ends_training for part in self._running):
             control.should_training_stop = True
+        if control.should_training_stop:
+            self._check_weights()  # no step comes after this one that would stumble over them
         for part in self._running:
             logs = part.end_of_step(last=control.should_training_stop)
             if logs:
@@ -310,7 +320,14 @@ class ALoRAMixin(_TrainerHooks):
                 self.log(logs)
                 control.should_log = due  # logging clears it, and the Trainer's own line is still to come
 
+    def _check_weights(self) -> None:
+        broken = self._weight_not_finite()
+        if broken is not None:  # the step is counted already
+            checkpoint = last_good_checkpoint(Path(self.args.output_dir))
+            raise Diverged("the weight", broken).at(self.state.global_step, checkpoint)
+
     def _end(self) -> None:
+        self._check_weights()
         ended, self._running, self._resumed_from = self._running, (), None
         for part in ended:
             logs = part.end()

@@ -156,9 +156,9 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
     return {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def first_not_finite(weights: Sequence[TrainedWeight]) -> str | None:
-    """The first weight that has itself become NaN or infinite; None if the trouble is elsewhere."""
-    for weight in weights:
-        if not all(bool(torch.isfinite(matrix).all()) for matrix in weight.matrices):
-            return weight.name
+def first_not_finite(tensors: Mapping[str, Sequence[torch.Tensor]]) -> str | None:
+    """The first name with NaN or infinity among its tensors; None if the trouble is elsewhere."""
+    for name, of_name in tensors.items():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in of_name):
+            return name
     return None

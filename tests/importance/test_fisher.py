@@ -197,3 +197,11 @@ def test_what_it_refuses(lora_model: Callable[..., Any]) -> None:
     adapted_weights(model)[0].parameter_a.data.fill_(float("nan"))
     with pytest.raises(ALoRAError, match="is not finite"):
         estimate_fisher(model, batches([2]))
+
+
+def test_information_that_is_zero_everywhere_is_refused(lora_model):
+    """A model whose output does not depend on its weights, as one with a broken head."""
+    model = lora_model(moved=True)
+    model.base_model.model.lm_head.weight.data.zero_()
+    with pytest.raises(ALoRAError, match="over 4 samples is zero everywhere, so that it would hold nothing"):
+        estimate_fisher(model, batches([2, 2]))

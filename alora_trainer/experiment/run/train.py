@@ -10,8 +10,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from alora_trainer.basics.cost_meter import Cost, Meter
+from alora_trainer.errors import Diverged
 from alora_trainer.experiment.run.log_columns import columns
-from alora_trainer.trainer.resume import last_whole_checkpoint, trainer_state
+from alora_trainer.trainer.resume import last_good_checkpoint, last_whole_checkpoint, trainer_state
+from alora_trainer.weights.trained_weight import first_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ def train(trainer: Trainer) -> dict[str, Any]:
     Returns:
         seconds and peak_bytes of the whole training (`Meter` says what is counted), over all the times that it was begun;
         loss, the mean over all of it, too; steps; history, the log as columns (see `log_columns.columns`).
+
+    Raises:
+        Diverged: what was trained is not finite in the end, with which a plain trainer ends as if all were well.
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = last_whole_checkpoint(folder)
@@ -39,6 +44,10 @@ def train(trainer: Trainer) -> dict[str, Any]:
             logger.info(f"going on from {checkpoint.name}")
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_state()
+    parameters = {name: [p.detach()] for name, p in trainer.model.named_parameters() if p.requires_grad}
+    broken = first_not_finite(parameters)
+    if broken is not None:
+        raise Diverged("the parameter", broken).at(outcome.global_step, last_good_checkpoint(folder))
     cost = keeper.cost
     return {
         "seconds": round(cost.seconds, 3),

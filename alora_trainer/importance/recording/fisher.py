@@ -123,8 +123,8 @@ def estimate_fisher(
         parameterization: of what; FULL is the model's own trainable parameters, and there is no adapter.
 
     Raises:
-        ALoRAError: there is no sample; a gradient is not finite; a layer is not supported; the checkpoint is of another
-            estimate.
+        ALoRAError: there is no sample; a gradient is not finite, or all are zero; a layer is not supported; the checkpoint is
+            of another estimate.
     """
     squares = _squares(model, parameterization, kind, location)
     device = next(p.device for p in model.parameters() if p.requires_grad)
@@ -160,6 +160,11 @@ def _estimate(squares: SquaredGradients, progress: Mapping[str, float]) -> Fishe
             raise ALoRAError(
                 f"the Fisher information of {name} is not finite: load the model in another dtype (model.dtype)"
             )
+    if not any(bool(values.any()) for values in omega.values()):
+        raise ALoRAError(
+            f"the Fisher information over {progress['samples']:.0f} samples is zero everywhere, so that it would hold nothing: "
+            "look whether the text has more than one token a sample, and whether the weights get a gradient"
+        )
     return FisherEstimate(
         omega,
         samples=int(progress["samples"]),
