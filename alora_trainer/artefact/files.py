@@ -1,4 +1,4 @@
-"""What a folder or Hub repository with an importance map holds, and how files get there whole or not at all.
+"""What a folder or Hub repository with an importance map holds; how it gets there, `map_folder` says.
 
 importance_config.json      written last; names, shapes, dtypes and checksums of everything else (see `config_file`)
 importance.safetensors      Omega by module name, in the map's first storage format
@@ -13,14 +13,10 @@ Omega may be spread over several files, importance-00001-of-00004.safetensors an
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,54 +148,6 @@ def check_inside(folder: Path, name: str) -> Path:
     if real.parent != home and not cached:
         raise ALoRAError(f"{path} is a link to {real}, outside of the importance map: put the file itself there")
     return path
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill an empty folder, and put that in the place of `folder` when it is whole.
-
-    What was in `folder` stays until then. Files that are no importance map's stay for good.
-
-    Raises:
-        ALoRAError: `folder` is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ALoRAError(f"{folder} is a file: name a folder for the importance map")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        write(staging)
-        for file in staging.iterdir():
-            _sync(file)
-        _move_into_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _move_into_place(staging: Path, folder: Path) -> None:
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if not all(is_ours(name) for name in names):
-        # The folder holds other things, too: without its config the old map no longer passes for one, and the new one
-        # does only when its own config has arrived, last.
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-        for name in names:
-            if is_replaceable(name):
-                (folder / name).unlink()
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_FILE):
-            os.replace(path, folder / path.name)
-        return
-    staging.chmod(0o755)
-    if not folder.exists():
-        os.rename(staging, folder)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    os.rename(folder, retired / folder.name)
-    os.rename(staging, folder)
-    shutil.rmtree(retired)
-
-
-def _sync(path: Path) -> None:
-    with contextlib.suppress(PermissionError), path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def sizes(folder: Path) -> Mapping[str, int]:

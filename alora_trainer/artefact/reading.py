@@ -9,6 +9,7 @@ from typing import TypeVar
 from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.entries import MapConfig, TensorEntry
 from alora_trainer.artefact.files import check_inside
+from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.tensor_file import TensorHeader, read_header, read_tensor
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.errors import ALoRAError
@@ -42,6 +43,7 @@ def load_map(
     Raises:
         ALoRAError: a file is missing, torn, damaged, or of a schema or format that this version does not know.
     """
+    folder = present_folder(folder)
     config = read_config(folder)
     names = select_weights(config.weights, layers)
     theta = THETA_FILES[config.parameterization].open(folder, config).theta(names)
@@ -110,6 +112,7 @@ def check_reference(folder: Path) -> None:
     Raises:
         ALoRAError: as `load_map`; theta* is no adapter.
     """
+    folder = present_folder(folder)
     config = read_config(folder)
     if config.parameterization is not Parameterization.ADAPTER:
         raise ALoRAError(
@@ -127,6 +130,7 @@ def verify_map(folder: Path, storages: Sequence[str] | None = None) -> MapConfig
     Raises:
         ALoRAError: as `load_map`.
     """
+    folder = present_folder(folder)
     config = read_config(folder)
     reader = THETA_FILES[config.parameterization].open(folder, config)
     for storage in storages if storages is not None else list(config.formats):

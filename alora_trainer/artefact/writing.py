@@ -18,10 +18,10 @@ from alora_trainer.artefact.files import (
     index_file,
     omega_file,
     sizes,
-    write_folder,
     write_json,
 )
 from alora_trainer.artefact.heatmap import draw_heatmap
+from alora_trainer.artefact.map_folder import write_folder
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.basics.safetensors_writer import write_safetensors
 from alora_trainer.errors import ALoRAError

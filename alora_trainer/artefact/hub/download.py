@@ -19,9 +19,9 @@ from alora_trainer.artefact.files import (
     LAYERS_FILE,
     check_inside,
     is_omega_file,
-    write_folder,
 )
 from alora_trainer.artefact.hub.errors import hub_errors
+from alora_trainer.artefact.map_folder import present_folder, write_folder
 from alora_trainer.artefact.reading import load_map, verify_map
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.artefact.writing import MAX_SHARD_BYTES, save_map
@@ -59,7 +59,7 @@ def fetch(
     if path.is_dir():
         if revision is not None:
             raise ALoRAError(f"{source} is a folder, which has no revision {revision!r}: leave revision out")
-        return path, cached_origin(path)
+        return present_folder(path), cached_origin(path)
     repo_id, revision = split_id(source, revision)
     folder, config = fetch_config(repo_id, revision=revision, token=token)
     origin = Origin(repo_id, folder.name)

@@ -14,6 +14,7 @@ from alora_trainer.artefact.entries import MapConfig, TensorEntry
 from alora_trainer.artefact.files import check_inside
 from alora_trainer.artefact.hub.download import cached_origin, fetch_config, split_id
 from alora_trainer.artefact.hub.errors import hub_errors
+from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.tensor_file import TORCH_NAMES, TensorHeader, check_header, read_header
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.basics.sizes import size_text
@@ -30,6 +31,7 @@ def describe(source: str, *, revision: str | None = None, token: str | bool | No
     """
     folder = Path(source)
     if folder.is_dir():
+        folder = present_folder(folder)
         config = read_config(folder)
         origin = cached_origin(folder)
         title, header = str(origin or source), _local_header(folder)

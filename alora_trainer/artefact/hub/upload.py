@@ -30,6 +30,7 @@ from alora_trainer.artefact.files import (
 )
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.artefact.hub.licences import look_up
+from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.reading import verify_map
 from alora_trainer.artefact.tensor_file import read_header
 from alora_trainer.artefact.theta_files import THETA_FILES
@@ -95,6 +96,7 @@ def push_folder(
     """
     if base_model is not None and not is_hub_id(base_model):
         raise ALoRAError(f"base_model={base_model!r} is no Hub id: give organisation/name")
+    folder = present_folder(folder)
     prepare = _prepare_map if (folder / CONFIG_FILE).is_file() else _prepare_adapter
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="importance-push-") as rewritten:

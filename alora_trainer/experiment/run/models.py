@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.reading import check_reference
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
@@ -130,6 +131,9 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
     """
     source = str(folder)
     local = not is_hub_id(source)
+    if local:
+        folder = present_folder(Path(folder))
+        source = str(folder)
     if local and not (Path(folder) / "adapter_config.json").is_file():
         raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
     if local and (Path(folder) / CONFIG_FILE).is_file():

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.basics.files import read_json
 from alora_trainer.data.general import pack_general_text
 from alora_trainer.data.overlap import decoded_documents, find_overlap
@@ -78,5 +79,5 @@ def recorded_overlap(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, test
         for number, doc in enumerate(read_lines(test))
     }
     blocks = (row["input_ids"] for row in text_to_train(recipe, tokenizer, record))
-    tokens = read_json(record / "map" / CONFIG_FILE)["tokens"] if recipe.general.streaming else None
+    tokens = read_json(present_folder(record / "map") / CONFIG_FILE)["tokens"] if recipe.general.streaming else None
     return find_overlap(decoded_documents(blocks, tokenizer, tokens), items)
