@@ -220,7 +220,11 @@ def read_adapter(folder: Path, config: MapConfig) -> dict[str, torch.Tensor]:
     header = read_header(path)
     if set(header) != set(config.theta.tensors):
         raise ALoRAError(f"{path} has other tensors than the importance map's config names: fetch it again")
-    return {key: read_tensor(path, header, entry) for key, entry in config.theta.tensors.items()}
+    state = {key: read_tensor(path, header, entry) for key, entry in config.theta.tensors.items()}
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise ALoRAError(f"{key} in {path} holds NaN, infinite or absurdly large values: record the map again")
+    return state
 
 
 def reference(name: str, state: Mapping[str, torch.Tensor], weight: WeightEntry) -> Reference:
@@ -242,10 +246,6 @@ def reference(name: str, state: Mapping[str, torch.Tensor], weight: WeightEntry)
             if (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
                 raise ALoRAError(
                     f"the factors of {name} in {ADAPTER_FILE} do not make a {shape} matrix: fetch it again"
-                )
-            if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
-                raise ALoRAError(
-                    f"the factors of {name} in {ADAPTER_FILE} hold NaN or infinite values: record it again"
                 )
             return Reference(a, b, scaling, weight.stack)
     raise ALoRAError(f"{ADAPTER_FILE} has no factors of {name}: fetch or record the map again")

@@ -180,6 +180,10 @@ def load_reference(model: nn.Module, importance: ImportanceMap | str | os.PathLi
     for name in importance:
         if name not in weights or weights[name].shape != importance.stored(name).shape:
             raise ALoRAError(f"the importance map is for another model: this one has no {name} of the map's shape")
+        if not bool(torch.isfinite(importance.reference[name].weight.to(weights[name].parameter.dtype)).all()):
+            raise ALoRAError(
+                f"theta* of {name} is out of the range of {weights[name].parameter.dtype}: load the base in a wider one"
+            )
     with torch.no_grad():
         for name in importance:
             parameter = weights[name].parameter

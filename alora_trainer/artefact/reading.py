@@ -14,6 +14,7 @@ from alora_trainer.artefact.tensor_file import TensorHeader, read_header, read_t
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.kinds.checks import converted
 from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import Origin
@@ -70,7 +71,7 @@ def read_omega(
         }
         omega = storage_format(stored)(config.weights[name].shape, parts)
         omega.check_parts(name)
-        yield name, omega.convert(wanted)
+        yield name, converted(name, omega, wanted)
 
 
 class OmegaFiles:

@@ -26,6 +26,7 @@ from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.basics.safetensors_writer import write_safetensors
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.kinds.checks import converted
 from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.kinds.kind import Importance, PartType
 from alora_trainer.importance.selection import block_name
@@ -141,7 +142,7 @@ class _Parts:
         name, part = self._homes[key]
         if self._latest is None or self._latest[0] != name:
             self._latest = None  # let go of the last one before the next is made
-            self._latest = (name, self._importance.stored(name).convert(self._format))
+            self._latest = (name, converted(name, self._importance.stored(name), self._format))
         return self._latest[1].parts[part]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.kinds.checks import checked_measure, converted
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
 from alora_trainer.importance.kinds.formats import KINDS, storage_format, store
 from alora_trainer.importance.kinds.kind import Importance
@@ -22,9 +23,6 @@ from alora_trainer.weights.trained_weight import TrainedWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# Beyond this, Omega times its layer's weight (eq. 17), as the penalty multiplies them in float32, would leave its range.
-LARGEST_NORM = 1e15
 
 Later = TypeVar("Later", bound="ImportanceValues")
 
@@ -74,17 +72,7 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
             raise ALoRAError(f"the importance map has no reference weights for {name}: record it again")
         if omega.shape != reference.shape:
             raise ALoRAError(f"importance and reference of {name} differ in shape: the map is damaged, record it again")
-        measure = omega.measure()
-        if not (math.isfinite(measure.norm) and math.isfinite(measure.trace)):
-            raise ALoRAError(
-                f"the importance of {name} holds NaN or infinite values: the map is damaged, record it again"
-            )
-        if measure.least < 0:
-            raise ALoRAError(f"the importance of {name} holds negative values: the map is damaged, record it again")
-        if measure.norm > LARGEST_NORM:
-            raise ALoRAError(
-                f"the importance of {name} is absurdly large ({measure.norm:.3g}): the map is damaged, record it again"
-            )
+        measure = checked_measure(name, omega)
         self._norms[name], self._traces[name] = measure.norm, measure.trace
 
     @property
@@ -139,12 +127,12 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
             storage: a name in `FORMATS`, such as "log8".
 
         Raises:
-            ALoRAError: there is no such format, or it keeps importance of another kind.
+            ALoRAError: there is no such format, it keeps importance of another kind, or the values are out of its range.
         """
         if storage == self.storage:
             return self
         format = storage_format(storage)
-        omega = {name: stored.convert(format) for name, stored in self._omega.items()}
+        omega = {name: converted(name, stored, format) for name, stored in self._omega.items()}
         return self.with_omega(omega, origin=self.origin)
 
     def select(self, layers: Layers) -> Self:
