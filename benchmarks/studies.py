@@ -64,7 +64,7 @@ class Study:
     def training_folder(self, case: Case) -> Path:
         """Where a case's checkpoints and adapter are."""
         run = self.cell(case).run(self.folder)
-        return run.folder / run.place(get_method(case.method))
+        return run.folder / run.steps.place(get_method(case.method))
 
 
 def run_study(study: Study, cases: Sequence[Case], workers: int) -> list[dict[str, Any]]:

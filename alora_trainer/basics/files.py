@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
+
+# What `replacing` and `remove_folder` call their stand-ins: nobody else's files are called so.
+_ENDING = ".partial"
+_LEFTOVER = re.compile(r"\..+-[a-z0-9_]{8}\.partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         the path to write to; its name ends on ``.partial``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=_ENDING, dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -50,6 +56,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, at once: killed on the way, there is the whole of it or nothing."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=_ENDING, dir=folder.parent))
+    os.rename(folder, aside / folder.name)
+    shutil.rmtree(aside)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is what a process of ours that was killed while it wrote left behind."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove all leftovers in a folder and below it. Nobody else may be writing there (see `folder_lock`)."""
+    for path in sorted(folder.rglob(f".*{_ENDING}")):
+        if not is_leftover(path) or any(is_leftover(parent) for parent in path.relative_to(folder).parents):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:

@@ -8,7 +8,7 @@ them. Nothing here starts processes; torchrun or accelerate do.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -157,6 +157,27 @@ def main_first() -> Iterator[None]:
     finally:
         if count > 1 and rank == 0:
             dist.barrier()
+
+
+def by_main(work: Callable[[], Value]) -> Value:
+    """What `work` returns on the main process, which alone does it, on all of them; it can be pickled.
+
+    Raises:
+        Exception: what it raises there, on all of them, so that none waits for the others.
+    """
+    rank, count = place()
+    if count == 1:
+        return work()
+    said: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            said = [work(), None]
+        except Exception as error:
+            said = [None, error]
+    dist.broadcast_object_list(said, src=0)
+    if said[1] is not None:
+        raise said[1]
+    return said[0]  # type: ignore[no-any-return]
 
 
 def own_share(items: Iterable[Item]) -> Iterator[Item]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from alora_trainer.basics.disk_errors import disk_errors
 from alora_trainer.basics.output import configure_output
 from alora_trainer.basics.versions import OWN_VERSION
 from alora_trainer.cli.commands import COMMANDS
@@ -59,8 +60,8 @@ def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> di
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the process's exit status.
 
-    0: done; 2: the user's mistake, told in one line; 3: a gate failed (`alora eval --min-accuracy`); 130: interrupted. Any
-    other error keeps its traceback.
+    0: done; 2: the user's mistake, or what the disk refused, told in one line; 3: a gate failed (`alora eval --min-accuracy`);
+    130: interrupted. Any other error keeps its traceback.
     """
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = parse_overrides(rest, own)
         if overrides and not arguments.takes_overrides:
             raise ALoRAError(f"unknown option --{next(iter(overrides))}: see `alora {arguments.command} --help`")
-        return int(arguments.execute(arguments, overrides))
+        with disk_errors():
+            return int(arguments.execute(arguments, overrides))
     except ALoRAError as error:
         print(f"alora: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

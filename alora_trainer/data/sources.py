@@ -92,7 +92,7 @@ def stream_records(source: Source, *, base: Path | str = Path(".")) -> Iterator[
     if "hub" in settings:
         yield from _load_hub(settings, streaming=True)
         return
-    for path in _find(str(settings["path"]), Path(base)):
+    for path in find_files(str(settings["path"]), Path(base)):
         yield from _load_parquet(path) if path.name.endswith(".parquet") else _records(path)
 
 
@@ -196,7 +196,7 @@ def _load_hub(settings: Mapping[str, Any], *, streaming: bool = False) -> Datase
 
 
 def _load_files(settings: Mapping[str, Any], base: Path) -> Dataset:
-    paths = _find(str(settings["path"]), base)
+    paths = find_files(str(settings["path"]), base)
     if paths[0].name.endswith(".parquet"):
         parts = [_load_parquet(path) for path in paths]
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
@@ -208,7 +208,8 @@ def _load_files(settings: Mapping[str, Any], base: Path) -> Dataset:
         raise ALoRAError(f"the records of {settings['path']} do not have one type a field: {reason}") from error
 
 
-def _find(pattern: str, base: Path) -> list[Path]:
+def find_files(pattern: str, base: Path) -> list[Path]:
+    """The files of a path or glob pattern, sorted; raises ALoRAError if there is none, or one that cannot be read."""
     whole = base / Path(pattern).expanduser()
     if whole.is_dir():
         raise ALoRAError(f"{whole} is a folder: name its files, for example {pattern}/*.jsonl")

@@ -20,6 +20,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.runner import EvaluationConfig
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import MethodOptions
+from alora_trainer.experiment.recipe.contents import Contents
 from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import options_of
 from alora_trainer.experiment.recipe.model_section import ModelConfig
@@ -75,6 +76,7 @@ class Recipe:
         evaluation: how both kinds of text are scored.
         base: the recipe's folder, which its relative paths start from.
         written: the recipe as it was written, overrides included, variables and paths not resolved.
+        contents: digests of what stands at its local paths, for what depends on them; None goes by the paths alone.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Recipe:
     methods: tuple[Method, ...] = ()
     base: Path = field(default_factory=Path)
     written: dict[str, Any] = field(default_factory=dict)
+    contents: Contents | None = field(default=None, compare=False, repr=False)
 
     @property
     def needs_recording(self) -> bool:
@@ -168,7 +171,7 @@ class Recipe:
             given["use_cpu"] = True
         try:
             return TrainingArguments(output_dir=str(output_dir), **given)
-        except (TypeError, ValueError, ImportError) as error:
+        except Exception as error:  # whatever it is, it is of these settings
             raise ALoRAError(f"{section}: {_first_line(error)}") from error
 
     def resolved(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.files import write_bytes, write_json, write_text
+from alora_trainer.basics.folder_lock import folder_lock
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.report.figures import FIGURES
 from alora_trainer.experiment.report.gather import Comparison, by_task, figure_name, read_runs
@@ -43,15 +44,21 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
         raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
     runs = read_runs(sources)
     numbers = report_numbers(runs)
-    pictures: dict[str, str] = {}
+    drawn: dict[str, tuple[str, bytes]] = {}
     for comparison in numbers["comparisons"]:
-        for name, (svg, png) in draw_figures(comparison).items():
-            pictures[name] = svg
+        drawn |= draw_figures(comparison)
+    pages = {
+        "report.md": markdown_page(numbers),
+        "report.html": html_page(numbers, {name: svg for name, (svg, _) in drawn.items()}),
+    }
+    # Nothing is written before all is there: what fails on the way leaves an earlier report as it was.
+    with folder_lock(folder):
+        for name, (svg, png) in drawn.items():
             write_text(folder / "figures" / f"{name}.svg", svg)
             write_bytes(folder / "figures" / f"{name}.png", png)
-    write_json(folder / NUMBERS, numbers, indent=None)
-    write_text(folder / "report.md", markdown_page(numbers))
-    write_text(folder / "report.html", html_page(numbers, pictures))
+        write_json(folder / NUMBERS, numbers, indent=None)
+        for name, page in pages.items():
+            write_text(folder / name, page)
     return folder / "report.html"
 
 

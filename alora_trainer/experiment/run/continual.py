@@ -23,6 +23,7 @@ from alora_trainer.basics.scores import Score
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.recipe.contents import CONTENTS
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.method_result import ContinualScore, MethodResult, TrainingCost
 from alora_trainer.experiment.report.results import RunResults, write_results
@@ -31,9 +32,11 @@ from alora_trainer.experiment.run.evaluate import evaluate
 from alora_trainer.experiment.run.prepare import PreparedData
 from alora_trainer.experiment.run.run import Run, entry_of, write_recipe
 from alora_trainer.experiment.run.stage import Stage
+from alora_trainer.experiment.run.training_checks import check_trainings
 from alora_trainer.experiment.run.training_recipe import as_trained
 from alora_trainer.experiment.run.transfer import AccuracyMatrix, format_matrices
 from alora_trainer.experiment.run.tune import Beginning, tune
+from alora_trainer.experiment.run.working_folder import working_in
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +59,17 @@ def run_continual(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = F
     """
     for method in recipe.methods:
         check_method(method)
-        for later in (False, True):
-            as_trained(recipe, method, later=later)  # what does not go together is known before anything is computed
+        as_trained(recipe, method, later=True)  # what does not go together is known before anything is computed
+    check_trainings(recipe, recipe.methods, recording=recipe.needs_recording)
     run = ContinualRun(recipe, Path(output_dir), overwrite=overwrite)
-    write_recipe(recipe, run.folder)
-    entries: dict[str, MethodResult] = {}
-    for method in recipe.methods:
-        entries[method.name] = run.method(method)
-        results = write_results(run.folder, recipe, entries)
-    write_text(run.folder / "table.md", (run.folder / "table.md").read_text() + "\n" + format_matrices(entries))
+    with working_in(run.folder):
+        run.check()
+        write_recipe(recipe, run.folder)
+        entries: dict[str, MethodResult] = {}
+        for method in recipe.methods:
+            entries[method.name] = run.method(method)
+            results = write_results(run.folder, recipe, entries)
+        write_text(run.folder / "table.md", (run.folder / "table.md").read_text() + "\n" + format_matrices(entries))
     return results
 
 
@@ -81,10 +86,10 @@ class ContinualRun:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, overwrite: bool = False) -> None:
-        self.recipe = recipe
+        self.recipe = replace(recipe, contents=CONTENTS)
         self.folder = folder
         self.overwrite = overwrite
-        self.recipes = recipe.each_domain()
+        self.recipes = self.recipe.each_domain()
         self.tasks = tuple(get_task(each.domain.task).name for each in self.recipes)
         if len(set(self.tasks)) < len(self.tasks):
             raise ALoRAError(
@@ -97,29 +102,59 @@ class ContinualRun:
             for one, task in zip(self.recipes, self.tasks, strict=True)
         ]
 
+    def check(self) -> None:
+        """Refuse what cannot be done in this folder, before anything is written in it.
+
+        Raises:
+            ALoRAError: one of the steps was made with other settings, or its folder is not ours.
+        """
+        files = [run.steps.data() for run in self._files]
+        made = [self.general.steps.importance(method) for method in self.recipe.methods]
+        trained = [stage for method in self.recipe.methods for stage in self._trainings(method)]
+        for stage in (*files, *made, *trained):
+            if stage is not None:
+                stage.check(overwrite=self.overwrite)
+        for method in self.recipe.methods:
+            for stage in self._scores(method):
+                stage.finished(overwrite=self.overwrite)
+
     def method(self, method: Method) -> MethodResult:
         """Train and evaluate one method over all domains; its entry of results.json."""
         made = self.general.importance_of(method)
-        steps = dependencies.trainings(self.recipe, method)
-        start = dependencies.start(self.recipe, method)
         # Methods that go on from the recording start from its adapter; all others from the base model.
         recorded = self.general.map_folder(method) if method.needs_recording else None
-        scores = [self._evaluate(method, 0, start.digest, recorded)]
+        trainings, evaluations = self._trainings(method), self._scores(method)
+        scores = [self._evaluate(method, 0, evaluations[0], recorded)]
         costs: list[dict[str, Any]] = []
-        if method.trains:
-            for number, step in enumerate(steps, start=1):
-                stage = Stage(self._folder(method, number), step.settings, "training")
-                costs.append(self._tune(method, number, stage))
-                scores.append(self._evaluate(method, number, stage.digest, stage.folder / "adapter"))
-        else:
+        for number, stage in enumerate(trainings, start=1):
+            costs.append(self._tune(method, number, stage))
+            scores.append(self._evaluate(method, number, evaluations[number], stage.folder / "adapter"))
+        if not trainings:
             scores *= len(self.tasks) + 1
         train = {
             "seconds": sum(cost["seconds"] for cost in costs),
             "peak_bytes": max((cost["peak_bytes"] for cost in costs), default=0),
         }
         spent = {"train": train} | ({} if made is None else {"record": made})
-        entry = entry_of(scores[-1], spent, steps[-1].settings, recorded)
+        last = dependencies.trainings(self.recipe, method)[-1]
+        entry = entry_of(scores[-1], spent, last.settings, recorded)
         return replace(entry, continual=self._transfer(scores, costs))
+
+    def _trainings(self, method: Method) -> list[Stage]:
+        """Those on each domain in turn; none of a method that trains nothing."""
+        if not method.trains:
+            return []
+        steps = enumerate(dependencies.trainings(self.recipe, method), start=1)
+        return [Stage(self._folder(method, number), step.settings, "training") for number, step in steps]
+
+    def _scores(self, method: Method) -> list[Stage]:
+        """The evaluations before the first domain and after each."""
+        digests = [dependencies.start(self.recipe, method).digest]
+        digests += [stage.digest for stage in self._trainings(method)]
+        return [
+            Stage(self._folder(method, number), dependencies.scores(self.recipes, trained).settings, "result")
+            for number, trained in enumerate(digests)
+        ]
 
     def _transfer(self, scores: list[Score], costs: list[dict[str, Any]]) -> ContinualScore:
         """What results.json says of the domains' effect on each other."""
@@ -172,10 +207,8 @@ class ContinualRun:
         learned = before / "adapter" if before is not None else None
         return Beginning(importance, learned, sampled=first.parent if first is not None else None)
 
-    def _evaluate(self, method: Method, number: int, trained: str, adapter: Path | None) -> Score:
+    def _evaluate(self, method: Method, number: int, stage: Stage, adapter: Path | None) -> Score:
         """General ability and all domains, after `number` of them."""
-        settings = dependencies.scores(self.recipes, trained).settings
-        stage = Stage(self._folder(method, number), settings, "result")
         finished = stage.finished(overwrite=self.overwrite)
         if finished is not None:
             return Score.from_json(finished, str(stage.folder))

@@ -2,7 +2,8 @@
 
 A step of a run depends on every setting of the recipe, but for those that it is said here to do without, each with its reason.
 A setting that is new therefore counts everywhere until somebody says where it does not. `Dependence.reason_without` answers for
-a whole result: a setting that no step depends on has a reason at each of them.
+a whole result: a setting that no step depends on has a reason at each of them. What stands at a local path is told by a digest
+of its content, where the recipe has got digests (`Recipe.contents`); only what a step depends on is looked up there.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from alora_trainer.data.chat import is_chat
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import SECTIONS
+from alora_trainer.experiment.recipe.contents import by_content
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.stage import digest
 from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh, watches_probe
 from alora_trainer.trainer.config import PROTECTING
 from alora_trainer.weights.parameterization import Parameterization
+
+# A map in the place of the recording: a digest of its folder's content, or its Hub id with the commit.
+Given: TypeAlias = str | Mapping[str, str]
 
 _EVERYWHERE = {
     "name": "it only names the default output folder",
@@ -161,11 +166,11 @@ def fisher_information(recipe: Recipe, method: Method) -> Dependence:
     )
 
 
-def importance(recipe: Recipe, method: Method, given: str | None = None) -> Dependence | None:
+def importance(recipe: Recipe, method: Method, given: Given | None = None) -> Dependence | None:
     """What a method starts from or is held by; None if there is neither.
 
     Args:
-        given: a map (folder, or Hub id with its commit) in the place of the recording that methods share.
+        given: a map in the place of the recording that methods share.
     """
     if method.fisher_kind is not None:
         return fisher_information(recipe, method)
@@ -180,7 +185,7 @@ def importance(recipe: Recipe, method: Method, given: str | None = None) -> Depe
 def training(
     recipe: Recipe,
     method: Method,
-    given: str | None = None,
+    given: Given | None = None,
     *,
     before: Dependence | None = None,
     records: bool = False,
@@ -251,7 +256,7 @@ def scores(recipes: Sequence[Recipe], trained: str | Dependence) -> Dependence:
     return Dependence(settings, without, after=(*data, *(() if isinstance(trained, str) else (trained,))))
 
 
-def start(recipe: Recipe, method: Method, given: str | None = None) -> Dependence:
+def start(recipe: Recipe, method: Method, given: Given | None = None) -> Dependence:
     """What a method is before it learns the first of several domains: the base model, or the recorded adapter on it."""
     source = importance(recipe, method, given) if method.needs_recording else None
     sections = [key for key in recipe.resolved() if key not in ("model", "seed")]
@@ -260,7 +265,7 @@ def start(recipe: Recipe, method: Method, given: str | None = None) -> Dependenc
     return Dependence(settings, without, method.name, after=() if source is None else (source,))
 
 
-def trainings(recipe: Recipe, method: Method, given: str | None = None) -> list[Dependence]:
+def trainings(recipe: Recipe, method: Method, given: Given | None = None) -> list[Dependence]:
     """A method's trainings on the recipe's domains, in their order; one that trains nothing has one that is none."""
     recipes = recipe.each_domain()
     if not method.trains or len(recipes) == 1:
@@ -272,7 +277,7 @@ def trainings(recipe: Recipe, method: Method, given: str | None = None) -> list[
     return made
 
 
-def result(recipe: Recipe, method: Method, given: str | None = None) -> Dependence:
+def result(recipe: Recipe, method: Method, given: Given | None = None) -> Dependence:
     """Everything that a method's result depends on, of one domain or (at its end) of several in a row."""
     return scores(recipe.each_domain(), trainings(recipe, method, given)[-1])
 
@@ -364,7 +369,7 @@ def _remaining(recipe: Recipe, without: Mapping[str, str]) -> dict[str, Any]:
             value = {key: item for key, item in value.items() if f"{section}.{key}" not in without}
             if not value and any(name.startswith(f"{section}.") for name in without):
                 continue
-        remaining[section] = value
+        remaining[section] = value if recipe.contents is None else by_content(section, value, recipe.contents)
     return remaining
 
 

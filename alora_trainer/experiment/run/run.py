@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from alora_trainer.artefact.files import LAYERS_FILE
 from alora_trainer.artefact.hub.download import fetch, pinned
 from alora_trainer.basics.files import read_json, write_text
-from alora_trainer.basics.processes import is_main, launched, main_first
+from alora_trainer.basics.processes import by_main, is_main, launched, main_first
 from alora_trainer.basics.scores import Score
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.recipe.contents import CONTENTS
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import method_settings
-from alora_trainer.experiment.run import dependencies
+from alora_trainer.experiment.run.dependencies import Given
 from alora_trainer.experiment.run.evaluate import evaluate
 from alora_trainer.experiment.run.fisher import compute_fisher
 from alora_trainer.experiment.run.models import load_tokenizer
@@ -29,6 +31,7 @@ from alora_trainer.experiment.run.observe import recorded_overlap
 from alora_trainer.experiment.run.prepare import PreparedData, write_data
 from alora_trainer.experiment.run.record import record_importance
 from alora_trainer.experiment.run.stage import Stage
+from alora_trainer.experiment.run.steps import Steps
 from alora_trainer.experiment.run.training_recipe import check_one_domain
 from alora_trainer.experiment.run.tune import Beginning, tune
 from alora_trainer.weights.parameterization import Parameterization
@@ -76,11 +79,11 @@ class Run:
         if not several_processes:
             check_single_process()
         check_one_domain(recipe)
-        self.recipe = recipe
+        self.recipe = replace(recipe, contents=CONTENTS)
         self.folder = Path(output_dir)
         self.overwrite = overwrite
         self.importance = str(importance) if importance is not None else None
-        self.variant = variant
+        self.steps = Steps(self.recipe, self.folder, variant=variant, given=lambda: self._identity_of_given)
         self._is_begun = False
         if self.folder.exists() and not self.folder.is_dir():
             raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
@@ -90,10 +93,6 @@ class Run:
         """The base model's tokenizer."""
         return load_tokenizer(self.recipe)
 
-    def place(self, method: Method) -> str:
-        """The method's folder in the run's, and its name in results.json."""
-        return method.name if self.variant is None else f"{method.name}@{self.variant}"
-
     @cached_property
     def _given(self) -> str | None:
         """The map that was given, at one commit: one run keeps to one map.
@@ -102,6 +101,12 @@ class Run:
             ALoRAError: there is no such map.
         """
         return None if self.importance is None else pinned(self.importance, storage=self.recipe.alora.storage)
+
+    @cached_property
+    def _identity_of_given(self) -> Given | None:
+        """What tells the map that was given from every other."""
+        folder = self._given is not None and Path(self._given).is_dir()
+        return CONTENTS.loaded(Path(str(self._given))) if folder else self._given
 
     def _begin_run(self) -> None:
         """Note the recipe in the folder, before any work in it; that a given map is not there is known by then."""
@@ -113,29 +118,28 @@ class Run:
                 write_recipe(self.recipe, self.folder)
         self._is_begun = True
 
-    # ---- the steps, and what each depends on ----
+    # ---- the steps ----
 
-    def _data_stage(self) -> Stage:
-        return Stage(self.folder / "data", dependencies.held_out(self.recipe).settings, "data")
+    def check(self, *methods: Method, recording: bool = False, scores: bool = False) -> None:
+        """Refuse what cannot be done in this folder (see `Steps.check`), before anything is written in it."""
+        by_main(lambda: self.steps.check(methods, recording=recording, scores=scores, overwrite=self.overwrite))
 
-    def _recording_stage(self, method: Method | None = None) -> Stage:
-        """Stage A: the one that methods share, or that of a `method` which records alone."""
-        own = method is not None and method.records_alone
-        name = f"record_{method.name}" if method is not None and own else "record"
-        return Stage(self.folder / name, dependencies.recording(self.recipe, method).settings, "training")
+    def check_scores(self, methods: Sequence[Method], others: Mapping[str, str]) -> None:
+        """The same for an evaluation of what was made before.
 
-    def _fisher_stage(self, method: Method) -> Stage:
-        assert method.importance is not None
-        full = method.parameterization is Parameterization.FULL
-        name = f"{method.importance}_full" if full else method.importance
-        return Stage(self.folder / name, dependencies.fisher_information(self.recipe, method).settings, "training")
+        Args:
+            methods: that were trained in this folder, or need no training.
+            others: a digest of anything else, by name (see `evaluate`).
+        """
+        untrained = [method for method in methods if not method.trains]
+        trained = {one.name: str(self._trained(one)["settings_digest"]) for one in methods if one.trains}
 
-    def _training_stage(self, method: Method) -> Stage:
-        settings = dependencies.training(self.recipe, method, self._given).settings
-        return Stage(self.folder / self.place(method), settings, "training")
+        def check() -> None:
+            self.steps.check(untrained, recording=False, scores=True, overwrite=self.overwrite)
+            for name, digest in {**trained, **others}.items():
+                self.steps.scores(name, digest).finished(overwrite=self.overwrite)
 
-    def _scores_stage(self, name: str, trained: str) -> Stage:
-        return Stage(self.folder / name, dependencies.scores([self.recipe], trained).settings, "result")
+        by_main(check)
 
     def _begin(self, stage: Stage) -> dict[str, Any] | None:
         """Begin a step; its outcome, if it was finished before."""
@@ -156,11 +160,11 @@ class Run:
             ALoRAError: a given map cannot be fetched.
         """
         if method.fisher_kind is not None:
-            return self._fisher_stage(method).folder / "map"
+            return self.steps.fisher(method).folder / "map"
         if not method.needs_recording:
             return None
         if self._given is None or method.records_alone:
-            return self._recording_stage(method).folder / "map"
+            return self.steps.recording(method).folder / "map"
         return fetch(self._given, storage=self.recipe.alora.storage)[0]
 
     # ---- the work ----
@@ -172,7 +176,7 @@ class Run:
             return self._prepared()
 
     def _prepared(self) -> PreparedData:
-        stage = self._data_stage()
+        stage = self.steps.data()
         stage.begin(overwrite=self.overwrite)
         outcome = stage.finished()
         if outcome is None:
@@ -189,7 +193,7 @@ class Run:
         Returns:
             seconds, peak_bytes, loss and steps of the training.
         """
-        stage = self._recording_stage(method)
+        stage = self.steps.recording(method)
         finished = self._begin(stage)
         if finished is not None:
             return finished
@@ -206,7 +210,7 @@ class Run:
         Returns:
             seconds, peak_bytes, samples and steps of the estimate.
         """
-        stage = self._fisher_stage(method)
+        stage = self.steps.fisher(method)
         finished = self._begin(stage)
         if finished is not None:
             return finished
@@ -216,11 +220,9 @@ class Run:
 
     def importance_of(self, method: Method) -> dict[str, Any] | None:
         """Make what the method starts from or is held by, if it is not there; what that cost, None where nothing was made."""
-        if method.fisher_kind is not None:
-            return self.fisher(method)
-        if method.needs_recording and (method.records_alone or self.importance is None):
-            return self.record(method)
-        return None
+        if self.steps.importance(method) is None:
+            return None
+        return self.record(method) if method.fisher_kind is None else self.fisher(method)
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
@@ -229,7 +231,7 @@ class Run:
             train: what `tune.tune` says of this training; record: the cost of stage A or of the Fisher information, if the
             method needs one and this run made it.
         """
-        stage = self._training_stage(method)
+        stage = self.steps.training(method)
         finished = self._begin(stage)
         if finished is not None:
             return finished
@@ -247,11 +249,15 @@ class Run:
 
     def overlap(self) -> dict[str, Any] | None:
         """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
-        recorded = self._recording_stage()
-        if self.importance is not None or recorded.finished(overwrite=True) is None:
+        if self.importance is not None or not (self.folder / "record").is_dir():
             return None
-        settings = {"recording": recorded.settings, "data": self._data_stage().settings}
-        stage = Stage(self.folder / "overlap", settings, "overlap")
+        try:
+            recorded, stage = self.steps.recording(), self.steps.overlap()
+        except ALoRAError as error:
+            logger.warning(f"the recording text is not compared with the test items: {error}")
+            return None
+        if recorded.finished(overwrite=True) is None:
+            return None
         stage.begin(overwrite=True)  # nothing is lost: it is computed from what is at hand
         finished = stage.finished()
         if finished is not None:
@@ -272,7 +278,7 @@ class Run:
             model_source: another model (a folder or Hub id), such as a merged one, instead of the base model.
         """
         self._begin_run()
-        stage = self._scores_stage(name, trained)
+        stage = self.steps.scores(name, trained)
         finished = stage.finished(overwrite=self.overwrite)
         if finished is not None:
             return Score.from_json(finished, str(stage.folder))
@@ -289,14 +295,16 @@ class Run:
     def method(self, method: Method) -> MethodResult:
         """Train and evaluate one method; its entry of results.json."""
         costs = self.tune(method)
-        stage = self._training_stage(method)
-        score = self.evaluate(self.place(method), stage.digest, stage.folder / "adapter" if method.trains else None)
+        stage = self.steps.training(method)
+        score = self.evaluate(
+            self.steps.place(method), stage.digest, stage.folder / "adapter" if method.trains else None
+        )
         return entry_of(score, costs, stage.settings, self._recorded_map(method))
 
     def _recorded_map(self, method: Method) -> Path | None:
         """The map that this run recorded for the method."""
         recorded = method.needs_recording and (method.records_alone or self.importance is None)
-        return self._recording_stage(method).folder / "map" if recorded else None
+        return self.steps.recording(method).folder / "map" if recorded else None
 
     def trained_before(self, method: Method) -> MethodResult:
         """Evaluate what an earlier command trained in this folder, whatever its training's settings were.
@@ -306,6 +314,13 @@ class Run:
         """
         if not method.trains:
             return self.method(method)
+        stored = self._trained(method)
+        costs: dict[str, Any] = {key: stored[key] for key in ("train", "record") if key in stored}
+        score = self.evaluate(method.name, stored["settings_digest"], self.folder / method.name / "adapter")
+        return entry_of(score, costs, stored["settings"], self._recorded_map(method))
+
+    def _trained(self, method: Method) -> dict[str, Any]:
+        """What a finished training left to be read."""
         folder = self.folder / method.name
         stored = read_json(folder / "training.json")
         if stored is None:
@@ -313,19 +328,17 @@ class Run:
                 f"{folder} holds no finished training: run `alora tune RECIPE --method {method.name} "
                 f"--output_dir {self.folder}` first"
             )
-        costs = {key: stored[key] for key in ("train", "record") if key in stored}
-        score = self.evaluate(method.name, stored["settings_digest"], folder / "adapter")
-        return entry_of(score, costs, stored["settings"], self._recorded_map(method))
+        return dict(stored)
 
     def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, MethodResult]:
         """Entries of further methods that are finished in this folder with the same recipe."""
         entries = {}
         for method in METHODS.values():
             try:
-                training = self._training_stage(method)
+                training = self.steps.training(method)
             except ALoRAError:  # does not go with this recipe's settings, so it was not trained with them either
                 continue
-            scores = self._scores_stage(method.name, training.digest).finished(overwrite=True)
+            scores = self.steps.scores(method.name, training.digest).finished(overwrite=True)
             costs = training.finished(overwrite=True)
             if method.name not in exclude and costs is not None and scores is not None:
                 score = Score.from_json(scores, str(self.folder / method.name))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.basics.files import read_json, write_json
+from alora_trainer.basics.files import is_leftover, read_json, remove_folder, write_json
 from alora_trainer.errors import ALoRAError
 
 SETTINGS_FILE = "settings.json"
@@ -34,6 +33,22 @@ class Stage:
         """A digest of the settings."""
         return digest(self.settings)
 
+    def check(self, *, overwrite: bool = False) -> None:
+        """What `begin` and `finished` would refuse, without writing anything.
+
+        Args:
+            overwrite: as of `begin`.
+
+        Raises:
+            ALoRAError: there is work of other settings in the folder (the message says which), or it is not ours.
+        """
+        found = read_json(self.folder / SETTINGS_FILE)
+        if found is None and self._holds_others_files():
+            raise ALoRAError(f"{self.folder} holds files that no run made: choose another --output_dir")
+        if found not in (None, self.settings) and self._holds_work() and not overwrite:
+            raise ALoRAError(self._stale(found))
+        self.finished(overwrite=overwrite)
+
     def begin(self, *, overwrite: bool = False) -> None:
         """Make the folder and note the settings in it, or go on in it if it was begun with the same ones.
 
@@ -41,18 +56,21 @@ class Stage:
             overwrite: remove what other settings made, and begin anew.
 
         Raises:
-            ALoRAError: there is work of other settings in it (the message says which), or it is not ours.
+            ALoRAError: as `check`.
         """
+        self.check(overwrite=overwrite)
         found = read_json(self.folder / SETTINGS_FILE)
         if found == self.settings:
             return
-        if found is None and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ALoRAError(f"{self.folder} holds files that no run made: choose another --output_dir")
         if found is not None:
-            if self._holds_work() and not overwrite:
-                raise ALoRAError(self._stale(found))
-            shutil.rmtree(self.folder)
+            remove_folder(self.folder)
         write_json(self.folder / SETTINGS_FILE, self.settings)
+
+    def _holds_others_files(self) -> bool:
+        """Whether there is anything but what a process that was killed left half-written."""
+        if self.folder.exists() and not self.folder.is_dir():
+            return True
+        return self.folder.is_dir() and not all(map(is_leftover, self.folder.iterdir()))
 
     def _holds_work(self) -> bool:
         """Whether anything would be lost with this folder: not if a mistake in the recipe ended it as it began."""

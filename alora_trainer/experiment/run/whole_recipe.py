@@ -13,22 +13,26 @@ was stopped goes on from its last whole checkpoint. The output folder holds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from alora_trainer.basics.disk_errors import disk_errors
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.basics.processes import is_main, launched
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
+from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import RunResults, results_of, write_results
 from alora_trainer.experiment.run.continual import run_continual
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.stage import digest
-from alora_trainer.experiment.run.training_recipe import as_trained
+from alora_trainer.experiment.run.training_checks import check_trainings
+from alora_trainer.experiment.run.working_folder import working_in
 
 
 def run_recipe(
@@ -54,23 +58,32 @@ def run_recipe(
             raise ALoRAError("a recipe with several domains records its own importance: leave the map out")
         return run_continual(recipe, output_dir=output_dir, overwrite=overwrite)
     run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
-    for method in recipe.methods:
-        as_trained(recipe, method)  # what does not go together is known before anything is computed
-    run.prepare_data()
-    if recipe.needs_recording and importance is None:
-        run.record()  # before any method, so that what is wrong with the general text is known at once
-    overlap = run.overlap()
-    entries: dict[str, MethodResult] = {}
-    for method in recipe.methods:
-        try:
-            entries[method.name] = run.method(method)
-        except ALoRAError as error:
-            raise ALoRAError(f"method {method.name}: {error}") from error
-        except Exception as error:
-            kept = f"; finished methods are in {run.folder / 'results.json'}" if entries else ""
-            raise RuntimeError(f"method {method.name} failed{kept}") from error
-        results = write_results(run.folder, recipe, entries | run.finished_before(entries), overlap)
+    records = recipe.needs_recording and importance is None
+    # What does not go together, or is refused by a library, is known before anything is computed or written.
+    check_trainings(recipe, recipe.methods, recording=records)
+    with working_in(run.folder):
+        run.check(*recipe.methods, recording=records, scores=True)
+        run.prepare_data()
+        if records:
+            run.record()  # before any method, so that what is wrong with the general text is known at once
+        overlap = run.overlap()
+        entries: dict[str, MethodResult] = {}
+        for method in recipe.methods:
+            entries[method.name] = _method(run, method, entries)
+            results = write_results(run.folder, recipe, entries | run.finished_before(entries), overlap)
     return results
+
+
+def _method(run: Run, method: Method, finished: Mapping[str, MethodResult]) -> MethodResult:
+    """`Run.method`, with the method's name in what it raises."""
+    try:
+        with disk_errors(run.folder):
+            return run.method(method)
+    except ALoRAError as error:
+        raise ALoRAError(f"method {method.name}: {error}") from error
+    except Exception as error:
+        kept = f"; finished methods are in {run.folder / 'results.json'}" if finished else ""
+        raise RuntimeError(f"method {method.name} failed{kept}") from error
 
 
 def record_recipe(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> Path:
@@ -81,8 +94,11 @@ def record_recipe(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = F
     Raises:
         ALoRAError: as `run_recipe`.
     """
+    check_trainings(recipe, (), recording=True)
     run = _joined_run(recipe, "record", output_dir, overwrite=overwrite)
-    run.record()
+    with working_in(run.folder):
+        run.check(recording=True)
+        run.record()
     return run.folder / "record" / "map"
 
 
@@ -125,8 +141,12 @@ def tune_recipe(
         raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
     if launched() > 1 and not method.trains_in_several_processes:
         raise ALoRAError(f"method {method.name} trains in one process: start it without torchrun")
+    records = method.needs_recording and not method.records_alone and importance is None
+    check_trainings(recipe, (method,), recording=records)
     run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
-    run.tune(method)
+    with working_in(run.folder):
+        run.check(method)
+        run.tune(method)
     return run.folder / method.name / "adapter"
 
 
@@ -162,20 +182,22 @@ def evaluate_recipe(
         ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter or model of that name.
     """
     run = Run(recipe, output_dir, overwrite=overwrite, several_processes=True)
-    entries = {}
-    if with_base:
-        entries["base"] = run.trained_before(METHODS["base"])
-    if adapter is not None:
-        score = run.evaluate("adapter", _identity(run, "adapter", adapter), adapter)
-        entries["adapter"] = MethodResult.of(score, {})
-    elif model is not None:
-        score = run.evaluate("model", _identity(run, "model", model), None, str(model))
-        entries["model"] = MethodResult.of(score, {})
-    elif method is not None or not with_base:
-        method = method or METHODS["base"]
-        entries[method.name] = run.trained_before(method)
-    methods = run.finished_before(entries) | entries
-    return write_results(run.folder, recipe, methods, run.overlap()) if is_main() else results_of(recipe, methods)
+    scored = [METHODS["base"]] if with_base else []
+    other = next(
+        ((name, source) for name, source in (("adapter", adapter), ("model", model)) if source is not None), None
+    )
+    if other is None and (method is not None or not with_base):
+        scored.append(method or METHODS["base"])
+    identity = None if other is None else _identity(run, *other)
+    with working_in(run.folder):
+        run.check_scores(scored, {other[0]: identity} if other is not None and identity is not None else {})
+        entries = {one.name: run.trained_before(one) for one in scored}
+        if other is not None and identity is not None:
+            name, source = other
+            placed = (source, None) if name == "adapter" else (None, str(source))
+            entries[name] = MethodResult.of(run.evaluate(name, identity, *placed), {})
+        methods = run.finished_before(entries) | entries
+        return write_results(run.folder, recipe, methods, run.overlap()) if is_main() else results_of(recipe, methods)
 
 
 def _identity(run: Run, kind: str, source: str | Path) -> str:
@@ -185,11 +207,10 @@ def _identity(run: Run, kind: str, source: str | Path) -> str:
         ALoRAError: there is no such folder.
     """
     known: dict[str, Any] = {kind: str(source), "base": run.recipe.resolved()["model"]}
+    known["base"] = by_content("model", known["base"], CONTENTS)
     if not is_hub_id(source):
-        folder = Path(source).resolve()
+        folder = Path(source)
         if not folder.is_dir():
             raise ALoRAError(f"there is no {kind} folder {source}")
-        # By size and time: to read a whole model for this would take as long as to score it.
-        files = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
-        known |= {kind: str(folder), "files": {name: (at.st_size, at.st_mtime_ns) for name, at in files.items()}}
+        known[kind] = CONTENTS.loaded(folder)
     return digest(known)

@@ -67,6 +67,8 @@ class Scheduler:
         self.failures: dict[str, BaseException] = {}
         self._units = list(units)
         for unit in self._units:
+            unit.memory.check(overwrite=overwrite)  # all of them, before anything is written
+        for unit in self._units:
             unit.memory.begin(overwrite=overwrite)
             finished = unit.memory.finished()
             if finished is not None:

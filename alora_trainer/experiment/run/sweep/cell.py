@@ -10,12 +10,15 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from alora_trainer.experiment.methods import get_method
+from alora_trainer.basics.disk_errors import disk_errors
+from alora_trainer.experiment.methods import Method, get_method
+from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.scheduling.scheduler import WorkUnit
 from alora_trainer.experiment.run.stage import Stage
+from alora_trainer.experiment.run.training_checks import check_trainings
 
 CELLS = "cells"  # the folder that remembers what cells are finished
 
@@ -48,11 +51,29 @@ class Cell:
             load_recipe(self.recipe, self.overrides), folder / self.folder, overwrite=overwrite, variant=self.variant
         )
 
+    @property
+    def trained(self) -> list[Method]:
+        """Its methods."""
+        return [get_method(name) for name in self.methods]
+
+    def check(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Refuse what cannot be done, `folder` being the sweep's, before anything is written in it.
+
+        Raises:
+            ALoRAError: as `run_recipe`, before its first method.
+        """
+        run = self.run(folder, overwrite=overwrite)
+        if self.remembered(folder).finished(overwrite=overwrite) is None:
+            recording = run.recipe.needs_recording
+            check_trainings(run.recipe, self.trained, recording=recording)
+            run.check(*self.trained, recording=recording, scores=True)
+
     def remembered(self, folder: Path) -> Stage:
         """What the cell's outcome depends on, and where the sweep in `folder` keeps it."""
         resolved = load_recipe(self.recipe, self.overrides).resolved()
+        by_contents = {section: by_content(section, value, CONTENTS) for section, value in resolved.items()}
         described = {key: value for key, value in asdict(self).items() if key in ("name", "methods", "variant")}
-        settings = {"cell": described, "recipe": resolved | {"methods": None}}
+        settings = {"cell": described, "recipe": by_contents | {"methods": None}}
         return Stage(folder / CELLS / self.name, settings, "outcome")
 
 
@@ -80,13 +101,13 @@ def work_on_cell(cell: Cell, folder: Path, *, overwrite: bool = False) -> dict[s
     """
     disable_progress_bar()
     run = cell.run(folder, overwrite=overwrite)
-    run.prepare_data()
-    overlap = None
-    if run.recipe.needs_recording:
-        run.record()
-        overlap = run.overlap()
-    methods = [get_method(name) for name in cell.methods]
-    entries = {run.place(method): run.method(method).to_json() for method in methods}
+    with disk_errors(run.folder):
+        run.prepare_data()
+        overlap = None
+        if run.recipe.needs_recording:
+            run.record()
+            overlap = run.overlap()
+        entries = {run.steps.place(method): run.method(method).to_json() for method in cell.trained}
     return {"entries": entries, "overlap": overlap}
 
 

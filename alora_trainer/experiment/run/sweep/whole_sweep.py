@@ -12,6 +12,7 @@ from alora_trainer.experiment.report.results import write_results
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
 from alora_trainer.experiment.run.sweep.cell import Cell, cell_unit, results_of_cell
 from alora_trainer.experiment.run.sweep.grid import Grid, cells_of
+from alora_trainer.experiment.run.working_folder import working_in
 
 
 def run_sweep(
@@ -40,16 +41,18 @@ def run_sweep(
     if folder.exists() and not folder.is_dir():
         raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
     cells = {cell.name: cell for grid in grids for cell in cells_of(grid)}
-    scheduler = Scheduler(
-        [cell_unit(cell, folder, overwrite=overwrite) for cell in cells.values()], name="sweep", overwrite=overwrite
-    )
-    runs = {cell.folder for cell in cells.values()}
-    for run in runs:
-        _write_run(run, cells.values(), scheduler.outcomes, folder)
-    scheduler.work(
-        workers, lambda unit: _write_run(cells[unit.name].folder, cells.values(), scheduler.outcomes, folder)
-    )
-    return sorted(folder / run for run in runs)
+    runs = sorted({cell.folder for cell in cells.values()})
+    with working_in(folder, *(folder / run for run in runs)):
+        for cell in cells.values():
+            cell.check(folder, overwrite=overwrite)
+        units = [cell_unit(cell, folder, overwrite=overwrite) for cell in cells.values()]
+        scheduler = Scheduler(units, name="sweep", overwrite=overwrite)
+        for run in runs:
+            _write_run(run, cells.values(), scheduler.outcomes, folder)
+        scheduler.work(
+            workers, lambda unit: _write_run(cells[unit.name].folder, cells.values(), scheduler.outcomes, folder)
+        )
+    return [folder / run for run in runs]
 
 
 def _write_run(run: str, cells: Iterable[Cell], outcomes: Mapping[str, Any], folder: Path) -> None:
