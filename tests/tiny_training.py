@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 
-def tiny_llama() -> Any:
-    """A Llama of a few thousand parameters, always the same one."""
+def tiny_llama(**settings: Any) -> Any:
+    """A Llama of a few thousand parameters, always the same one; `settings` over its configuration's."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -24,6 +24,7 @@ def tiny_llama() -> Any:
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=1,
+        **settings,
     )
     return LlamaForCausalLM(config)
 

@@ -19,6 +19,7 @@ from peft.tuners.lora import layer as lora_layers
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.adapter_kinds import refuse_other_kinds
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
 from alora_trainer.weights.steps import Factors, FactorStep, movement_factors
@@ -163,9 +164,11 @@ def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
     Frozen adapters (DPO's reference adapter, say) are passed over.
 
     Raises:
-        ALoRAError: there is no trainable LoRA adapter; adapters are merged; the adapter is a variant whose movement is not
-            ``scaling * B @ A`` (DoRA and others); two adapters train at once; a kind of layer is not supported.
+        ALoRAError: there is no trainable LoRA adapter, or one of another kind; adapters are merged; the adapter is a variant
+            whose movement is not ``scaling * B @ A`` (DoRA and others); two adapters train at once; two weights have their
+            factors in common; a kind of layer is not supported.
     """
+    refuse_other_kinds(model)
     weights = list(_trainable_weights(model))
     if not weights:
         raise ALoRAError(
@@ -177,7 +180,23 @@ def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
         raise ALoRAError(
             f"several LoRA adapters are trainable at once ({', '.join(adapters)}): activate one with model.set_adapter(name)"
         )
+    _refuse_tied(weights)
     return weights
+
+
+def _refuse_tied(weights: list[AdaptedWeight]) -> None:
+    """Two weights with factors in common (PEFT's `ensure_weight_tying`) would each be charged for the other's movement."""
+    owners: dict[int, AdaptedWeight] = {}
+    for weight in weights:
+        if weight.shares_parameters or weight.is_sharded or weight.parameter_a.is_meta:
+            continue
+        for parameter in weight.parameters:
+            other = owners.setdefault(parameter.data_ptr(), weight)
+            if other is not weight:
+                raise ALoRAError(
+                    f"{other.name} and {weight.name} have their LoRA factors in common, which is not supported: adapt one of "
+                    "the two, or leave ensure_weight_tying out"
+                )
 
 
 def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.adapter_kinds import adapter_configs
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import FullReference
 from alora_trainer.weights.steps import FullStep
@@ -66,7 +67,7 @@ def full_weights(model: nn.Module) -> list[FullWeight]:
     """All trainable parameters of a model that is tuned without adapters; tied ones once.
 
     Raises:
-        ALoRAError: the model has PEFT layers, or nothing in it trains, or a trainable parameter is quantised.
+        ALoRAError: the model has an adapter, or nothing in it trains, or a trainable parameter is quantised.
     """
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -74,6 +75,11 @@ def full_weights(model: nn.Module) -> list[FullWeight]:
                 f"full_parameters=True tunes the model's own weights, and {name} has a PEFT adapter: "
                 "leave full_parameters out, or pass the model without the adapter"
             )
+    for config in adapter_configs(model):  # of prompt tuning and the like, which have no layers of their own
+        raise ALoRAError(
+            f"full_parameters=True tunes the model's own weights, and it has a PEFT adapter ({type(config).__name__}): "
+            "leave full_parameters out, or pass the model without the adapter"
+        )
     weights = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
