@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.data.records import check_characters, shown
 from alora_trainer.data.sources import check_keys
 from alora_trainer.errors import ALoRAError
 
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHAT_KEYS = ("name", "messages")
+# Who speaks in ShareGPT's `from`, as chat templates call them. What else is found there (function calls, observations) is
+# written in as many ways as there are data sets.
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+}
 
 
 def is_chat(spec: Any) -> bool:
@@ -32,7 +45,8 @@ def render_chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> tup
     """The text up to the last answer, and that answer with what ends it.
 
     Args:
-        messages: ``{"role", "content"}`` in their order; the last one must be the assistant's.
+        messages: the turns in their order, ``{"role", "content"}`` or ``{"from", "value"}`` (ShareGPT); the last one must be
+            the assistant's. A content in parts, ``{"type": "text", "text": ...}``, is the parts one after the other.
         tokenizer: with a chat template. A beginning-of-text token that the tokenizer puts there itself is left out of the text.
 
     Raises:
@@ -42,19 +56,63 @@ def render_chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> tup
         raise ALoRAError("chat data needs a tokenizer with a chat template: choose an instruction-tuned model")
     if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
         raise ALoRAError("its messages are no list of at least two turns")
-    turns = [dict(message) for message in messages]
-    if turns[-1].get("role") != "assistant":
-        raise ALoRAError(f"its last message is by {turns[-1].get('role')!r}, not by the assistant")
+    turns = [_turn(message, number) for number, message in enumerate(messages, start=1)]
+    if turns[-1]["role"] != "assistant":
+        raise ALoRAError(f"its last message is by {turns[-1]['role']!r}, not by the assistant")
     if not isinstance(turns[-1].get("content"), str) or not turns[-1]["content"].strip():
         raise ALoRAError("its last message has no text in 'content'")
-    try:
-        prompt = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception as error:  # templates raise what they like: jinja's errors, and ValueErrors of their own
-        raise ALoRAError(f"it does not fit the chat template: {str(error).strip().splitlines()[0]}") from error
+    prompt, whole = _written(turns, tokenizer)
     if not whole.startswith(prompt) or not whole[len(prompt) :].strip():
         raise ALoRAError("the chat template does not write the last answer after what came before it")
+    silent = [turn | {"content": ""} if turn.get("content") is None else turn for turn in turns]
+    if silent != turns and whole.count("None") > _written(silent, tokenizer)[1].count("None"):
+        raise ALoRAError("a message calls a tool and has no content, which the chat template writes as 'None'")
+    check_characters(whole, "its conversation")
     begin = tokenizer.bos_token
     if begin and prompt.startswith(begin) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
         return prompt[len(begin) :], whole[len(prompt) :]
     return prompt, whole[len(prompt) :]
+
+
+def _written(turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The conversation up to the last answer, and the whole of it."""
+    try:
+        prompt = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True))
+        return prompt, str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception as error:  # templates raise what they like: jinja's errors, and ValueErrors of their own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ALoRAError(f"it does not fit the chat template: {reason[0]}") from error
+
+
+def _turn(message: Any, number: int) -> dict[str, Any]:
+    """A message as chat templates know it: ``role``, ``content``, and what else it has."""
+    what = f"its message {number}"
+    if not isinstance(message, Mapping):
+        raise ALoRAError(f"{what} is {shown(message)}, not an object with role and content")
+    turn = dict(message)
+    if "role" not in turn and "from" in turn:
+        turn["role"], turn["content"] = _speaker(turn.pop("from"), what), turn.pop("value", None)
+    role, content = turn.get("role"), turn.get("content")
+    if not isinstance(role, str):
+        raise ALoRAError(f"{what} has the role {shown(role)}: a role is a word, such as user or assistant")
+    if content is None and turn.get("tool_calls"):
+        return turn
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_part(part, what) for part in content)
+    if not isinstance(content, str):
+        raise ALoRAError(f"{what} has no text: its content is {shown(content)}")
+    return turn | {"content": check_characters(content, what)}
+
+
+def _speaker(name: Any, what: str) -> str:
+    role = SHAREGPT_ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise ALoRAError(f"{what} is from {shown(name)}: those known are {', '.join(SHAREGPT_ROLES)}")
+    return role
+
+
+def _part(part: Any, what: str) -> str:
+    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = f"of type {shown(part.get('type'))}" if isinstance(part, Mapping) else shown(part)
+        raise ALoRAError(f"{what} has a part {kind}: only text can be learned, {{type: text, text: ...}}")
+    return str(part["text"])

@@ -6,20 +6,23 @@ import copy
 import hashlib
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, Features, List, Value
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from alora_trainer.data.general import check_count
-from alora_trainer.data.sources import Source, check_keys, load_source, read_lines, source_name, write_lines
-from alora_trainer.data.tasks import Doc, Record, Task, get_task
+from alora_trainer.data.records import Record, is_missing, listed, place, text_of
+from alora_trainer.data.sources import Source, check_keys, hub_settings, load_source, read_lines, write_lines
+from alora_trainer.data.tasks import Doc, Task, get_task
 from alora_trainer.errors import ALoRAError
 
 logger = logging.getLogger(__name__)
+
+_R = TypeVar("_R", bound=Record)
 
 LOSSES = ("answer", "all")
 TOO_LONG = ("error", "drop")
@@ -79,6 +82,18 @@ class DomainConfig:
         if self.train is None or self.test is None:
             raise ALoRAError("domain needs both 'train' and 'test', or 'source' and 'holdout'")
 
+    def read(self, split: str) -> Source:
+        """The source that the ``train`` or ``test`` items are read from; it may be the same, for `source` is split."""
+        source = self.source if self.source is not None else {"train": self.train, "test": self.test}[split]
+        assert source is not None  # the check above
+        return source
+
+    def reads_hub_of(self, task: Task, split: str) -> bool:
+        """Whether the items of a split are those on the Hub that lm-eval's task of the name reads, all of them."""
+        return (
+            self.source is None and bool(task.hub) and hub_settings(self.read(split)) == hub_settings(task.hub[split])
+        )
+
     def _check_holdout(self) -> None:
         if not isinstance(self.holdout, Mapping):
             raise ALoRAError("domain.source needs domain.holdout, such as {by: id, items: 1000}")
@@ -97,22 +112,46 @@ class DomainFiles:
     report: dict[str, Any]
 
 
-def split_records(records: list[Record], *, by: str, items: int) -> tuple[list[Record], list[Record]]:
+def split_records(records: list[_R], *, by: str, items: int) -> tuple[list[_R], list[_R]]:
     """Split records into training and test: the ``items`` whose field ``by`` has the smallest SHA-1 are the test.
 
-    The order within each part is that of the records. Raises ALoRAError if a record has no such field, or if nothing
-    would be left to train on.
+    The order within each part is that of the records. Raises ALoRAError if a record has no such field or one that is no text
+    or number, or if nothing would be left to train on.
     """
     keys = []
     for number, record in enumerate(records, start=1):
-        if record.get(by) is None:
-            raise ALoRAError(f"item {number} has no {by!r} to be held out by: its fields are {', '.join(record)}")
-        keys.append(hashlib.sha1(str(record[by]).encode("utf-8")).hexdigest())
+        if is_missing(record.get(by)):
+            raise ALoRAError(
+                f"{place(record, number)} has no {by!r} to be held out by: its fields are {listed(record)}"
+            )
+        try:
+            key = text_of(record[by], f"its field {by!r}")
+        except ALoRAError as error:
+            raise ALoRAError(f"{place(record, number)} cannot be held out by {by!r}: {error}") from error
+        keys.append(hashlib.sha1(key.encode("utf-8")).hexdigest())
     if items >= len(records):
         raise ALoRAError(f"holding out {items} of {len(records)} items leaves none to train on: lower holdout.items")
     chosen = set(sorted(range(len(records)), key=keys.__getitem__)[:items])
     train = [record for index, record in enumerate(records) if index not in chosen]
     return train, [records[index] for index in sorted(chosen)]
+
+
+def convert_records(records: Iterable[Record], task: Task) -> list[Doc]:
+    """The documents of a task's records; ALoRAError names the file, the item, the field and what is wrong with it.
+
+    An item's own ``id``, if it has one that is a word or a number, goes along as text.
+    """
+    docs = []
+    for number, record in enumerate(records, start=1):
+        try:
+            doc = task.convert(record)
+        except ALoRAError as error:
+            raise ALoRAError(f"{place(record, number)} does not fit the task {task.name}: {error}") from error
+        name = record.get("id")
+        if isinstance(name, (str, int)) and not isinstance(name, bool):
+            doc["id"] = text_of(name, f"the id of {place(record, number)}")
+        docs.append(doc)
+    return docs
 
 
 def prepare_domain(
@@ -144,15 +183,11 @@ def prepare_domain(
     task = get_task(domain.task, tokenizer)
     if domain.source is not None:
         assert domain.holdout is not None  # DomainConfig checked
-        records: list[Record] = list(load_source(domain.source, base=base))
         by, items = domain.holdout["by"], domain.holdout["items"]
-        train_records, test_records = split_records(records, by=by, items=items)
-        train = _convert(train_records, task, source_name(domain.source))
-        test = _convert(test_records, task, source_name(domain.source))
+        train_records, test_records = split_records(load_source(domain.source, base=base), by=by, items=items)
     else:
-        assert domain.train is not None and domain.test is not None
-        train = _convert(load_source(domain.train, base=base), task, source_name(domain.train))
-        test = _convert(load_source(domain.test, base=base), task, source_name(domain.test))
+        train_records, test_records = (load_source(domain.read(split), base=base) for split in ("train", "test"))
+    train, test = convert_records(train_records, task), convert_records(test_records, task)
     if domain.test_items is not None and domain.test_items < len(test):
         test = sorted(test, key=lambda doc: hashlib.sha1(task.identity(doc).encode("utf-8")).hexdigest())
         test = test[: domain.test_items]
@@ -245,19 +280,6 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
         tokenizer = copy.deepcopy(tokenizer)  # padding is masked, so any token will do; the caller's stays as it is
         tokenizer.pad_token = tokenizer.eos_token
     return DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED_LABEL)
-
-
-def _convert(records: Any, task: Task, source: str) -> list[Doc]:
-    docs = []
-    for number, record in enumerate(records, start=1):
-        try:
-            doc = task.convert(record)
-        except ALoRAError as error:
-            raise ALoRAError(f"item {number} of {source} does not fit the task {task.name}: {error}") from error
-        if "id" in record:
-            doc["id"] = record["id"]
-        docs.append(doc)
-    return docs
 
 
 def _normal(question: str) -> str:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import glob
-import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-import pyarrow  # type: ignore[import-untyped]
-from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
-from pyarrow import parquet
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from alora_trainer.basics.files import replacing
+from alora_trainer.data.local_files import find_files, first_line, plain, read_rows
+from alora_trainer.data.records import Row, listed, string_field
 from alora_trainer.errors import ALoRAError
 
 Source: TypeAlias = str | Mapping[str, Any]
+_T = TypeVar("_T")
 
 HUB_PREFIX = "hub:"
-LINE_FORMATS = (".jsonl", ".jsonl.gz", ".json.gz")
-TEXT_FORMATS = (".txt", ".txt.gz")
-FORMATS = (*LINE_FORMATS, ".json", *TEXT_FORMATS, ".parquet")
+# What `load_dataset` and reading from what it gives can raise: of the network, of files, of tables, of a missing package.
+_HUB_ERRORS = (DatasetsError, OSError, ValueError, TypeError, RuntimeError, EOFError, ImportError, zlib.error)
 SOURCE_KEYS = ("path", "hub", "name", "split", "revision", "text_column")
 _SPLIT_NAMES = frozenset({"train", "training", "test", "validation", "valid", "val", "dev", "data"})
 
@@ -37,76 +37,52 @@ def check_keys(mapping: Mapping[str, Any], allowed: Iterable[str], what: str) ->
             raise ALoRAError(f"{what} has an unknown key {key!r}: {hint}")
 
 
-def load_source(source: Source, *, base: Path | str = Path(".")) -> Dataset:
-    """Load one source as a data set.
+def load_source(source: Source, *, base: Path | str = Path(".")) -> list[Row]:
+    """The records of one source, each with its own fields alone, in order.
 
     Args:
         source: a path or glob pattern (``books/*.jsonl.gz``), ``"hub:organisation/name"``, or a mapping with ``path``
             or ``hub`` and any of ``name`` (the configuration), ``split`` (default ``train``), ``revision`` (all three
             of a Hub data set) and ``text_column`` (renamed to ``text``). JSON lines, JSON (a list of objects), text
-            (one document a file) and parquet files can be read, the first and third also gzipped. Local files other
-            than parquet are read into memory.
+            (one document a file) and parquet files can be read, the first three also gzipped.
         base: the folder that a relative path starts from.
 
     Raises:
         ALoRAError: nothing matches the path, the format is unknown, a line cannot be read, or there is nothing in it.
     """
-    settings = _settings(source)
-    dataset = _load_hub(settings) if "hub" in settings else _load_files(settings, Path(base))
-    if len(dataset) == 0:
-        raise ALoRAError(f"{source_name(source)} is empty: give a source with at least one document")
-    column = settings.get("text_column", "text")
-    if column != "text":
-        if column not in dataset.column_names:
-            raise ALoRAError(
-                f"{source_name(source)} has no column {column!r} (its columns are {', '.join(dataset.column_names)}): "
-                "correct text_column"
-            )
-        if "text" in dataset.column_names:
-            dataset = dataset.remove_columns("text")
-        dataset = dataset.rename_column(column, "text")
-    return dataset
+    return _some(list(_rows(_settings(source), Path(base))), source)
 
 
 def load_texts(source: Source, *, base: Path | str = Path(".")) -> list[str]:
     """The non-blank documents of a source's ``text`` column, in order. Raises ALoRAError as `load_source` does."""
-    dataset = load_source(source, base=base)
-    if "text" not in dataset.column_names:
-        raise ALoRAError(
-            f"{source_name(source)} has no column 'text' (its columns are {', '.join(dataset.column_names)}): "
-            "write the source as a mapping with text_column"
-        )
-    texts = dataset["text"][:]
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str):
-            raise ALoRAError(f"document {number} of {source_name(source)} is not a string but {type(text).__name__}")
+    texts = _some([check_text(row) for row in _rows(_settings(source), Path(base), text_only=True)], source)
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise ALoRAError(f"{source_name(source)} holds only blank documents: give a source with text")
     return texts
 
 
-def stream_records(source: Source, *, base: Path | str = Path(".")) -> Iterator[dict[str, Any]]:
-    """The records of a source one by one, in order, never all in memory. Raises ALoRAError as `load_source` does."""
-    settings = _settings(source)
-    if "hub" in settings:
-        yield from _load_hub(settings, streaming=True)
-        return
-    for path in find_files(str(settings["path"]), Path(base)):
-        yield from _load_parquet(path) if path.name.endswith(".parquet") else _records(path)
+def stream_records(source: Source, *, base: Path | str = Path("."), text_only: bool = False) -> Iterator[Row]:
+    """The records of a source one by one, in order, never all in memory. Raises ALoRAError as `load_source` does.
+
+    Args:
+        source, base: as in `load_source`.
+        text_only: nothing but ``text`` will be asked for.
+    """
+    yield from _rows(_settings(source), Path(base), text_only=text_only, streaming=True)
 
 
-def check_text(record: Mapping[str, Any], column: str, number: int, source: Source) -> str:
+def check_text(row: Row) -> str:
     """The text of a record; raises ALoRAError where there is none."""
-    if column not in record:
+    if "text" not in row:
         raise ALoRAError(
-            f"document {number} of {source_name(source)} has no column {column!r} (its columns are {', '.join(record)}): "
-            "write the source as a mapping with text_column"
+            f"{row.where} has no column 'text' (its columns are {listed(row)}): write the source as a mapping with "
+            "text_column"
         )
-    if not isinstance(record[column], str):
-        kind = type(record[column]).__name__
-        raise ALoRAError(f"document {number} of {source_name(source)} is not a string but {kind}")
-    return str(record[column])
+    try:
+        return string_field(row, "text")
+    except ALoRAError as error:
+        raise ALoRAError(f"{row.where} is no document: {error}") from error
 
 
 def named_sources(sources: object, what: str) -> dict[str, Source]:
@@ -137,6 +113,15 @@ def named_sources(sources: object, what: str) -> dict[str, Source]:
     return named
 
 
+def hub_settings(source: Source) -> dict[str, str] | None:
+    """A Hub data set's ``hub``, ``split`` and, if it was given, ``name`` (the configuration); None for a local file."""
+    settings = _settings(source)
+    if "hub" not in settings:
+        return None
+    own = {key: str(settings[key]) for key in ("hub", "name") if settings.get(key) is not None}
+    return own | {"split": str(settings.get("split") or "train")}
+
+
 def source_name(source: Source) -> str:
     """A source in a few words, for messages."""
     if isinstance(source, str):
@@ -152,7 +137,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON lines file, plain or gzipped; ALoRAError names the line that is not a JSON object."""
-    return list(_records(path))
+    return list(read_rows(path))
 
 
 def _settings(source: Source) -> dict[str, Any]:
@@ -181,108 +166,58 @@ def _name_of(source: Source) -> str:
     return path.parent.name if generic and path.parent.name else stem
 
 
-def _load_hub(settings: Mapping[str, Any], *, streaming: bool = False) -> Dataset:
+def _some(found: list[_T], source: Source) -> list[_T]:
+    if not found:
+        raise ALoRAError(f"{source_name(source)} is empty: give a source with at least one document")
+    return found
+
+
+def _rows(
+    settings: Mapping[str, Any], base: Path, *, text_only: bool = False, streaming: bool = False
+) -> Iterator[Row]:
+    """The records of a source, its text column under the name ``text``."""
+    column = str(settings.get("text_column", "text"))
+    columns = [column] if text_only else None
+    if "hub" in settings:
+        rows = _hub_rows(settings, columns, streaming=streaming)
+    else:
+        paths = find_files(str(settings["path"]), base)
+        rows = (row for path in paths for row in read_rows(path, columns))
+    for row in rows:
+        if column != "text":
+            if column not in row:
+                raise ALoRAError(
+                    f"{row.where} has no column {column!r} (its columns are {listed(row)}): correct text_column"
+                )
+            row["text"] = row.pop(column)
+        yield row
+
+
+def _hub_rows(settings: Mapping[str, Any], columns: list[str] | None, *, streaming: bool) -> Iterator[Row]:
+    dataset = _load_hub(settings, streaming=streaming)
+    if columns is not None and set(columns) <= set(dataset.column_names or ()):
+        dataset = dataset.select_columns(columns)
+    schema = dataset.features.arrow_schema if dataset.features is not None else None
+    number = 0
+    try:
+        for number, values in enumerate(dataset, start=1):
+            if schema is not None:
+                values = {key: plain(value, schema.field(key).type, encoded=False) for key, value in values.items()}
+            yield Row(values, f"item {number} of {HUB_PREFIX}{settings['hub']}")
+    except _HUB_ERRORS as error:
+        raise ALoRAError(
+            f"{HUB_PREFIX}{settings['hub']} cannot be read after item {number}: {first_line(error)}"
+        ) from error
+
+
+def _load_hub(settings: Mapping[str, Any], *, streaming: bool) -> Dataset | IterableDataset:
     name, split = settings["hub"], settings.get("split", "train")
     try:
         dataset = load_dataset(
             name, settings.get("name"), split=split, revision=settings.get("revision"), streaming=streaming
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ALoRAError(f"cannot load {HUB_PREFIX}{name} (split {split}): {reason}") from error
+    except _HUB_ERRORS as error:
+        raise ALoRAError(f"cannot load {HUB_PREFIX}{name} (split {split}): {first_line(error)}") from error
     if not isinstance(dataset, IterableDataset if streaming else Dataset):
         raise ALoRAError(f"{HUB_PREFIX}{name} with split {split!r} is not one split: name a single one, such as train")
     return dataset
-
-
-def _load_files(settings: Mapping[str, Any], base: Path) -> Dataset:
-    paths = find_files(str(settings["path"]), base)
-    if paths[0].name.endswith(".parquet"):
-        parts = [_load_parquet(path) for path in paths]
-        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    records = [record for path in paths for record in _records(path)]
-    try:
-        return Dataset.from_list(records)
-    except (TypeError, ValueError, OverflowError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
-        reason = str(error).splitlines()[0]
-        raise ALoRAError(f"the records of {settings['path']} do not have one type a field: {reason}") from error
-
-
-def find_files(pattern: str, base: Path) -> list[Path]:
-    """The files of a path or glob pattern, sorted; raises ALoRAError if there is none, or one that cannot be read."""
-    whole = base / Path(pattern).expanduser()
-    if whole.is_dir():
-        raise ALoRAError(f"{whole} is a folder: name its files, for example {pattern}/*.jsonl")
-    paths = [whole] if whole.is_file() else sorted(Path(path) for path in glob.glob(str(whole), recursive=True))
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise ALoRAError(f"no file {pattern} under {base.resolve()}: correct the path or make the file")
-    for path in paths:
-        if not path.name.endswith(FORMATS):
-            raise ALoRAError(f"{path} has a format that is not known: use one of {', '.join(FORMATS)}")
-    if len({path.name.endswith(".parquet") for path in paths}) > 1:
-        raise ALoRAError(f"{pattern} matches parquet files and others: give them as two sources")
-    return paths
-
-
-def _load_parquet(path: Path) -> Dataset:
-    try:
-        return Dataset(parquet.read_table(path, memory_map=True))
-    except pyarrow.ArrowInvalid as error:
-        raise ALoRAError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    name = path.name
-    try:
-        if name.endswith(TEXT_FORMATS):
-            yield {"text": _read_text(path)}
-        elif name.endswith(".json"):
-            yield from _json_records(path)
-        else:
-            yield from _json_lines(path)
-    except (OSError, EOFError) as error:
-        raise ALoRAError(f"{path} cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ALoRAError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
-
-
-def _open(path: Path) -> Any:
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
-
-
-def _read_text(path: Path) -> str:
-    with _open(path) as stream:
-        return str(stream.read())
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ALoRAError(f"line {number} of {path} is not JSON: {error.msg} at column {error.colno}") from error
-            if not isinstance(record, dict):
-                raise ALoRAError(f"line {number} of {path} is not a JSON object but {type(record).__name__}")
-            yield record
-
-
-def _json_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list; a file that is called .json but holds JSON lines is read as such."""
-    text = _read_text(path)
-    if not text.lstrip().startswith("["):
-        yield from _json_lines(path)
-        return
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ALoRAError(f"line {error.lineno} of {path} is not JSON: {error.msg} at column {error.colno}") from error
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict):
-            raise ALoRAError(f"item {number} of {path} is not a JSON object but {type(record).__name__}")
-        yield record

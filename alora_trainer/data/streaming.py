@@ -56,9 +56,8 @@ def stream_general_text(
 
 
 def _documents(source: Source, base: str) -> Iterator[dict[str, str]]:
-    column = "text" if isinstance(source, str) else source.get("text_column", "text")
-    for number, record in enumerate(stream_records(source, base=base), start=1):
-        text = check_text(record, column, number, source)
+    for row in stream_records(source, base=base, text_only=True):
+        text = check_text(row)
         if text.strip():
             yield {"text": text}
 

@@ -47,6 +47,7 @@ def evaluate_model(
     general: Mapping[str, Path],
     tasks: Mapping[str, Path],
     task_specs: Sequence[Task],
+    sources: Mapping[str, Mapping[str, str] | None] | None = None,
     config: EvaluationConfig | None = None,
     seed: int = 0,
     samples_path: Path | None = None,
@@ -60,6 +61,7 @@ def evaluate_model(
         general: subset -> JSON lines file with ``{"text": ...}``.
         tasks: task name -> JSON lines file in the task's schema.
         task_specs: the tasks that ``tasks`` names.
+        sources: task name -> the data set of the Hub that its items were read from (hub, name, split), for the results.
         config: see `EvaluationConfig`.
         seed: given to lm-eval for its sampling of examples, of which our tasks use none.
         samples_path: where to keep one JSON line a document: its log-likelihoods and counts, and for a task the right
@@ -96,7 +98,7 @@ def evaluate_model(
     results = {}
     for index, name in enumerate(tasks):
         own = [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
-        results[name] = _task_score(specs[name], raw["results"][task_name(index)], own)
+        results[name] = _task_score(raw["results"][task_name(index)], own, (sources or {}).get(name))
         rows += own
     if samples_path is not None and is_main():
         write_lines(Path(samples_path), rows)
@@ -235,7 +237,9 @@ def _task_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _task_score(task: Task, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> TaskScore:
+def _task_score(
+    result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], source: Mapping[str, str] | None
+) -> TaskScore:
     metrics: dict[str, Any] = {}
     for metric in ("acc", "acc_norm", "perplexity"):
         if f"{metric},none" in result:
@@ -250,7 +254,7 @@ def _task_score(task: Task, result: Mapping[str, Any], rows: Sequence[Mapping[st
         **metrics,
         correct=pack_correct([row["acc"] for row in rows]),
         items_digest=digest_items(row["doc_hash"] for row in rows),
-        source=task.hub.get("test"),
+        source=source,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from alora_trainer.data.domain import convert_records
 from alora_trainer.data.sources import Source, load_source, load_texts
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
@@ -48,7 +49,7 @@ def load_documents(
         return {SPLIT: Dataset.from_dict({"text": load_texts(_local(folder, task) if folder else _PILE)})}
     definition = get_task(task)
     source = _local(folder, task) if folder else definition.hub[SPLIT]
-    return {SPLIT: Dataset.from_list([definition.convert(record) for record in load_source(source)])}
+    return {SPLIT: Dataset.from_list(convert_records(load_source(source), definition))}
 
 
 def _local(folder: str, task: str) -> str:

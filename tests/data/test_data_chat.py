@@ -50,7 +50,7 @@ def test_training_sees_what_the_template_writes_and_learns_the_answer(tmp_path: 
     train = [json.loads(line) for line in files.train.read_text().splitlines()]
     assert len(train) == 1 and set(train[0]) == {"prompt", "completion", "id"}
     (row,) = tokenize_domain(get_task(spec), files.train, tokenizer, max_length=512)
-    whole = tokenizer.apply_chat_template(TALK[: 2 * train[0]["id"]], tokenize=False)
+    whole = tokenizer.apply_chat_template(TALK[: 2 * int(train[0]["id"])], tokenize=False)
     assert row["input_ids"] == tokenizer(whole, add_special_tokens=False)["input_ids"]
     learned = [label for label in row["labels"] if label != -100]
     assert tokenizer.decode(learned) == train[0]["completion"] and learned[-1] == tokenizer.eos_token_id
@@ -61,9 +61,9 @@ def test_training_sees_what_the_template_writes_and_learns_the_answer(tmp_path: 
     [
         (TALK[:3], "its last message is by 'user', not by the assistant"),
         (TALK[:1], "no list of at least two turns"),
-        ([{"role": "x"}, TALK[1]], "does not fit the chat template: no x here"),
+        ([{"role": "x", "content": ""}, TALK[1]], "does not fit the chat template: no x here"),
         ("hello", "no list of at least two turns"),
-        ([TALK[0], {"role": "assistant"}], "its last message has no text"),
+        ([TALK[0], {"role": "assistant"}], "its message 2 has no text: its content is null"),
     ],
 )
 def test_what_does_not_fit_is_said(messages: Any, message: str) -> None:

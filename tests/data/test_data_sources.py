@@ -34,31 +34,31 @@ class TestFormats:
     @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json.gz", "lines.json"])
     def test_json_lines(self, tmp_path: Path, name: str) -> None:
         write(tmp_path / name, lines(RECORDS[:1]) + "\n" + lines(RECORDS[1:]))
-        assert load_source(name, base=tmp_path).to_list() == RECORDS
+        assert load_source(name, base=tmp_path) == RECORDS
 
     def test_json_list(self, tmp_path: Path) -> None:
         write(tmp_path / "a.json", json.dumps(RECORDS, indent=1))
-        assert load_source("a.json", base=tmp_path).to_list() == RECORDS
+        assert load_source("a.json", base=tmp_path) == RECORDS
 
     @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
     def test_text_is_one_document_to_the_byte(self, tmp_path: Path, name: str) -> None:
         text = "line\r\nother\n\n  end\n"
         write(tmp_path / name, text)
-        assert load_source(name, base=tmp_path).to_list() == [{"text": text}]
+        assert load_source(name, base=tmp_path) == [{"text": text}]
 
     def test_parquet(self, tmp_path: Path) -> None:
         from datasets import Dataset
 
         Dataset.from_list(RECORDS).to_parquet(str(tmp_path / "a.parquet"))
         Dataset.from_list(RECORDS[:1]).to_parquet(str(tmp_path / "b.parquet"))
-        assert load_source("a.parquet", base=tmp_path).to_list() == RECORDS
-        assert load_source("*.parquet", base=tmp_path).to_list() == RECORDS + RECORDS[:1]
+        assert load_source("a.parquet", base=tmp_path) == RECORDS
+        assert load_source("*.parquet", base=tmp_path) == RECORDS + RECORDS[:1]
 
     def test_glob_is_sorted_and_absolute_paths_ignore_the_base(self, tmp_path: Path) -> None:
         write(tmp_path / "d/2.jsonl", lines(RECORDS[1:]))
         write(tmp_path / "d/1.jsonl.gz", lines(RECORDS[:1]))
-        assert load_source("d/*", base=tmp_path).to_list() == RECORDS
-        assert load_source(str(tmp_path / "d" / "2.jsonl"), base="/nowhere").to_list() == RECORDS[1:]
+        assert load_source("d/*", base=tmp_path) == RECORDS
+        assert load_source(str(tmp_path / "d" / "2.jsonl"), base="/nowhere") == RECORDS[1:]
 
     def test_values_keep_their_types(self, tmp_path: Path) -> None:
         records = [{"text": "1945-05-08", "list": ["2020-01-01", "x"], "none": None}, {"text": "y", "none": "z"}]
@@ -99,10 +99,10 @@ class TestErrors:
             ("a.json", '[{"text": "x"},\n {]', r"line 2 of .*a\.json is not JSON"),
             ("a.json", "[1]", r"item 1 of .*a\.json is not a JSON object"),
             ("a.jsonl", "", r"a\.jsonl is empty"),
-            ("a.jsonl", '{"text": 1}\n', r"document 1 of a\.jsonl is not a string"),
+            ("a.jsonl", '{"text": 1}\n', r"line 1 of .*a\.jsonl is no document: its field 'text' is 1 \(type int\), not a string"),
             ("a.jsonl", '{"text": "  "}\n', r"a\.jsonl holds only blank documents"),
             ("a.jsonl", '{"body": "x"}\n', r"no column 'text' \(its columns are body\).*text_column"),
-            ("a.jsonl", '{"text": "x"}\n{"text": 1}\n', r"do not have one type a field"),
+            ("a.jsonl", '{"text": "x"}\n{"text": 1}\n', r"line 2 of .*a\.jsonl is no document: its field 'text' is 1"),
             ("a.csv", "text\nx\n", r"a\.csv has a format that is not known"),
             ("a.parquet", "no parquet", r"a\.parquet cannot be read as parquet"),
         ],
@@ -117,8 +117,8 @@ class TestErrors:
         with pytest.raises(ALoRAError, match=r"a\.jsonl\.gz cannot be read"):
             load_source("a.jsonl.gz", base=tmp_path)
         (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait")
-        with pytest.raises(ALoRAError, match=r"b\.txt is not UTF-8 text .* byte 3"):
-            load_source("b.txt", base=tmp_path)
+        with pytest.raises(ALoRAError, match=r"b\.txt is no document: .*byte 0xE9 \(line 1, character 4 of it\)"):
+            load_texts("b.txt", base=tmp_path)
         cut = gzip.compress(lines(RECORDS * 50).encode())[:-20]
         (tmp_path / "c.jsonl.gz").write_bytes(cut)
         with pytest.raises(ALoRAError, match=r"c\.jsonl\.gz cannot be read"):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.data.general import SELF
-from alora_trainer.data.sources import HUB_PREFIX, find_files
+from alora_trainer.data.local_files import find_files
+from alora_trainer.data.sources import HUB_PREFIX
 
 _SOURCES = {"general": ("train", "test", "probe"), "domain": ("train", "test", "source")}
 # Settings of the Trainer that may be the name of a file.

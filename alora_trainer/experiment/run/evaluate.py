@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.basics.scores import Score
+from alora_trainer.data.sources import hub_settings
 from alora_trainer.data.tasks import get_task
 from alora_trainer.evaluation.runner import evaluate_model
 from alora_trainer.experiment.recipe.recipe import Recipe
@@ -48,6 +49,7 @@ def evaluate(
         general=data[0].general,
         tasks={task.name: files.test for task, files in zip(tasks, data, strict=True)},
         task_specs=tasks,
+        sources={task.name: hub_settings(one.domain.read("test")) for task, one in zip(tasks, recipes, strict=True)},
         config=recipe.evaluation,
         seed=recipe.seed,
         samples_path=folder / "samples.jsonl",

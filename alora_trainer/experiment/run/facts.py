@@ -11,7 +11,6 @@ import torch
 
 from alora_trainer.data.general import SELF
 from alora_trainer.data.sources import HUB_PREFIX
-from alora_trainer.data.tasks import BUILT_IN
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.base_model import commit_of
 
@@ -41,13 +40,7 @@ def domain_facts(recipe: Recipe) -> dict[str, Any]:
     """What a recipe's domain is, for the card of an adapter that was tuned on it."""
     task = recipe.domain.task
     name = task if isinstance(task, str) else str(task.get("name"))
-    train = recipe.domain.train
-    sources = train if isinstance(train, list) else [train] if train is not None else _built_in(name)
-    return {"task": name, "sources": [_public_source(source) for source in sources]}
-
-
-def _built_in(task: str) -> list[Any]:
-    return [BUILT_IN[task].hub["train"]]
+    return {"task": name, "sources": [_public_source(recipe.domain.read("train"))]}
 
 
 def _public_source(source: Any) -> Any:

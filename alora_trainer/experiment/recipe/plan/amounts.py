@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from alora_trainer.data.sources import stream_records
+from alora_trainer.data.sources import hub_settings, stream_records
 from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.recipe.recipe import Recipe
 
@@ -61,14 +59,13 @@ def general_blocks(recipe: Recipe) -> int | None:
 def domain_items(recipe: Recipe) -> tuple[int | None, int | None]:
     """(training items, test items); local files are counted, the built-in tasks' Hub data sets are known."""
     domain = recipe.domain
-    hub = get_task(domain.task).hub_items
     if domain.source is not None:
-        total = _count(domain.source, recipe, None)
+        total = _count(recipe, "train")
         held = int(dict(domain.holdout or {})["items"])
         train: int | None = None if total is None else total - held
         test: int | None = held
     else:
-        train, test = _count(domain.train, recipe, hub.get("train")), _count(domain.test, recipe, hub.get("test"))
+        train, test = _count(recipe, "train"), _count(recipe, "test")
     return _least(train, domain.train_items), _least(test, domain.test_items)
 
 
@@ -81,11 +78,11 @@ def evaluation_tokens(recipe: Recipe, test_items: int | None) -> int | None:
     return len(recipe.general.test) * limit // _BYTES_PER_TOKEN + test_items * choices * recipe.domain.max_length
 
 
-def _count(source: Any, recipe: Recipe, hub_items: int | None) -> int | None:
-    hub = isinstance(source, str) and source.startswith("hub:") or isinstance(source, Mapping) and "hub" in source
-    if hub:
-        return hub_items
-    return sum(1 for _ in stream_records(source, base=recipe.base))
+def _count(recipe: Recipe, split: str) -> int | None:
+    source, task = recipe.domain.read(split), get_task(recipe.domain.task)
+    if hub_settings(source) is None:
+        return sum(1 for _ in stream_records(source, base=recipe.base))
+    return task.hub_items.get(split) if recipe.domain.reads_hub_of(task, split) else None
 
 
 def _least(count: int | None, limit: int | None) -> int | None:
