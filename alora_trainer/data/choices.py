@@ -97,9 +97,11 @@ def answer_index(answer: Any, choices: Choices, what: str, reading: str | None =
         ways = f"no {reading}" if reading else "no label, no index from 0, no letter and no text"
         raise ALoRAError(f"{what} is {shown(answer)}, {ways} of its {len(choices.texts)} choices")
     ways = ", ".join(f"as {name} {choices.texts[index]!r}" for name, indices in found.items() for index in indices)
+    names = [name for name, indices in found.items() if indices]
+    remedy = f"say in the task how answers are meant, answer_is: {' or '.join(names)}"
     raise ALoRAError(
-        f"{what} is {shown(answer)}, which names more than one choice ({ways}): say in the task how answers are meant, "
-        f"answer_is: {' or '.join(name for name, indices in found.items() if indices)}"
+        f"{what} is {shown(answer)}, which names more than one choice ({ways}): "
+        f"{remedy if len(names) > 1 else 'make its choices differ'}"
     )
 
 

@@ -26,7 +26,7 @@ FORMATS = (*JSON_FORMATS, *TEXT_FORMATS, ".parquet")
 
 _GZIP = b"\x1f\x8b"
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
-# A byte order mark says the encoding for certain; without one it is UTF-8. UTF-32's comes before UTF-16's, with which it begins.
+# A byte order mark says the encoding for certain; without one it is UTF-8. UTF-32's comes before UTF-16's, which begins it.
 _MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),

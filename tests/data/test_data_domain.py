@@ -70,7 +70,10 @@ class TestPrepare:
     def test_wrong_item_is_named(self, base: Path) -> None:
         write_lines(base / "bad.jsonl", [item(1), item(2, answer=5)])
         domain = DomainConfig(ELEMENTS, train="bad.jsonl", test="test.jsonl")
-        with pytest.raises(ALoRAError, match=r"line 2 of .*bad.jsonl does not fit the task elements: its answer, the field 'answer', is 5"):
+        with pytest.raises(
+            ALoRAError,
+            match=r"line 2 of .*bad.jsonl does not fit the task elements: its answer, the field 'answer', is 5",
+        ):
             prepare_domain(domain, base=base, folder=base / "out")
         assert not (base / "out").exists()
 

@@ -99,7 +99,11 @@ class TestErrors:
             ("a.json", '[{"text": "x"},\n {]', r"line 2 of .*a\.json is not JSON"),
             ("a.json", "[1]", r"item 1 of .*a\.json is not a JSON object"),
             ("a.jsonl", "", r"a\.jsonl is empty"),
-            ("a.jsonl", '{"text": 1}\n', r"line 1 of .*a\.jsonl is no document: its field 'text' is 1 \(type int\), not a string"),
+            (
+                "a.jsonl",
+                '{"text": 1}\n',
+                r"line 1 of .*a\.jsonl is no document: its field 'text' is 1 \(type int\), not a string",
+            ),
             ("a.jsonl", '{"text": "  "}\n', r"a\.jsonl holds only blank documents"),
             ("a.jsonl", '{"body": "x"}\n', r"no column 'text' \(its columns are body\).*text_column"),
             ("a.jsonl", '{"text": "x"}\n{"text": 1}\n', r"line 2 of .*a\.jsonl is no document: its field 'text' is 1"),
