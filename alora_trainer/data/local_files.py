@@ -1,10 +1,11 @@
-"""Local files as records, each with its own fields: JSON lines, JSON lists, text and parquet, also gzipped.
+"""Local files as records, each with its own fields: JSON lines, JSON lists, comma-separated values, text and parquet.
 
 Nothing is brought into one table: a field that no one asks for may be anything, and a record has the fields that it was given.
 """
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
 import json
@@ -17,12 +18,13 @@ from typing import Any, TextIO, cast
 import pyarrow  # type: ignore[import-untyped]
 from pyarrow import parquet
 
-from alora_trainer.data.records import Row, Unreadable
+from alora_trainer.data.records import Row, Unreadable, listed
 from alora_trainer.errors import ALoRAError
 
 JSON_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+TABLE_FORMATS = (".csv", ".csv.gz")
 TEXT_FORMATS = (".txt", ".txt.gz")
-FORMATS = (*JSON_FORMATS, *TEXT_FORMATS, ".parquet")
+FORMATS = (*JSON_FORMATS, *TABLE_FORMATS, *TEXT_FORMATS, ".parquet")
 
 _GZIP = b"\x1f\x8b"
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
@@ -34,6 +36,7 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
 )
+_LONGEST_CELL = 2**31 - 1
 _PARQUET_ROWS = 256  # rows of a parquet file in memory at a time: documents may be long
 
 
@@ -81,6 +84,8 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
         yield from _parquet_rows(path, columns)
     elif _is(path, *TEXT_FORMATS):
         yield Row({"text": "".join(line for _, line in _lines(path))}, str(path))
+    elif _is(path, *TABLE_FORMATS):
+        yield from _table_rows(path)
     else:
         yield from _json_rows(path)
 
@@ -211,6 +216,33 @@ def _object(record: Any, where: str) -> Row:
     if not isinstance(record, dict):
         raise ALoRAError(f"{where} is not a JSON object but {type(record).__name__}")
     return Row(record, where)
+
+
+# --- comma-separated values ---
+
+
+def _table_rows(path: Path) -> Iterator[Row]:
+    """The rows of a table whose first line names the fields; every value is a string."""
+    csv.field_size_limit(_LONGEST_CELL)  # the default, 131072 characters, is less than a document may have
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise ALoRAError(f"line 1 of {path} names a field twice ({listed(names)}): rename one")
+        for values in reader:
+            if not values:
+                continue
+            where = f"line {reader.line_num} of {path}"
+            if len(values) != len(names):
+                raise ALoRAError(
+                    f"{where} has {len(values)} values for the {len(names)} fields of line 1 ({listed(names)}): quote values "
+                    "that hold a comma or a line's end"
+                )
+            yield Row(dict(zip(names, values, strict=True)), where)
+    except csv.Error as error:
+        raise ALoRAError(
+            f"line {reader.line_num} of {path} is no comma-separated values: {first_line(error)}"
+        ) from error
 
 
 # --- parquet ---

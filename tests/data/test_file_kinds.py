@@ -108,6 +108,40 @@ class TestParquet:
             next(rows)
 
 
+class TestTables:
+    def test_every_value_is_a_string(self, tmp_path: Path) -> None:
+        text = '\ufeffid,text,answer\r\n1,"a, ""b""\nc",1\r\n\r\n02,,B\r\n3,' + "x" * 200_000 + ",null\r\n"
+        for name, written in (("a.CSV", text.encode()), ("b.csv.gz", gzip.compress(text.encode()))):
+            (tmp_path / name).write_bytes(written)
+            assert load_source(name, base=tmp_path) == [
+                {"id": "1", "text": 'a, "b"\nc', "answer": "1"},
+                {"id": "02", "text": "", "answer": "B"},
+                {"id": "3", "text": "x" * 200_000, "answer": "null"},
+            ]
+            assert len(load_texts(name, base=tmp_path)) == 2
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (
+                b"a,b\n1,2\n1,2,3\n",
+                r"line 3 of .*a\.csv has 3 values for the 2 fields of line 1 \(a, b\): quote values",
+            ),
+            (b"a,b\n1\n", r"line 2 of .*a\.csv has 1 values for the 2 fields"),
+            (b"a,a\n1,2\n", r"line 1 of .*a\.csv names a field twice"),
+            (b'a,b\n1,"2" x\n', r"line 2 of .*a\.csv is no comma-separated values"),
+            (b'a,b\n1,"2\n', r"line 2 of .*a\.csv is no comma-separated values"),
+            (b"a,b\n", r"a\.csv is empty"),
+            (b"text,b\ncaf\xe9,1\n", r"line 2 of .*a\.csv is no document: its field 'text' has the byte 0xE9"),
+        ],
+    )
+    def test_refused(self, text: bytes, said: str, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_bytes(text)
+        with pytest.raises(ALoRAError, match=said):
+            load_source("a.csv", base=tmp_path)
+            load_texts("a.csv", base=tmp_path)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("name", "said"),
