@@ -1,21 +1,21 @@
-"""theta* in a map's folder: an ordinary PEFT adapter, read as the work of a stranger.
-
-PEFT's configuration can name modules to import and patterns to match; only what describes a plain LoRA adapter is let through.
-"""
+"""theta* in a map's folder: an ordinary PEFT adapter, read as the work of a stranger."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 
+from alora_trainer.artefact.adapter_settings import (
+    check_digest,
+    checked_adapter_config,
+    plain_settings,
+    settings_digest,
+)
 from alora_trainer.artefact.entries import (
     MapConfig,
     ThetaEntries,
@@ -25,7 +25,7 @@ from alora_trainer.artefact.entries import (
     demand,
     described_tensors,
 )
-from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_inside, read_json, shown, write_json
+from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_inside, read_json, write_json
 from alora_trainer.artefact.tensor_file import read_header, read_tensor
 from alora_trainer.artefact.theta_storage import ThetaReader, ThetaStorage
 from alora_trainer.basics.safetensors_writer import write_safetensors
@@ -34,13 +34,6 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
 from alora_trainer.weights.theta import AdapterTheta, Theta
-
-# What says nothing about the adapter's weights: bookkeeping, and settings of what happens before or during training.
-_BOOKKEEPING = frozenset(
-    {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "runtime_config"}
-)
-# A repeated group that itself repeats: matching it against a name may take for ever.
-_ENDLESS = re.compile(r"\)\s*[*+{]")
 
 
 class AdapterStorage(ThetaStorage):
@@ -59,7 +52,7 @@ class AdapterStorage(ThetaStorage):
                 "the importance map has no configuration of its adapter, so that PEFT could not read it: make its theta* as "
                 "AdapterTheta(references, state, config)"
             )
-        state, settings = theta.state, plain_settings(theta.config)
+        state, settings = theta.state, plain_settings(theta.config, _modules(theta))
         types = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
         digests = write_safetensors(folder / ADAPTER_FILE, types, state.__getitem__)
         write_json(folder / ADAPTER_CONFIG_FILE, settings)
@@ -99,6 +92,13 @@ class _AdapterReader(ThetaReader):
         self._weights = config.weights
         self._state = read_adapter(folder, config)
         self._config = read_adapter_config(folder, config.theta.settings)
+        left_out = [
+            name for name, weight in config.weights.items() if weight.stack is None and not _adapts(self._config, name)
+        ]
+        if left_out:
+            raise ALoRAError(
+                f"{folder / ADAPTER_CONFIG_FILE} does not adapt {left_out[0]}, whose importance the map has: fetch it again"
+            )
 
     def theta(self, names: Sequence[str]) -> AdapterTheta:
         references = {name: reference(name, self._state, weight) for name, weight in self._weights.items()}
@@ -108,37 +108,22 @@ class _AdapterReader(ThetaReader):
         return AdapterTheta({name: reference(name, self._state, self._weights[name])})
 
 
+def _adapts(config: Any, module: str) -> bool:
+    return config.target_modules is not None and bool(check_target_module_exists(config, module))
+
+
+def _modules(theta: AdapterTheta) -> list[str]:
+    """The modules that theta* adapts; of a stack of experts its parameter."""
+    ends = {name: f".{item.stack.expert}" if item.stack is not None else "" for name, item in theta.items()}
+    return list(dict.fromkeys(name.removesuffix(end) for name, end in ends.items()))
+
+
 def write_public_adapter_config(folder: Path, target: Path, base_model: str | None) -> Path:
     """An adapter's configuration with no path of this machine in it, written into the folder `target`."""
     settings = read_json(check_inside(folder, ADAPTER_CONFIG_FILE))
     settings |= {"base_model_name_or_path": base_model, "auto_mapping": None}
     write_json(target / ADAPTER_CONFIG_FILE, settings)
     return target / ADAPTER_CONFIG_FILE
-
-
-def plain_settings(config: Any) -> dict[str, Any]:
-    """A PEFT configuration as plain JSON, without the name of a module to import."""
-    settings = json.loads(json.dumps(config.to_dict(), default=_as_plain))
-    settings["auto_mapping"] = None
-    return dict(settings)
-
-
-def _as_plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """A digest of what an adapter's configuration says of its weights, whoever wrote the file."""
-    said = {key: _order_free(key, value) for key, value in settings.items() if key not in _BOOKKEEPING}
-    # A newer PEFT writes further keys, whose defaults say nothing.
-    said = {key: value for key, value in said.items() if value not in (None, False, {}, [])}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _order_free(key: str, value: Any) -> Any:
-    return (
-        sorted(map(str, value)) if key in ("target_modules", "exclude_modules") and isinstance(value, list) else value
-    )
 
 
 def read_adapter_config(folder: Path, digest: str) -> Any:
@@ -150,64 +135,9 @@ def read_adapter_config(folder: Path, digest: str) -> Any:
     """
     path = check_inside(folder, ADAPTER_CONFIG_FILE)
     settings = read_json(path)
-    if settings_digest(settings) != digest:
-        raise ALoRAError(f"{path} is not the adapter's configuration that the map was written with: fetch it again")
-    return checked_adapter_config(settings, str(path))
-
-
-def checked_adapter_config(settings: Mapping[str, Any], what: str) -> Any:
-    """A `peft.LoraConfig` from untrusted settings.
-
-    Raises:
-        ALoRAError: they are no plain LoRA adapter's.
-    """
-    known = {item.name for item in fields(LoraConfig)}
-    unknown = [key for key, value in settings.items() if key not in known and value not in (None, False, {}, [])]
-    unknown = [key for key in unknown if key != "peft_version"]
-    if unknown:
-        raise ALoRAError(
-            f"{what} has settings that this PEFT does not know ({shown(', '.join(unknown[:3]))}): update peft"
-        )
-    if settings.get("peft_type") != "LORA":
-        raise ALoRAError(
-            f"{what} is of the type {shown(settings.get('peft_type'))}: an importance map has a LORA adapter"
-        )
-    for key, kind in {
-        "auto_mapping": dict,
-        "base_model_name_or_path": str,
-        "revision": str,
-        "inference_mode": bool,
-    }.items():
-        if not isinstance(settings.get(key), (kind, type(None))):
-            raise ALoRAError(
-                f"{what} has {key} of the type {type(settings[key]).__name__}: it is damaged, fetch it again"
-            )
-    library = (settings.get("auto_mapping") or {}).get("parent_library", "transformers")
-    if str(library).split(".")[0] != "transformers":
-        raise ALoRAError(
-            f"{what} wants the module {shown(library)} imported (auto_mapping), which is refused: remove it"
-        )
-    if settings.get("megatron_config") is not None:
-        raise ALoRAError(f"{what} wants Megatron layers (megatron_config), which are not supported: remove it")
-    for pattern in _patterns(settings):
-        if len(pattern) > 2000 or _ENDLESS.search(pattern):
-            raise ALoRAError(f"{what} has the pattern {pattern[:60]!r}, which may take for ever to match: refused")
-    kept = {
-        key: value for key, value in settings.items() if key in known and key not in ("auto_mapping", "runtime_config")
-    }
-    try:
-        return LoraConfig(**kept)
-    except (TypeError, ValueError, AttributeError, KeyError, ImportError) as error:
-        raise ALoRAError(f"{what} is no configuration of a LoRA adapter: {str(error)[:200]}") from error
-
-
-def _patterns(settings: Mapping[str, Any]) -> Iterable[str]:
-    for key in ("target_modules", "exclude_modules", "layers_pattern"):
-        value = settings.get(key)
-        if isinstance(value, str):
-            yield value
-    for key in ("rank_pattern", "alpha_pattern"):
-        yield from map(str, settings.get(key) or {})
+    found = checked_adapter_config(settings, str(path))
+    check_digest(settings, digest, str(path))
+    return found
 
 
 def read_adapter(folder: Path, config: MapConfig) -> dict[str, torch.Tensor]:
