@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alora_trainer.basics.files import replacing, write_text
+from alora_trainer.basics.files import is_leftover, remove_folder, remove_leftovers, replacing, write_text
 from alora_trainer.basics.hub_ids import is_hub_id
 
 
@@ -29,6 +29,24 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         raise RuntimeError("full")
     assert path.read_text() == "first"
     assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_leftovers_are_known_and_nothing_else_is(tmp_path: Path) -> None:
+    """A file that a killed process was writing, a folder that one was removing; not what is merely called alike."""
+    (tmp_path / "run").mkdir()
+    with replacing(tmp_path / "run" / "settings.json") as partial:
+        assert is_leftover(partial)
+        left = partial.name
+    kept = [".mine.partial", "settings.json-abcd1234.partial", ".a-ABCD1234.partial", "x.partial"]
+    for name in (left, *kept):
+        (tmp_path / "run" / name).write_text("x")
+    (tmp_path / ".run-a1b2c3d4.partial" / "run").mkdir(parents=True)
+    (tmp_path / ".run-a1b2c3d4.partial" / "run" / left).write_text("x")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*kept, "settings.json"])
+    remove_folder(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
+from alora_trainer.basics.folder_lock import folder_lock
 from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.cli.command_line import main
 from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.report.gather import read_runs
 from alora_trainer.experiment.run.whole_recipe import run_recipe
 from tests.tiny_recipe import SETTINGS, make_collecting_cheap, write_all
 
@@ -120,10 +127,84 @@ def test_a_refused_continual_run(tiny: Path, refused: Callable[..., str], tmp_pa
     assert "for one domain" in refused(tmp_path, "run", str(recipe), *given, "--methods", "base,osf")
 
 
+def test_a_folder_that_another_command_works_in(finished: Path, tiny: Path, refused: Callable[..., str]) -> None:
+    given = options(finished)
+    with folder_lock(finished):
+        for command in (
+            ("run", str(tiny), *given, "--overwrite"),
+            ("record", str(tiny), *given),
+            ("tune", str(tiny), "--method", "lora", *given),
+            ("eval", str(tiny), *given),
+        ):
+            assert f"another command works in {finished} (process {os.getpid()} on " in refused(finished, *command)
+    with folder_lock(finished.parent / "seed-0"):  # one of the folders of a sweep
+        assert "another command works in" in refused(finished.parent, "sweep", str(tiny), *options(finished.parent))
+
+
+def test_what_the_disk_refuses_at_the_beginning(
+    finished: Path, tiny: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    inside = str(tmp_path / "file" / "x")
+    for arguments in (
+        ("run", str(tiny)),
+        ("record", str(tiny)),
+        ("eval", str(tiny)),
+        ("sweep", str(tiny)),
+        ("report", str(finished)),
+    ):
+        assert "File name too long" in refused(tmp_path, *arguments, "--output_dir", str(tmp_path / ("x" * 300)))
+        assert "a part of this path is a file" in refused(tmp_path, *arguments, "--output_dir", inside)
+        assert "is a file" in refused(tmp_path, *arguments, "--output_dir", str(tmp_path / "file"))
+    assert "a part of this path is a file" in refused(tmp_path, "plan", str(tiny), "--json", inside)
+
+    def read_only(path: Any, *_: Any) -> int:
+        raise OSError(errno.EROFS, "read only", str(path))
+
+    monkeypatch.setattr("alora_trainer.basics.folder_lock._take", read_only)
+    message = refused(finished, "run", str(tiny), *options(finished))
+    assert f"{finished / '.lock'}: Read-only file system: choose another --output_dir" in message
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_method(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that names the method and the folder; what was finished is kept, and nothing half-written is."""
+
+    for error, words in (
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            "could not be written whole",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), f"{tmp_path}: No space left on device: make room there"),
+    ):
+        monkeypatch.setattr("alora_trainer.experiment.run.tune.train", Mock(side_effect=error))
+        assert main(["run", str(tiny), *options(tmp_path), "--methods", "base,lora"]) == 2
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("alora: error: ")]
+        assert line.startswith("alora: error: method lora: ") and words in line
+        assert list(json.loads((tmp_path / "results.json").read_text())["methods"]) == ["base"]
+        assert not (tmp_path / ".lock").exists()
+
+
+def test_a_report_of_what_was_stopped_says_so(finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Results of one method draw one dot, which looks like a result."""
+    (tmp_path / "run").mkdir()
+    results = json.loads((finished / "results.json").read_text())
+    results["methods"] = {"base": results["methods"]["base"]}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    with caplog.at_level(logging.WARNING, "alora_trainer"):
+        read_runs([finished])
+        assert caplog.messages == []
+        read_runs([tmp_path / "run"])
+    assert "has no results of lora, alora, which its recipe names: run it to its end" in caplog.messages[0]
+    assert "compares nothing" in caplog.messages[1]
+
+
 def test_a_refused_command_makes_no_folder(tiny: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     given = options(tmp_path / "deep" / "run")
     refused(tmp_path, "tune", str(tiny), "--method", "alora", *given, "--importance", "./none")
     refused(tmp_path, "eval", str(tiny), "--method", "lora", *given)
     refused(tmp_path, "eval", str(tiny), "--adapter", "./none", *given)
     refused(tmp_path, "run", str(tiny), *given, "--domain.train", "none.jsonl")
+    refused(tmp_path, "run", str(tiny), *given, "--tune.learning_rate", "-1")
     refused(tmp_path, "report", str(tmp_path / "none"), "--output_dir", str(tmp_path / "report"))

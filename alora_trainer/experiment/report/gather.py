@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import RESULTS_FILE, RunResults, read_results
+
+logger = logging.getLogger(__name__)
 
 BASE, PLAIN, OURS = "base", "lora", "alora"
 _LEVELS = ("", "*/", "*/*/")  # a run, a sweep, a sweep of several recipes
@@ -135,8 +138,23 @@ def read_runs(sources: Iterable[str | Path]) -> list[RunResults]:
                 f"{source} has no {RESULTS_FILE}, nor has a folder in it: name the folder of a finished run"
             )
         for file in files:
-            runs += read_results(file)
+            found = read_results(file)
+            for run in found:
+                _tell_what_is_missing(run, file)
+            runs += found
+    if sum(len(run.methods) for run in runs) == 1:
+        logger.warning("there is one method in all: a report of it compares nothing")
     return runs
+
+
+def _tell_what_is_missing(run: RunResults, file: Path) -> None:
+    """Warn of methods that the recipe names and the results lack: a run that was stopped looks like a small one."""
+    named = run.recipe.get("methods") or []
+    named = [word.strip() for word in named.split(",")] if isinstance(named, str) else map(str, named)
+    there = {name.partition("@")[0] for name in run.methods}
+    missing = [name for name in named if name not in there]
+    if missing:
+        logger.warning(f"{file} has no results of {', '.join(missing)}, which its recipe names: run it to its end")
 
 
 def by_task(runs: Sequence[RunResults]) -> list[Comparison]:

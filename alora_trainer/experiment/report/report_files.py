@@ -42,17 +42,16 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
-    runs = read_runs(sources)
-    numbers = report_numbers(runs)
-    drawn: dict[str, tuple[str, bytes]] = {}
-    for comparison in numbers["comparisons"]:
-        drawn |= draw_figures(comparison)
-    pages = {
-        "report.md": markdown_page(numbers),
-        "report.html": html_page(numbers, {name: svg for name, (svg, _) in drawn.items()}),
-    }
-    # Nothing is written before all is there: what fails on the way leaves an earlier report as it was.
     with folder_lock(folder):
+        numbers = report_numbers(read_runs(sources))
+        drawn: dict[str, tuple[str, bytes]] = {}
+        for comparison in numbers["comparisons"]:
+            drawn |= draw_figures(comparison)
+        pages = {
+            "report.md": markdown_page(numbers),
+            "report.html": html_page(numbers, {name: svg for name, (svg, _) in drawn.items()}),
+        }
+        # Nothing is written before all is there: what fails on the way leaves an earlier report as it was.
         for name, (svg, png) in drawn.items():
             write_text(folder / "figures" / f"{name}.svg", svg)
             write_bytes(folder / "figures" / f"{name}.png", png)
