@@ -162,6 +162,26 @@ def test_only_what_a_step_depends_on_is_read() -> None:
     assert asked("alora") == asked("replay") == held_out | {"words_train.jsonl"}
 
 
+def test_a_result_of_an_adapter_is_one_on_its_base_model(files: Path, tmp_path: Path) -> None:
+    """`alora eval --method lora` takes the training as it was; the base model that it is scored on is today's."""
+
+    def run(**settings: str) -> Run:
+        return Run(load_recipe(files / "recipe.yaml", settings), tmp_path / "run")
+
+    training = run().steps.training(LORA)
+    training.begin()
+    training.finish({})
+    run().check_scores([LORA], {})
+    run().steps.scores("lora", training.digest).finish({})
+    run().check_scores([LORA], {})
+    run(**{"tune.learning_rate": "0.5"}).check_scores([LORA], {})
+    with pytest.raises(ALoRAError, match="lora was made with other settings"):
+        run(**{"model.dtype": "bfloat16"}).check_scores([LORA], {})
+    (files / "model" / "model.safetensors").write_text("others")
+    with pytest.raises(ALoRAError, match="lora was made with other settings"):
+        run().check_scores([LORA], {})
+
+
 def test_sources_in_all_their_forms(files: Path) -> None:
     path = str(files / "sums_train.jsonl")
     told = CONTENTS.source(path)

@@ -18,6 +18,8 @@ import yaml
 from alora_trainer.basics.folder_lock import folder_lock
 from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.cli.command_line import main
+from alora_trainer.experiment import demo
+from alora_trainer.experiment.demo import corpus
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.gather import read_runs
 from alora_trainer.experiment.run.whole_recipe import run_recipe
@@ -208,3 +210,14 @@ def test_a_refused_command_makes_no_folder(tiny: Path, refused: Callable[..., st
     refused(tmp_path, "run", str(tiny), *given, "--domain.train", "none.jsonl")
     refused(tmp_path, "run", str(tiny), *given, "--tune.learning_rate", "-1")
     refused(tmp_path, "report", str(tmp_path / "none"), "--output_dir", str(tmp_path / "report"))
+    refused(tmp_path, "demo", "--output_dir", str(tmp_path / "demo"), "--tune.learnin_rate", "1")
+
+
+def test_the_data_of_an_earlier_demo_stay(tmp_path: Path) -> None:
+    """Another Python has other documentation, and what was trained on them depends on the data."""
+    for name in (*corpus.SUBSETS, "elements"):
+        for split in ("train", "test"):
+            (tmp_path / f"{name}_{split}.jsonl").write_text("earlier")
+    before = snapshot(tmp_path)
+    assert demo.prepare(tmp_path) == demo.variables(tmp_path)
+    assert snapshot(tmp_path) == before

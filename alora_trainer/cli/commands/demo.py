@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load
 from alora_trainer.cli.commands.run import run
 
 
@@ -19,4 +19,6 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     arguments.recipe = demo.RECIPE
     arguments.output_dir = arguments.output_dir or "demo-run"
-    return run(arguments, overrides, demo.prepare(Path(arguments.output_dir) / "demo-data"))
+    data = Path(arguments.output_dir) / "demo-data"
+    load(arguments, overrides, demo.variables(data))  # a mistake is known before the data are written
+    return run(arguments, overrides, demo.prepare(data))

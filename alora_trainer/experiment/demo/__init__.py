@@ -15,18 +15,32 @@ MODEL = FOLDER / "model"
 RECIPE = FOLDER / "recipe.yaml"
 
 
-def prepare(folder: Path) -> dict[str, str]:
-    """Write the data files that ``recipe.yaml`` names under ``folder`` and return the variables it interpolates.
+def variables(folder: Path) -> dict[str, str]:
+    """What ``recipe.yaml`` interpolates, with its data in `folder`; nothing is written.
 
-    The general text is extracted anew from the standard library of the Python that runs (a few seconds). Raises
-    :class:`~alora_trainer.errors.ALoRAError` if that Python has no source files, or the package no model.
+    Raises:
+        ALoRAError: the package has no model.
     """
     if not (MODEL / "model.safetensors").is_file():
         raise ALoRAError(
             f"the demo's base model is missing from {MODEL}; reinstall alora-trainer, "
             "or make it with `python -m alora_trainer.experiment.demo.build --output_dir` and that folder"
         )
-    folder = Path(folder)
-    corpus.write_general_text(folder)
-    elements.write_questions(folder)
-    return {"ALORA_DEMO_DATA": str(folder.resolve()), "ALORA_DEMO_MODEL": str(MODEL)}
+    return {"ALORA_DEMO_DATA": str(Path(folder).resolve()), "ALORA_DEMO_MODEL": str(MODEL)}
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Write the data files that ``recipe.yaml`` names under ``folder`` and return the variables it interpolates.
+
+    The general text is extracted from the standard library of the Python that runs (a few seconds). What is there stays as it
+    is, since what was trained on it depends on it, whichever Python runs later.
+
+    Raises:
+        ALoRAError: the package has no model, or the Python that runs has no source files.
+    """
+    folder, found = Path(folder), variables(folder)
+    names = [f"{name}_{split}.jsonl" for name in (*corpus.SUBSETS, "elements") for split in ("train", "test")]
+    if not all((folder / name).is_file() for name in names):
+        corpus.write_general_text(folder)
+        elements.write_questions(folder)
+    return found

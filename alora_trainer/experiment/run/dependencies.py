@@ -18,7 +18,7 @@ from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import SECTIONS
 from alora_trainer.experiment.recipe.contents import by_content
 from alora_trainer.experiment.recipe.recipe import Recipe
-from alora_trainer.experiment.run.stage import digest
+from alora_trainer.experiment.run.stage import digest, plain
 from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh, watches_probe
 from alora_trainer.trainer.config import PROTECTING
 from alora_trainer.weights.parameterization import Parameterization
@@ -282,6 +282,12 @@ def result(recipe: Recipe, method: Method, given: Given | None = None) -> Depend
     return scores(recipe.each_domain(), trainings(recipe, method, given)[-1])
 
 
+def base_model(recipe: Recipe) -> dict[str, Any]:
+    """The base model, as the settings of every step that depends on it have it."""
+    model: dict[str, Any] = plain(_in_place("model", recipe.resolved()["model"], recipe))
+    return model
+
+
 def shared(recipe: Recipe) -> dict[str, Any]:
     """Everything that what methods share depends on: the data, the recording, and the Fisher information."""
     return {
@@ -369,8 +375,12 @@ def _remaining(recipe: Recipe, without: Mapping[str, str]) -> dict[str, Any]:
             value = {key: item for key, item in value.items() if f"{section}.{key}" not in without}
             if not value and any(name.startswith(f"{section}.") for name in without):
                 continue
-        remaining[section] = value if recipe.contents is None else by_content(section, value, recipe.contents)
+        remaining[section] = _in_place(section, value, recipe)
     return remaining
+
+
+def _in_place(section: str, value: Any, recipe: Recipe) -> Any:
+    return value if recipe.contents is None else by_content(section, value, recipe.contents)
 
 
 def _each(names: Sequence[str], reason: str) -> dict[str, str]:

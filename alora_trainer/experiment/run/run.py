@@ -23,14 +23,14 @@ from alora_trainer.experiment.recipe.contents import CONTENTS
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import method_settings
-from alora_trainer.experiment.run.dependencies import Given
+from alora_trainer.experiment.run import dependencies
 from alora_trainer.experiment.run.evaluate import evaluate
 from alora_trainer.experiment.run.fisher import compute_fisher
 from alora_trainer.experiment.run.models import load_tokenizer
 from alora_trainer.experiment.run.observe import recorded_overlap
 from alora_trainer.experiment.run.prepare import PreparedData, write_data
 from alora_trainer.experiment.run.record import record_importance
-from alora_trainer.experiment.run.stage import Stage
+from alora_trainer.experiment.run.stage import Stage, digest
 from alora_trainer.experiment.run.steps import Steps
 from alora_trainer.experiment.run.training_recipe import check_one_domain
 from alora_trainer.experiment.run.tune import Beginning, tune
@@ -103,7 +103,7 @@ class Run:
         return None if self.importance is None else pinned(self.importance, storage=self.recipe.alora.storage)
 
     @cached_property
-    def _identity_of_given(self) -> Given | None:
+    def _identity_of_given(self) -> dependencies.Given | None:
         """What tells the map that was given from every other."""
         folder = self._given is not None and Path(self._given).is_dir()
         return CONTENTS.loaded(Path(str(self._given))) if folder else self._given
@@ -132,12 +132,12 @@ class Run:
             others: a digest of anything else, by name (see `evaluate`).
         """
         untrained = [method for method in methods if not method.trains]
-        trained = {one.name: str(self._trained(one)["settings_digest"]) for one in methods if one.trains}
+        trained = {one.name: self._digest_of(self._trained(one)) for one in methods if one.trains}
 
         def check() -> None:
             self.steps.check(untrained, recording=False, scores=True, overwrite=self.overwrite)
-            for name, digest in {**trained, **others}.items():
-                self.steps.scores(name, digest).finished(overwrite=self.overwrite)
+            for name, made in {**trained, **others}.items():
+                self.steps.scores(name, made).finished(overwrite=self.overwrite)
 
         by_main(check)
 
@@ -316,7 +316,7 @@ class Run:
             return self.method(method)
         stored = self._trained(method)
         costs: dict[str, Any] = {key: stored[key] for key in ("train", "record") if key in stored}
-        score = self.evaluate(method.name, stored["settings_digest"], self.folder / method.name / "adapter")
+        score = self.evaluate(method.name, self._digest_of(stored), self.folder / method.name / "adapter")
         return entry_of(score, costs, stored["settings"], self._recorded_map(method))
 
     def _trained(self, method: Method) -> dict[str, Any]:
@@ -329,6 +329,11 @@ class Run:
                 f"--output_dir {self.folder}` first"
             )
         return dict(stored)
+
+    def _digest_of(self, stored: Mapping[str, Any]) -> str:
+        """Of a finished training and, where that is not the one that it was made with, of the base model as it is now."""
+        trained, base = str(stored["settings_digest"]), dependencies.base_model(self.recipe)
+        return trained if stored["settings"].get("model") == base else digest({"trained": trained, "model": base})
 
     def finished_before(self, exclude: Mapping[str, Any]) -> dict[str, MethodResult]:
         """Entries of further methods that are finished in this folder with the same recipe."""
