@@ -11,13 +11,18 @@ Choices: A. B. C. D. salt, water, oxygen and the noble gases are substances of t
 """
 
 
-def make_tokenizer(*, pad_token: str | None = "<|pad|>", begin: bool = False) -> Any:
-    """A fast tokenizer of about 300 tokens with EOS; with ``begin`` it puts a beginning-of-text token before a text."""
+def make_tokenizer(
+    *, pad_token: str | None = "<|pad|>", begin: bool = False, template: str | None = None, text: str = TEXT
+) -> Any:
+    """A fast tokenizer of about 300 tokens with EOS, learned from `text` word by word, or as a whole if that is another one.
+
+    With ``begin`` it puts a beginning-of-text token before a text; ``template`` says itself what stands around a text, $A.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=text is TEXT)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
@@ -25,8 +30,10 @@ def make_tokenizer(*, pad_token: str | None = "<|pad|>", begin: bool = False) ->
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator([TEXT], trainer)
-    if begin:
-        raw.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 2)])
-    special = {"eos_token": "<|end|>", "bos_token": "<|begin|>" if begin else "<|end|>"}
+    raw.train_from_iterator([text], trainer)
+    template = "<|begin|> $A" if begin else template
+    if template is not None:
+        known = [("<|end|>", 0), ("<|pad|>", 1), ("<|begin|>", 2)]
+        raw.post_processor = processors.TemplateProcessing(single=template, special_tokens=known)
+    special = {"eos_token": "<|end|>", "bos_token": "<|begin|>" if "<|begin|>" in (template or "") else "<|end|>"}
     return PreTrainedTokenizerFast(tokenizer_object=raw, **special, **({"pad_token": pad_token} if pad_token else {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.data.encoding import put_before
 from alora_trainer.data.records import check_characters, shown
 from alora_trainer.data.sources import check_keys
 from alora_trainer.errors import ALoRAError
@@ -66,7 +67,7 @@ def render_chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> tup
         raise ALoRAError("the chat template does not write the last answer after what came before it")
     check_characters(whole, "its conversation")
     begin = tokenizer.bos_token
-    if begin and prompt.startswith(begin) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
+    if begin and prompt.startswith(begin) and put_before(tokenizer)[:1] == [tokenizer.bos_token_id]:
         return prompt[len(begin) :], whole[len(prompt) :]
     return prompt, whole[len(prompt) :]
 

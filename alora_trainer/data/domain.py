@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from datasets import Dataset, Features, List, Value
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from alora_trainer.data.answers import encode_answers
 from alora_trainer.data.general import check_count
 from alora_trainer.data.records import Record, is_missing, listed, place, text_of
-from alora_trainer.data.sources import Source, check_keys, hub_settings, load_source, read_lines, write_lines
+from alora_trainer.data.sources import Source, check_keys, hub_settings, load_source, write_lines
 from alora_trainer.data.tasks import Doc, Task, get_task
 from alora_trainer.errors import ALoRAError
 
@@ -225,8 +226,8 @@ def tokenize_domain(
 ) -> Dataset:
     """Tokenise the items of a file that `prepare_domain` wrote.
 
-    Prompt and completion are encoded together and parted where the prompt's own encoding ends, as lm-eval does, so that
-    training sees the tokens that are scored. No EOS is appended, since none is scored.
+    Prompt and completion are parted as they are for scoring (`data.encoding`), so that training sees the tokens that are
+    scored. No EOS stands at the end, also where the tokenizer would append one, since none is scored.
 
     Args:
         task: makes prompt and completion of an item.
@@ -240,33 +241,28 @@ def tokenize_domain(
         A data set with ``input_ids`` and ``labels``; with ``answer``, the labels of the prompt are -100.
 
     Raises:
-        ALoRAError: the file has no items, or one whose completion is no token, or does not fit; none fits.
+        ALoRAError: the file has no items, or one that `encode_answers` refuses, or whose completion does not fit; none fits.
     """
     if loss_on not in LOSSES:
         raise ALoRAError(f"loss_on must be one of {', '.join(LOSSES)}, not {loss_on!r}")
-    docs = read_lines(Path(path))
-    if not docs:
-        raise ALoRAError(f"{path} has no items: give a file with at least one")
-    pairs = [_movable_space(task.prompt(doc), task.completion(doc)) for doc in docs]
-    whole = tokenizer([prompt + completion for prompt, completion in pairs], verbose=False)["input_ids"]
-    prompts = tokenizer([prompt for prompt, _ in pairs], verbose=False)["input_ids"]
+    pairs = [pair for (pair,) in encode_answers(task, path, tokenizer, choices=False)]
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for number, (ids, prompt_ids) in enumerate(zip(whole, prompts, strict=True), start=1):
-        answer = len(ids) - len(prompt_ids)
-        if answer >= max_length and too_long == "drop":
-            continue
-        if not 0 < answer < max_length:
+    for number, (context, continuation, _) in enumerate(pairs, start=1):
+        answer = len(continuation)
+        if answer >= max_length:
+            if too_long == "drop":
+                continue
             raise ALoRAError(
                 f"the answer of item {number} of {path} has {answer} tokens, and max_length is {max_length}: raise "
                 "domain.max_length, or set domain.too_long to drop"
             )
-        ids = ids[-max_length:]
-        labels = [IGNORED_LABEL] * (len(ids) - answer) + ids[-answer:] if loss_on == "answer" else ids
+        ids = (context + continuation)[-max_length:]
+        labels = [IGNORED_LABEL] * (len(ids) - answer) + continuation if loss_on == "answer" else ids
         rows["input_ids"].append(ids)
         rows["labels"].append(labels)
-    if dropped := len(docs) - len(rows["input_ids"]):
+    if dropped := len(pairs) - len(rows["input_ids"]):
         logger.warning(
-            f"{dropped} of {len(docs)} training items are left out: their answers have {max_length} tokens or more"
+            f"{dropped} of {len(pairs)} training items are left out: their answers have {max_length} tokens or more"
         )
     if not rows["input_ids"]:
         raise ALoRAError(f"no item of {path} fits in max_length={max_length}: raise domain.max_length")
@@ -284,11 +280,3 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
 
 def _normal(question: str) -> str:
     return " ".join(question.casefold().split())
-
-
-def _movable_space(prompt: str, completion: str) -> tuple[str, str]:
-    """White space at the end of a prompt is encoded with the completion, as lm-eval does it."""
-    bare = prompt.rstrip()
-    if not bare:
-        raise ALoRAError("an item's prompt is blank: give the task a prompt with text")
-    return bare, prompt[len(bare) :] + completion

@@ -15,6 +15,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from alora_trainer.data.encoding import encode, put_before
 from alora_trainer.data.self_text import SelfTextConfig
 from alora_trainer.data.sources import Source, check_keys, load_texts, named_sources, write_lines
 from alora_trainer.errors import ALoRAError
@@ -105,9 +106,9 @@ def pack_general_text(
 ) -> Dataset:
     """Tokenise documents and pack them into blocks.
 
-    Each document is encoded as the tokenizer does by default (with a beginning-of-text token if that is its habit) and
-    ends with the EOS token. The documents of a source are shuffled; the sources are interleaved so that each is used up
-    at the same rate. What is left after the last whole block is dropped.
+    Each document begins with what the tokenizer puts before a text (a beginning-of-text token, if that is its habit) and
+    ends with the EOS token, whatever the tokenizer would put behind it. The documents of a source are shuffled; the sources
+    are interleaved so that each is used up at the same rate. What is left after the last whole block is dropped.
 
     Args:
         sources: name -> source; see `load_source`.
@@ -181,9 +182,9 @@ def write_held_out(
 def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[NDArray[np.int32]]:
     """Token ids of the documents, each ending with EOS; encoded as they are asked for."""
     eos: Any = tokenizer.eos_token_id
+    before = put_before(tokenizer)
     for start in range(0, len(texts), _BATCH):
-        # verbose=False: a document longer than the model's context is no reason for a warning here.
-        for ids in tokenizer(texts[start : start + _BATCH], verbose=False)["input_ids"]:
+        for ids in encode(tokenizer, texts[start : start + _BATCH], before):
             yield np.asarray(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from alora_trainer.data.encoding import text_start
 from alora_trainer.errors import ALoRAError
 
 
@@ -111,11 +112,9 @@ def _whole_batches(partial: Path, config: SelfTextConfig) -> tuple[int, int]:
 def _batches(
     model: Any, tokenizer: Any, config: SelfTextConfig, first: int
 ) -> Iterator[tuple[int, list[tuple[str, int]]]]:
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise ALoRAError("the tokenizer has no beginning- or end-of-text token to start sampling from")
+    start = text_start(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    prompt = torch.full((config.batch_size, 1), start, device=model.device)
+    prompt = torch.tensor([start] * config.batch_size, device=model.device)
     training = model.training
     model.eval()
     progress = tqdm(desc="sampling general text from the model", unit=" batches", initial=first)
@@ -136,7 +135,7 @@ def _batches(
                     pad_token_id=pad,
                 )
             progress.update()
-            yield batch, [_document(row, tokenizer) for row in ids[:, 1:].tolist()]
+            yield batch, [_document(row, tokenizer) for row in ids[:, len(start) :].tolist()]
             batch += 1
     finally:
         progress.close()

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import IterableDataset, interleave_datasets
 from transformers import PreTrainedTokenizerBase
 
+from alora_trainer.data.encoding import encode, put_before
 from alora_trainer.data.sources import Source, check_text, stream_records
 from alora_trainer.errors import ALoRAError
 
@@ -64,8 +65,9 @@ def _documents(source: Source, base: str) -> Iterator[dict[str, str]]:
 
 def _blocks(documents: IterableDataset, tokenizer: Any, block_length: int) -> Iterator[dict[str, list[int]]]:
     waiting: list[int] = []
+    before = put_before(tokenizer)
     for document in documents:
-        ids = tokenizer(document["text"], verbose=False)["input_ids"]
+        (ids,) = encode(tokenizer, [document["text"]], before)
         waiting += ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
         while len(waiting) >= block_length:
             block, waiting = waiting[:block_length], waiting[block_length:]

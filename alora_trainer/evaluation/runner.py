@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.basics.causal_model import check_causal
 from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.basics.processes import is_main
 from alora_trainer.basics.scores import GeneralScore, KLToBase, Score, TaskScore
+from alora_trainer.data.answers import encode_answers
 from alora_trainer.data.sources import write_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
@@ -74,7 +76,8 @@ def evaluate_model(
         ``acc``, ``acc_norm`` and ``ece``, one with free answers ``acc`` and ``perplexity``.
 
     Raises:
-        ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``.
+        ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``; the
+            model is no causal language model (`check_causal`); an answer cannot be told from its prompt, or does not fit.
     """
     config = config or EvaluationConfig()
     specs = {task.name: task for task in task_specs}
@@ -91,6 +94,7 @@ def evaluate_model(
     ):
         write_task_files(Path(folder), [Path(path) for path in general.values()], chosen)
         scorer = _scorer(model, tokenizer, config)
+        _check_answers(chosen, tokenizer, scorer.max_length, config)
         raw = _run(scorer, Path(folder), len(general), len(chosen), config, seed)
         divergence = _divergence(scorer, model, base, raw, list(general), config) if config.kl_tokens else None
         ability = _general_tasks(scorer, config, seed) if config.general_tasks else None
@@ -152,8 +156,20 @@ def _power(base: float, exponent: float) -> float:
 def _scorer(model: Any, tokenizer: Any, config: EvaluationConfig) -> Any:
     from alora_trainer.evaluation.scorer import Scorer
 
+    check_causal(model, "the model", training=False)
     # A copy, because lm-eval gives a tokenizer without a pad token one.
     return Scorer(model, copy.deepcopy(tokenizer), batch_size=config.batch_size, max_length=config.max_length)
+
+
+def _check_answers(tasks: Sequence[tuple[Task, Path]], tokenizer: Any, longest: int, config: EvaluationConfig) -> None:
+    for task, path in tasks:
+        encoded = encode_answers(task, path, tokenizer, choices=True, items=config.limit)
+        for number, pairs in enumerate(encoded, start=1):
+            if (tokens := max(len(pair.continuation) for pair in pairs)) > longest:
+                raise ALoRAError(
+                    f"an answer of {tokens} tokens, of item {number} of {path}, does not fit evaluation.max_length={longest}: "
+                    "raise it, up to the model's own limit, or leave the item out"
+                )
 
 
 def _run(scorer: Any, folder: Path, general: int, tasks: int, config: EvaluationConfig, seed: int) -> Mapping[str, Any]:
@@ -161,7 +177,7 @@ def _run(scorer: Any, folder: Path, general: int, tasks: int, config: Evaluation
     result = _evaluate(scorer, task_manager(folder).load(names), config, seed)
     for index in range(general):
         for sample in result["samples"][general_name(index)]:
-            sample["tokens"] = len(scorer.tok_encode(sample["doc"]["text"]))  # it predicts all of them
+            sample["tokens"] = len(scorer.own_tokens(sample["doc"]["text"]))  # it predicts all of them
     return result
 
 

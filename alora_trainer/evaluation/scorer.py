@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from lm_eval import utils as lm_eval_utils
@@ -14,15 +16,23 @@ from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import DynamicCache
 
+from alora_trainer.basics.causal_model import learned_positions
 from alora_trainer.basics.processes import own_share, together
+from alora_trainer.data.encoding import encode, encode_bare, encode_pairs, put_before, text_start
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.batch_size import largest_batch_size
 from alora_trainer.evaluation.config import AUTO
+
+logger = logging.getLogger(__name__)
 
 Request: TypeAlias = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of the context and the continuation
 Answer: TypeAlias = tuple[float, bool]  # log-likelihood of the continuation, and whether it is the greedy one
 
 _LEAST_PREFIX = 16  # a shorter common prefix is not worth a forward pass of its own
+# Layers' caches that hold keys and values of every token (or nothing), and so can be repeated for every answer and gone on from
+# by several tokens. Those of linear attention, convolutions and state spaces cannot: some models go on from them by one token
+# alone, and a hybrid's repeats its keys and values without its state.
+_REPEATED_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 
 
 class Scorer(HFLM):
@@ -40,10 +50,11 @@ class Scorer(HFLM):
             max_length=max_length,
             softmax_dtype=torch.float32,
         )
+        self._before, self._start = put_before(self.tokenizer), text_start(self.tokenizer)
         self._progress: tqdm | None = None
-        self._shares = True
+        self._shares, self._is_compared = True, False
         # Long documents are cut into windows here, so the tokenizer's warning about their length would mislead.
-        self._max_length = self.max_length
+        self._max_length = min(self.max_length, learned_positions(model) or sys.maxsize)
         self.tokenizer.model_max_length = sys.maxsize
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
@@ -52,9 +63,44 @@ class Scorer(HFLM):
             found = together({largest_batch_size(model, self.max_length, self.device): None})
             self.batch_size_per_gpu = min(found)
 
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **settings: Any,
+    ) -> list[int]:
+        """As `encode`: lm-eval's own would leave the tokens that some tokenizers put behind a text."""
+        bare = add_special_tokens is False
+        (ids,) = encode_bare(self.tokenizer, [string]) if bare else encode(self.tokenizer, [string], self._before)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts to generate from, as `encode` has them."""
+        rows = [ids[-left_truncate_len:] if left_truncate_len else ids for ids in encode(self.tokenizer, strings)]
+        padded = self.tokenizer.pad(
+            {"input_ids": rows}, padding="longest", padding_side=padding_side, return_tensors="pt", verbose=False
+        )
+        return padded["input_ids"], padded["attention_mask"]
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        texts = [request.args for request in requests]
+        pairs = encode_pairs(self.tokenizer, texts)
+        for (_, answer), pair in zip(texts, pairs, strict=True):
+            if not pair.continuation:
+                raise ALoRAError(
+                    f"the answer {answer!r} is no token of its own after its prompt: leave the item out, or let a space or a "
+                    "line break part the two"
+                )
+        encoded = [(text, pair.context, pair.continuation) for text, pair in zip(texts, pairs, strict=True)]
         with tqdm(total=len(requests), desc="answers", leave=False, disable=disable_tqdm or None) as self._progress:
-            return super().loglikelihood(requests, disable_tqdm=True)
+            return self._loglikelihood_tokens(encoded)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """As HFLM cuts documents into windows, but all windows are known before the first is scored."""
@@ -72,14 +118,26 @@ class Scorer(HFLM):
         return totals
 
     def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
-        """A document as (context, continuation) of at most `max_length` tokens each; every token is continued to once."""
+        """A document as (context, continuation) of at most `max_length` tokens each; every token of it is continued to once.
+
+        The first one is continued to from `text_start`, which is not predicted itself.
+        """
         rolling = lm_eval_utils.get_rolling_token_windows(
-            token_list=self.tok_encode(text),
-            prefix_token=self.prefix_token_id,
+            token_list=self._start[1:] + self.own_tokens(text),
+            prefix_token=self._start[0],
             max_seq_len=self.max_length,
             context_len=1,
         )
-        return [lm_eval_utils.make_disjoint_window(window) for window in rolling]
+        windows, given = [], len(self._start) - 1
+        for context, continuation in map(lm_eval_utils.make_disjoint_window, rolling):
+            if len(continuation) > given:
+                windows.append((context + continuation[:given], continuation[given:]))
+            given = max(given - len(continuation), 0)
+        return windows
+
+    def own_tokens(self, text: str) -> list[int]:
+        """A document's tokens without those that the tokenizer adds: what `windows` predicts."""
+        return self.tok_encode(text)[len(self._before) :]
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -92,7 +150,7 @@ class Scorer(HFLM):
             )
         own: dict[int, Answer] = {}
         for batch in own_share(self._shared_batches(requests)):
-            scored = self._score_batch(batch, requests)
+            scored = self._score_batch(batch, requests) if self._is_compared else self._compared(batch, requests)
             if not scored:
                 self._shares = False
                 break
@@ -148,8 +206,34 @@ class Scorer(HFLM):
         if batch:
             yield batch
 
+    def _compared(self, batch: list[list[int]], requests: list[Request]) -> dict[int, Answer]:
+        """A first batch from `_score_batch`, held against plain forward passes; nothing if it fails or differs from them.
+
+        What a model does with several tokens after a cache is nowhere laid down: some fail, some forget a window's beginning.
+        """
+        try:
+            scored = self._score_batch(batch, requests)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # models raise what they like, and can be scored without a cache all the same
+            logger.info(
+                f"every answer is scored with its whole prompt, since the model's cache cannot be gone on from: {error}"
+            )
+            return {}
+        plain = super()._loglikelihood_tokens([requests[index] for index in scored], disable_tqdm=True)
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        noise = math.sqrt(torch.finfo(dtype).eps)
+        for (shared, _), (right, _) in zip(scored.values(), plain, strict=True):
+            if not abs(shared - right) <= noise * (1 + abs(right)):
+                logger.info(
+                    f"every answer is scored with its whole prompt, since the model's cache gives {shared}, not {right}"
+                )
+                return {}
+        self._is_compared = True
+        return scored
+
     def _score_batch(self, batch: list[list[int]], requests: list[Request]) -> dict[int, Answer]:
-        """Score a batch from `_shared_batches`; nothing if the model has no cache that can be shared.
+        """Score a batch from `_shared_batches`; nothing if the model's cache cannot be shared.
 
         The contexts' first tokens are run once and their keys and values repeated for the answers. The rest of each
         context and its answers come after them, padded on the right as HFLM pads, which a causal model does not see.
@@ -159,7 +243,7 @@ class Scorer(HFLM):
         with torch.no_grad():
             prefix = torch.tensor([context[:start] for context in contexts], device=self.device)
             cache = getattr(self.model(prefix, **self._prefix_arguments), "past_key_values", None)
-            if not isinstance(cache, DynamicCache):
+            if not _can_be_repeated(cache):
                 return {}
             repeats = [row for row, group in enumerate(batch) for _ in group]
             cache.batch_select_indices(torch.tensor(repeats, device=self.device))
@@ -176,3 +260,8 @@ class Scorer(HFLM):
             chosen = predicted.gather(1, continuation.unsqueeze(1))
             answers[index] = (float(chosen.sum()), bool((predicted.argmax(1) == continuation).all()))
         return answers
+
+
+def _can_be_repeated(cache: Any) -> TypeGuard[DynamicCache]:
+    """Whether a cache is all that a model knows of a prefix, in layers that can be repeated; a subclass may hold more."""
+    return type(cache) is DynamicCache and all(type(layer).__name__ in _REPEATED_LAYERS for layer in cache.layers)

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from alora_trainer.data.answers import encode_answers
 from alora_trainer.data.domain import IGNORED_LABEL
 from alora_trainer.data.sources import read_lines
 from alora_trainer.data.tasks import Task
@@ -98,32 +99,23 @@ def choice_rows(
         items: take only the first so many.
 
     Raises:
-        ALoRAError: the task has free answers; the file has no items, or a choice that does not fit.
+        ALoRAError: the task has free answers; `encode_answers` refuses an item, or a choice does not fit.
     """
     if task.choices is None:
         raise ALoRAError(f"the task {task.name} has no choices, so there is no accuracy to measure while training")
-    docs = read_lines(Path(path))[:items]
-    if not docs:
-        raise ALoRAError(f"{path} has no items: give a file with at least one")
+    encoded = encode_answers(task, path, tokenizer, choices=True, items=items)
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    counts, targets = [], []
-    for number, doc in enumerate(docs, start=1):
-        choices = task.choices(doc)
-        prompt, right = task.prompt(doc), task.completion(doc)
-        bare = prompt.rstrip()
-        start = len(tokenizer(bare, verbose=False)["input_ids"])
-        for choice in choices:
-            whole = tokenizer(prompt + task.target_delimiter + choice, verbose=False)["input_ids"]
-            if not 0 < len(whole) - start < max_length:
+    targets = []
+    for number, (doc, pairs) in enumerate(zip(read_lines(Path(path)), encoded, strict=False), start=1):
+        for context, continuation, _ in pairs:
+            if len(continuation) >= max_length:
                 raise ALoRAError(f"a choice of item {number} of {path} does not fit into max_length {max_length}")
-            ids = whole[-max_length:]
-            answer = len(whole) - start
+            ids = (context + continuation)[-max_length:]
             rows["input_ids"].append(ids)
-            rows["labels"].append([IGNORED_LABEL] * (len(ids) - answer) + ids[-answer:])
-        counts.append(len(choices))
-        targets.append([task.target_delimiter + choice for choice in choices].index(right))
+            rows["labels"].append([IGNORED_LABEL] * (len(ids) - len(continuation)) + continuation)
+        targets.append([task.target_delimiter + choice for choice in task.choices(doc)].index(task.completion(doc)))
     features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-    return Dataset.from_dict(rows, features=features), ChoiceMetrics(counts, targets)
+    return Dataset.from_dict(rows, features=features), ChoiceMetrics([len(pairs) for pairs in encoded], targets)
 
 
 def _rows(values: Any) -> list[list[float]]:

@@ -24,9 +24,13 @@ from alora_trainer.artefact.reading import check_reference
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.run.model_checks import check_base, check_vocabulary
 from alora_trainer.importance.base_model import remember_revision
 
 logger = logging.getLogger(__name__)
+
+# Base models that were looked at in this process, by all that the outcome depends on.
+_CHECKED: set[str] = set()
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -50,7 +54,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     """The base model, freshly loaded after seeding everything, so that what follows does not depend on what was before.
 
     Raises:
-        ALoRAError: there is none at `model.path`.
+        ALoRAError: there is none at `model.path`, or it cannot be trained as the recipe says (see `model_checks`).
     """
     set_seed(recipe.seed)
     try:
@@ -60,10 +64,21 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
             dtype=recipe.model.dtype,
             quantization_config=_quantization(recipe),
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # some architectures refuse their configuration by an assertion
         raise ALoRAError(_not_loaded("model", recipe, error)) from error
     remember_revision(model, recipe.model.revision)
+    _check_once(model, recipe)
     return model
+
+
+def _check_once(model: PreTrainedModel, recipe: Recipe) -> None:
+    """`check_base`, which is the same for every stage of a run."""
+    state = repr(
+        (recipe.base.resolve(), recipe.model, recipe.general, recipe.domain, recipe.domains, recipe.evaluation)
+    )
+    if state not in _CHECKED:
+        check_base(model, load_tokenizer(recipe), recipe)
+        _CHECKED.add(state)
 
 
 def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -98,16 +113,14 @@ def load_other(recipe: Recipe, source: str) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ALoRAError(f"the model at {source} cannot be loaded: {lines[0]}") from error
-    if len(load_tokenizer(recipe)) > model.get_input_embeddings().weight.shape[0]:
-        raise ALoRAError(
-            f"the model at {source} has fewer tokens than the recipe's tokenizer: it is of another base model"
-        )
+    check_vocabulary(model, load_tokenizer(recipe), f"the model at {source}")
     return model
 
 
 def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}"
+    hint = " (in its config.json, pad_token_id must be below vocab_size, or null)" if "adding_idx" in lines[0] else ""
+    return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}{hint}"
 
 
 def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: bool = False) -> PeftModel:
