@@ -7,10 +7,10 @@ from alora_trainer.data.domain import (
     DomainFiles,
     collator,
     prepare_domain,
-    split_records,
     tokenize_domain,
 )
 from alora_trainer.data.general import GeneralConfig, pack_general_text, write_held_out
+from alora_trainer.data.items import split_records
 from alora_trainer.data.sources import load_source
 from alora_trainer.data.tasks import BUILT_IN, Task, get_task
 

@@ -27,7 +27,7 @@ def _sciq_convert(record: Record) -> Doc:
 
 
 def _sciq_choices(doc: Doc) -> list[str]:
-    return [doc["distractor1"], doc["distractor2"], doc["distractor3"], doc["correct_answer"]]
+    return [string_field(doc, name) for name in ("distractor1", "distractor2", "distractor3", "correct_answer")]
 
 
 def _piqa_convert(record: Record) -> Doc:
@@ -42,8 +42,8 @@ def _medmcqa_convert(record: Record) -> Doc:
 
 
 def _medmcqa_prompt(doc: Doc) -> str:
-    options = "".join(f"{letter}. {doc[f'op{letter.lower()}']}\n" for letter in "ABCD")
-    return f"Question: {doc['question']}\nChoices:\n{options}Answer:"
+    options = "".join(f"{letter}. {string_field(doc, f'op{letter.lower()}')}\n" for letter in "ABCD")
+    return f"Question: {string_field(doc, 'question')}\nChoices:\n{options}Answer:"
 
 
 def _openbookqa_convert(record: Record) -> Doc:
@@ -61,7 +61,8 @@ def _openbookqa_convert(record: Record) -> Doc:
 
 
 def _openbookqa_completion(doc: Doc) -> str:
-    return " " + str(doc["choices"]["text"][doc["choices"]["label"].index(doc["answerKey"])])
+    choices = choices_of(doc, "choices")
+    return " " + choices.texts[answer_index(string_field(doc, "answerKey"), choices, "its 'answerKey'", "label")]
 
 
 def _alpaca_convert(record: Record) -> Doc:
@@ -82,10 +83,12 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
         "sciq": Task(
             name="sciq",
             lm_eval_task="sciq",
-            prompt=lambda doc: f"{doc['support'].lstrip()}\nQuestion: {doc['question']}\nAnswer:",
-            completion=lambda doc: f" {doc['correct_answer']}",
+            prompt=lambda doc: (
+                f"{string_field(doc, 'support').lstrip()}\nQuestion: {string_field(doc, 'question')}\nAnswer:"
+            ),
+            completion=lambda doc: f" {string_field(doc, 'correct_answer')}",
             convert=_sciq_convert,
-            identity=lambda doc: str(doc["question"]),
+            identity=lambda doc: string_field(doc, "question"),
             choices=_sciq_choices,
             hub={"train": {"hub": "allenai/sciq"}, "test": {"hub": "allenai/sciq", "split": "test"}},
             hub_items={"train": 11679, "test": 1000},
@@ -94,11 +97,11 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
         "piqa": Task(
             name="piqa",
             lm_eval_task="piqa",
-            prompt=lambda doc: f"Question: {doc['goal']}\nAnswer:",
-            completion=lambda doc: f" {doc[('sol1', 'sol2')[doc['label']]]}",
+            prompt=lambda doc: f"Question: {string_field(doc, 'goal')}\nAnswer:",
+            completion=lambda doc: f" {string_field(doc, ('sol1', 'sol2')[index_of(doc, 'label', 2)])}",
             convert=_piqa_convert,
-            identity=lambda doc: str(doc["goal"]),
-            choices=lambda doc: [doc["sol1"], doc["sol2"]],
+            identity=lambda doc: string_field(doc, "goal"),
+            choices=lambda doc: [string_field(doc, name) for name in ("sol1", "sol2")],
             hub={"train": {"hub": "baber/piqa"}, "test": {"hub": "baber/piqa", "split": "validation"}},
             hub_items={"train": 16113, "test": 1838},
             choice_count=2,
@@ -108,9 +111,9 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             name="medmcqa",
             lm_eval_task="medmcqa",
             prompt=_medmcqa_prompt,
-            completion=lambda doc: f" {LETTERS[doc['cop']]}",
+            completion=lambda doc: f" {LETTERS[index_of(doc, 'cop', 4)]}",
             convert=_medmcqa_convert,
-            identity=lambda doc: str(doc["question"]),
+            identity=lambda doc: string_field(doc, "question"),
             choices=lambda doc: list("ABCD"),
             hub={
                 "train": {"hub": "openlifescienceai/medmcqa"},
@@ -124,11 +127,11 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
         "openbookqa": Task(
             name="openbookqa",
             lm_eval_task="openbookqa",
-            prompt=lambda doc: str(doc["question_stem"]),
+            prompt=lambda doc: string_field(doc, "question_stem"),
             completion=_openbookqa_completion,
             convert=_openbookqa_convert,
-            identity=lambda doc: str(doc["question_stem"]),
-            choices=lambda doc: list(doc["choices"]["text"]),
+            identity=lambda doc: string_field(doc, "question_stem"),
+            choices=lambda doc: choices_of(doc, "choices").texts,
             hub={
                 "train": {"hub": "allenai/openbookqa", "name": "main"},
                 "test": {"hub": "allenai/openbookqa", "name": "main", "split": "test"},

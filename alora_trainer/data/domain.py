@@ -6,27 +6,26 @@ import copy
 import hashlib
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from alora_trainer.data.answers import encode_answers
 from alora_trainer.data.general import check_count
-from alora_trainer.data.records import Record, is_missing, listed, place, text_of
+from alora_trainer.data.items import convert_records, fitting_records, split_records
+from alora_trainer.data.records import Row
 from alora_trainer.data.sources import Source, check_keys, hub_settings, load_source, write_lines
-from alora_trainer.data.tasks import Doc, Task, get_task
+from alora_trainer.data.tasks import Task, get_task
 from alora_trainer.errors import ALoRAError
 
 logger = logging.getLogger(__name__)
 
-_R = TypeVar("_R", bound=Record)
-
 LOSSES = ("answer", "all")
-TOO_LONG = ("error", "drop")
+ERROR_OR_DROP = ("error", "drop")
 IGNORED_LABEL = -100
 
 
@@ -46,6 +45,9 @@ class DomainConfig:
         loss_on: ``answer`` trains on the answer alone, ``all`` on the prompt, too.
         too_long: what becomes of a training item whose answer alone has more than max_length tokens: ``error`` refuses it,
             ``drop`` leaves it out and says how many there were.
+        unfit: what becomes of an item that the task cannot use (a null where text is wanted, a blank answer, a conversation
+            that ends with the user): ``error`` refuses it, ``drop`` leaves it out of training and test, says how many there
+            were, and what is wrong with the first.
 
     Raises:
         ALoRAError: a setting is wrong, or the sources do not go together.
@@ -61,16 +63,16 @@ class DomainConfig:
     max_length: int = 512
     loss_on: str = "answer"
     too_long: str = "error"
+    unfit: str = "error"
 
     def __post_init__(self) -> None:
         task = get_task(self.task)
         for name in ("train_items", "test_items"):
             check_count(getattr(self, name), f"domain.{name}", optional=True)
         check_count(self.max_length, "domain.max_length", least=2)
-        if self.loss_on not in LOSSES:
-            raise ALoRAError(f"domain.loss_on must be one of {', '.join(LOSSES)}, not {self.loss_on!r}")
-        if self.too_long not in TOO_LONG:
-            raise ALoRAError(f"domain.too_long must be one of {', '.join(TOO_LONG)}, not {self.too_long!r}")
+        for name, allowed in (("loss_on", LOSSES), ("too_long", ERROR_OR_DROP), ("unfit", ERROR_OR_DROP)):
+            if getattr(self, name) not in allowed:
+                raise ALoRAError(f"domain.{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.source is not None:
             if self.train is not None or self.test is not None:
                 raise ALoRAError("domain.source excludes domain.train and domain.test: leave out one or the others")
@@ -113,46 +115,17 @@ class DomainFiles:
     report: dict[str, Any]
 
 
-def split_records(records: list[_R], *, by: str, items: int) -> tuple[list[_R], list[_R]]:
-    """Split records into training and test: the ``items`` whose field ``by`` has the smallest SHA-1 are the test.
-
-    The order within each part is that of the records. Raises ALoRAError if a record has no such field or one that is no text
-    or number, or if nothing would be left to train on.
-    """
-    keys = []
-    for number, record in enumerate(records, start=1):
-        if is_missing(record.get(by)):
-            raise ALoRAError(
-                f"{place(record, number)} has no {by!r} to be held out by: its fields are {listed(record)}"
-            )
-        try:
-            key = text_of(record[by], f"its field {by!r}")
-        except ALoRAError as error:
-            raise ALoRAError(f"{place(record, number)} cannot be held out by {by!r}: {error}") from error
-        keys.append(hashlib.sha1(key.encode("utf-8")).hexdigest())
-    if items >= len(records):
-        raise ALoRAError(f"holding out {items} of {len(records)} items leaves none to train on: lower holdout.items")
-    chosen = set(sorted(range(len(records)), key=keys.__getitem__)[:items])
-    train = [record for index, record in enumerate(records) if index not in chosen]
-    return train, [records[index] for index in sorted(chosen)]
-
-
-def convert_records(records: Iterable[Record], task: Task) -> list[Doc]:
-    """The documents of a task's records; ALoRAError names the file, the item, the field and what is wrong with it.
-
-    An item's own ``id``, if it has one that is a word or a number, goes along as text.
-    """
-    docs = []
-    for number, record in enumerate(records, start=1):
-        try:
-            doc = task.convert(record)
-        except ALoRAError as error:
-            raise ALoRAError(f"{place(record, number)} does not fit the task {task.name}: {error}") from error
-        name = record.get("id")
-        if isinstance(name, (str, int)) and not isinstance(name, bool):
-            doc["id"] = text_of(name, f"the id of {place(record, number)}")
-        docs.append(doc)
-    return docs
+def _records(domain: DomainConfig, task: Task, base: Path | str) -> tuple[list[Row], list[Row], int]:
+    """The records of training and test, and how many were left out because they do not fit the task."""
+    sources = [domain.source] if domain.source is not None else [domain.read("train"), domain.read("test")]
+    read = [load_source(source, base=base) for source in sources]
+    kept = [fitting_records(records, task) for records in read] if domain.unfit == "drop" else read
+    unfit = sum(map(len, read)) - sum(map(len, kept))
+    if domain.source is None:
+        return kept[0], kept[1], unfit
+    assert domain.holdout is not None  # DomainConfig checked
+    train, test = split_records(kept[0], by=domain.holdout["by"], items=domain.holdout["items"])
+    return train, test, unfit
 
 
 def prepare_domain(
@@ -176,18 +149,13 @@ def prepare_domain(
 
     Returns:
         The two files, and a report: ``train_items``, ``test_items``, ``dropped_in_test`` (training items whose question
-        the test set has) and ``dropped_questions`` (their distinct questions).
+        the test set has) and ``dropped_questions`` (their distinct questions); with ``unfit: drop``, ``unfit_items``.
 
     Raises:
-        ALoRAError: a source cannot be read, or an item cannot be scored; the message has the item's number.
+        ALoRAError: a source cannot be read, or an item cannot be scored; the message has its place and what is wrong.
     """
     task = get_task(domain.task, tokenizer)
-    if domain.source is not None:
-        assert domain.holdout is not None  # DomainConfig checked
-        by, items = domain.holdout["by"], domain.holdout["items"]
-        train_records, test_records = split_records(load_source(domain.source, base=base), by=by, items=items)
-    else:
-        train_records, test_records = (load_source(domain.read(split), base=base) for split in ("train", "test"))
+    train_records, test_records, unfit = _records(domain, task, base)
     train, test = convert_records(train_records, task), convert_records(test_records, task)
     if domain.test_items is not None and domain.test_items < len(test):
         test = sorted(test, key=lambda doc: hashlib.sha1(task.identity(doc).encode("utf-8")).hexdigest())
@@ -208,6 +176,7 @@ def prepare_domain(
             "test_items": len(test),
             "dropped_in_test": len(dropped),
             "dropped_questions": len(set(dropped)),
+            **({"unfit_items": unfit} if domain.unfit == "drop" else {}),
         },
     )
     write_lines(files.train, kept)

@@ -59,7 +59,7 @@ def find_files(pattern: str, base: Path) -> list[Path]:
     if not left and found.is_dir():
         raise ALoRAError(f"{found} is a folder: name its files, for example {pattern}/*.jsonl")
     matched = glob.glob(os.path.join(glob.escape(str(found)), *left), recursive=True) if left else [str(found)]
-    paths = [path for path in map(Path, sorted(matched)) if path.is_file()]
+    paths = [path for path in sorted(map(Path, matched)) if path.is_file()]
     if not paths:
         raise ALoRAError(f"no file {pattern} under {base.resolve()}: correct the path or make the file")
     for path in paths:

@@ -163,7 +163,7 @@ def _name_of(source: Source) -> str:
         return str(settings["hub"]).rsplit("/", 1)[-1]
     path = Path(settings["path"])
     stem = path.name.split(".", 1)[0]
-    generic = stem in _SPLIT_NAMES or not stem or "*" in stem
+    generic = stem in _SPLIT_NAMES or not stem or "*" in stem or "?" in stem
     return path.parent.name if generic and path.parent.name else stem
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from alora_trainer.data.records import Record
+from alora_trainer.data.records import Record, string_field
 
 Doc: TypeAlias = dict[str, Any]
 
@@ -52,10 +52,10 @@ def free_task(name: str, convert: Callable[[Record], Doc], target_delimiter: str
     return Task(
         name=name,
         lm_eval_task=None,
-        prompt=lambda doc: str(doc["prompt"]),
-        completion=lambda doc: str(doc["completion"]),
+        prompt=lambda doc: string_field(doc, "prompt"),
+        completion=lambda doc: string_field(doc, "completion"),
         convert=convert,
-        identity=lambda doc: str(doc["prompt"]),
+        identity=lambda doc: string_field(doc, "prompt"),
         choices=None,
         target_delimiter=target_delimiter,
     )

@@ -6,8 +6,8 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alora_trainer.data.choices import READINGS, answer_index, choices_of
-from alora_trainer.data.records import Record, field_of, is_missing, shown, text_of
+from alora_trainer.data.choices import READINGS, answer_index, choices_of, index_of
+from alora_trainer.data.records import Record, field_of, is_missing, shown, string_field, text_of
 from alora_trainer.data.sources import check_keys
 from alora_trainer.data.task import Doc, Task, free_task
 from alora_trainer.errors import ALoRAError
@@ -44,11 +44,13 @@ def template_task(spec: Mapping[str, Any]) -> Task:
     return Task(
         name=name,
         lm_eval_task=None,
-        prompt=lambda doc: str(doc["prompt"]),
-        completion=lambda doc: delimiter + str(doc["choices"][doc["answer"]]),
+        prompt=lambda doc: string_field(doc, "prompt"),
+        completion=lambda doc: (
+            delimiter + choices_of(doc, "choices").texts[index_of(doc, "answer", len(doc["choices"]))]
+        ),
         convert=lambda record: _choice_doc(record, prompt, columns, answer_column, reading),
-        identity=lambda doc: str(doc["prompt"]),
-        choices=lambda doc: list(doc["choices"]),
+        identity=lambda doc: string_field(doc, "prompt"),
+        choices=lambda doc: choices_of(doc, "choices").texts,
         target_delimiter=delimiter,
     )
 

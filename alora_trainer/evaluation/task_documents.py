@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from alora_trainer.data.domain import convert_records
+from alora_trainer.data.items import convert_records
 from alora_trainer.data.sources import Source, load_source, load_texts
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError

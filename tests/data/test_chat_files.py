@@ -10,7 +10,7 @@ import pytest
 
 from alora_trainer.data import DomainConfig, get_task, prepare_domain
 from alora_trainer.data.chat import render_chat
-from alora_trainer.data.domain import convert_records
+from alora_trainer.data.items import convert_records
 from alora_trainer.data.sources import load_source, read_lines
 from alora_trainer.errors import ALoRAError
 from tests.data.test_data_chat import with_template

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alora_trainer.data import DomainConfig, collator, get_task, prepare_domain, split_records, tokenize_domain
 from alora_trainer.data.sources import read_lines, write_lines
@@ -76,6 +78,25 @@ class TestPrepare:
         ):
             prepare_domain(domain, base=base, folder=base / "out")
         assert not (base / "out").exists()
+
+    def test_items_that_do_not_fit_can_be_left_out(self, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+        bad = [item(40 + i, answer=answer) for i, answer in enumerate((None, 5))]
+        write_lines(base / "some.jsonl", [bad[0], *(item(i) for i in range(8)), bad[1]])
+        domain = DomainConfig(ELEMENTS, source="some.jsonl", holdout={"by": "id", "items": 3}, unfit="drop")
+        files = prepare_domain(domain, base=base, folder=base / "out")
+        counts = {"train_items": 5, "test_items": 3, "dropped_in_test": 0, "dropped_questions": 0, "unfit_items": 2}
+        assert files.report == counts
+        assert "2 of 10 items do not fit the task elements and are left out; the first is line 1 of" in caplog.text
+        assert "some.jsonl: its answer, the field 'answer', is null" in caplog.text
+        write_lines(base / "bad.jsonl", bad)
+        with pytest.raises(
+            ALoRAError, match=r"none of the 2 items fits the task elements: line 1 of .*bad\.jsonl: its answer"
+        ):
+            prepare_domain(
+                DomainConfig(ELEMENTS, train="some.jsonl", test="bad.jsonl", unfit="drop"),
+                base=base,
+                folder=base / "out",
+            )
 
     def test_nothing_left_to_train_on(self, base: Path) -> None:
         domain = DomainConfig(ELEMENTS, train="test.jsonl", test="test.jsonl")
@@ -173,6 +194,8 @@ class TestTokens:
             tokenize_domain(get_task(ELEMENTS), path, make_tokenizer(), max_length=2)
         with pytest.raises(ALoRAError, match="domain.too_long must be one of error, drop"):
             DomainConfig(task=ELEMENTS, train="a", test="b", too_long="skip")
+        with pytest.raises(ALoRAError, match="domain.unfit must be one of error, drop, not 'skip'"):
+            DomainConfig(task=ELEMENTS, train="a", test="b", unfit="skip")
 
     def test_an_answer_that_does_not_fit_can_be_dropped(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         task, tokenizer = get_task({"name": "t", "prompt": "{q}", "completion": "{a}"}), make_tokenizer()
@@ -200,3 +223,9 @@ class TestTokens:
         assert batch["attention_mask"].sum(1).tolist() == [first, len(dataset[3]["input_ids"])]
         assert (batch["labels"][0, first:] == -100).all() and (batch["labels"][0] != -100).any()
         assert tokenizer.pad_token == pad_token
+
+
+def test_the_domains_of_the_docs_are_domains() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    written = [yaml.safe_load(block)["domain"] for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+    assert [get_task(DomainConfig(**domain).task).name for domain in written] == ["summaries", "arc", "alpaca", "chat"]

@@ -170,8 +170,14 @@ class TestErrors:
 
 class TestNames:
     def test_from_files_folders_and_the_hub(self) -> None:
-        sources = ["x/books/train.jsonl.gz", "y/news.jsonl", {"hub": "who/wiki", "split": "test"}, "z/code/*.txt"]
-        assert list(named_sources(sources, "general.train")) == ["books", "news", "wiki", "code"]
+        sources = [
+            "x/books/train.jsonl.gz",
+            "y/news.jsonl",
+            {"hub": "who/wiki", "split": "test"},
+            "z/code/*.txt",
+            "u/v/p?.txt",
+        ]
+        assert list(named_sources(sources, "general.train")) == ["books", "news", "wiki", "code", "v"]
         assert named_sources("a.txt", "g") == {"a": "a.txt"}
         assert named_sources({"path": "a.txt"}, "g") == {"a": {"path": "a.txt"}}
         assert named_sources({"mine": "a.txt"}, "g") == {"mine": "a.txt"}

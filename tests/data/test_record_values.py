@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from alora_trainer.data import DomainConfig, get_task, prepare_domain, split_records
-from alora_trainer.data.domain import convert_records
+from alora_trainer.data.items import convert_records
 from alora_trainer.data.records import Row, Unreadable, check_characters, shown, text_of
 from alora_trainer.data.sources import load_source, load_texts, read_lines, stream_records, write_lines
 from alora_trainer.errors import ALoRAError
@@ -106,6 +106,27 @@ class TestRefused:
             split_records(records, by="id", items=1)
         with pytest.raises(ALoRAError, match="line 7 of x has no 'id' to be held out by"):
             split_records([Row({"id": float("nan")}, "line 7 of x")], by="id", items=1)
+
+    @pytest.mark.parametrize(
+        ("spec", "doc"),
+        [
+            ("sciq", {"support": None, "question": None, "distractor1": None, "correct_answer": None}),
+            ("piqa", {"goal": None, "sol1": None, "sol2": None, "label": 0}),
+            ("medmcqa", {"question": "q", "opa": None, "opb": "b", "opc": "c", "opd": "d", "cop": -1}),
+            (
+                "openbookqa",
+                {"question_stem": None, "choices": {"text": ["a", None], "label": ["A", "B"]}, "answerKey": "A"},
+            ),
+            (WRITE, {"prompt": None, "completion": None}),
+            (CHOOSE, {"prompt": None, "choices": ["a", None], "answer": 1}),
+        ],
+    )
+    def test_in_files_that_nothing_converted(self, spec: Any, doc: dict[str, Any]) -> None:
+        """Training and evaluation can be given a file in a task's own schema."""
+        task = get_task(spec)
+        for read in (task.prompt, task.completion, *([task.choices] if task.choices and spec != "medmcqa" else [])):
+            with pytest.raises(ALoRAError, match="null|is -1"):
+                read(doc)
 
     def test_as_a_document(self, tmp_path: Path) -> None:
         for number, value in enumerate((None, float("nan"), ["x"], True)):

@@ -53,6 +53,7 @@ OURS: dict[type, dict[str, Any]] = {
         "max_length": 31,
         "loss_on": "all",
         "too_long": "drop",
+        "unfit": "drop",
     },
     ALoRAConfig: {
         "record": "path",
