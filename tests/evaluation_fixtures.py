@@ -70,7 +70,7 @@ def elements(tmp_path: Path) -> tuple[Task, Path]:
     task = get_task(ELEMENTS)
     records = [
         {"question": "Which gas is noble?", "choices": ["neon", "salt water", "C"], "answer": 0},
-        {"question": "Symbol of carbon?", "choices": ["C", "N", "O"], "answer": "C"},
+        {"question": "Symbol of carbon?", "choices": ["C", "N", "O"], "answer": 0},
         {"question": "In which group is it? " * 6, "choices": ["18", "the first group"], "answer": 1},
         {"question": "And now?", "choices": ["in the morning", "river", "oxygen", "water"], "answer": "D"},
         {"question": "And then, of all the other gases?", "choices": ["x", "yes yes"], "answer": 1},
