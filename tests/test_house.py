@@ -31,7 +31,7 @@ BELOW = {
     "artefact": _IMPORTANCE,
     "trainer": {"penalty", "artefact", *_IMPORTANCE},
     "data": _BASICS,
-    "evaluation": _DATA,
+    "evaluation": {*_DATA, *_WEIGHTS},
     "experiment": {"trainer", "penalty", "artefact", "evaluation", *_IMPORTANCE, *_DATA},
     "cli": {"experiment", "trainer", "penalty", "artefact", "evaluation", *_IMPORTANCE, *_DATA},
 }

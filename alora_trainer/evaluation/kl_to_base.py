@@ -13,6 +13,7 @@ import torch
 from alora_trainer.basics.processes import own_share, together
 from alora_trainer.basics.scores import KLToBase
 from alora_trainer.errors import ALoRAError
+from alora_trainer.weights.adapter_settings import off_is_not_base
 
 Window: TypeAlias = tuple[list[int], list[int]]  # tokens of the context and of the continuation
 
@@ -34,8 +35,10 @@ def kl_to_base(model: Any, base: Any | None, windows: Mapping[str, Sequence[Wind
         The mean over all subsets, and that of each of ``subsets``.
 
     Raises:
-        ALoRAError: there is no base model.
+        ALoRAError: there is no base model: none was passed, and `model` has no adapter, or is not the base without it.
     """
+    if base is None:
+        check_has_base(model)
     batches = [
         (name, start, rows[start : start + batch_size])
         for name, rows in ((name, sorted(rows, key=lambda w: -len(w[0] + w[1]))) for name, rows in windows.items())
@@ -76,10 +79,20 @@ def _batch(model: Any, base: Any | None, rows: Sequence[Window]) -> tuple[float,
 def _base_of(model: Any, base: Any | None) -> Iterator[Any]:
     if base is not None:
         yield base
-    elif hasattr(model, "disable_adapter"):
+    else:
         with model.disable_adapter():
             yield model
-    else:
+
+
+def check_has_base(model: Any) -> None:
+    """Raise ALoRAError unless a model with its adapter switched off is the base model."""
+    if not hasattr(model, "disable_adapter"):
         raise ALoRAError(
             "the divergence from the base model needs the base model, which cannot be had from a merged model: pass it, too"
+        )
+    reason = off_is_not_base(model)
+    if reason is not None:
+        raise ALoRAError(
+            f"without its adapter this model is not the base model ({reason}), which the divergence is from: pass the base "
+            "model, too, as base=..."
         )

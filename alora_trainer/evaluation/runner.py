@@ -27,7 +27,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.calibration import expected_calibration_error
 from alora_trainer.evaluation.config import EvaluationConfig
 from alora_trainer.evaluation.items import digest_items, pack_correct
-from alora_trainer.evaluation.kl_to_base import kl_to_base
+from alora_trainer.evaluation.kl_to_base import check_has_base, kl_to_base
 from alora_trainer.evaluation.lm_tasks import (
     ROLLING_METRICS,
     general_name,
@@ -68,7 +68,8 @@ def evaluate_model(
         seed: given to lm-eval for its sampling of examples, of which our tasks use none.
         samples_path: where to keep one JSON line a document: its log-likelihoods and counts, and for a task the right
             answer and whether it was chosen. ``doc_hash`` is the same for the same document under every model.
-        base: the base model, for ``config.kl_tokens``; None takes a `PeftModel` with its adapter switched off.
+        base: the base model, for ``config.kl_tokens``; None takes a `PeftModel` with its adapter switched off, where that is
+            the base model (see `weights.adapter_settings`).
 
     Returns:
         The score. Its general ability is pooled over the documents of all subsets, with each subset's own beside it;
@@ -77,7 +78,8 @@ def evaluate_model(
 
     Raises:
         ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``; the
-            model is no causal language model (`check_causal`); an answer cannot be told from its prompt, or does not fit.
+            model is no causal language model (`check_causal`); there is no base model to compare with; an answer cannot be told
+            from its prompt, or does not fit.
     """
     config = config or EvaluationConfig()
     specs = {task.name: task for task in task_specs}
@@ -85,6 +87,8 @@ def evaluate_model(
         raise ALoRAError(f"the task {missing[0]} has no definition: the defined ones are {', '.join(specs) or 'none'}")
     if not general and not tasks:
         raise ALoRAError("there is nothing to evaluate on: give general text or a task")
+    if config.kl_tokens and base is None:
+        check_has_base(model)
     chosen = [(specs[name], Path(path)) for name, path in tasks.items()]
     with (
         tempfile.TemporaryDirectory(prefix="alora-eval-") as folder,

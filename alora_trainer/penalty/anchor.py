@@ -10,7 +10,11 @@ With `W` the model's own base weight and `s B A` its adapter, the penalty is on 
 
 from __future__ import annotations
 
+from typing import Any
+
+from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.weights.adapter_settings import base_weights_changed
 from alora_trainer.weights.reference import FullReference, Reference, no_movement
 from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
@@ -38,3 +42,26 @@ def anchor_of(
         if start is StartFrom.MERGED and anchor == "base":
             return Reference(recorded.a, recorded.b, -recorded.scaling)
     return no_movement(weight.shape)
+
+
+def check_anchor(start: StartFrom, anchor: str, *, recorded: Any, trained: Any) -> None:
+    """Refuse an anchor that means the base model's own weights, where an adapter has others beside its factors (PiSSA).
+
+    Args:
+        start, anchor: as `anchor_of` takes them.
+        recorded: PEFT's configuration of the adapter that was recorded; None where it is not known.
+        trained: likewise, of the one that is trained.
+
+    Raises:
+        ALoRAError: naming the setting.
+    """
+    if start is StartFrom.RECORDED and anchor == "reference":
+        return  # theta* and the weights are said relative to the same ones, whatever these are
+    for config, what in ((recorded, "recorded"), (trained, "new")):
+        reason = None if config is None else base_weights_changed(config)
+        if reason is not None:
+            raise ALoRAError(
+                f"start={start.value!r} with anchor={anchor!r} holds weights relative to those of the base model, and the "
+                f"{what} adapter has others beside its factors ({reason}): record and train without this setting, or use "
+                "start='recorded' with anchor='reference'"
+            )

@@ -108,6 +108,7 @@ class AdapterTheta(Theta):
         config = copy.deepcopy(self.config)
         config.target_modules = set(names)
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = config.modules_to_save = None
+        config.bias, config.trainable_token_indices = "none", None
         return AdapterTheta(references, kept, config)
 
     def with_unmoved(self, shapes: Mapping[str, tuple[int, int]]) -> AdapterTheta:

@@ -39,6 +39,17 @@ def test_an_adapter_as_theta(lora_model: Callable[..., Any]) -> None:
     assert theta == again != present_theta(model, weights)
 
 
+def test_a_part_of_an_adapter_is_configured_as_that_part(lora_model: Callable[..., Any]) -> None:
+    """Token rows, biases and modules that were trained beside are not in it: PEFT would look for them in its file."""
+    model = lora_model(trainable_token_indices=[3, 4], modules_to_save=["lm_head"], bias="all")
+    theta = present_theta(model, trained_weights(model, Parameterization.ADAPTER))
+    assert any("token_adapter" in key for key in theta.state)
+    part = theta.restricted([next(iter(theta))])
+    assert len(part.state) == 2 and all(".lora_" in key for key in part.state)
+    assert part.config.trainable_token_indices is part.config.modules_to_save is None and part.config.bias == "none"
+    assert theta.config.trainable_token_indices == [3, 4]
+
+
 def test_whole_weights_as_theta(_tiny_llama: Any) -> None:
     model = copy.deepcopy(_tiny_llama)
     weights = trained_weights(model, Parameterization.FULL)

@@ -12,6 +12,7 @@ import torch
 from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.general_text import GeneralTextMethod, GeneralTextOptions, GeneralTextTrainer
+from alora_trainer.weights.adapter_settings import off_is_not_base
 
 _IGNORED_LABEL = -100
 
@@ -49,9 +50,21 @@ def distillation_loss(
 
 
 class KLAnchorTrainer(GeneralTextTrainer):
-    """``L = L_domain + weight * T**2 KL(p_base || p_model)`` on general text; the base is this model without its adapter."""
+    """``L = L_domain + weight * T**2 KL(p_base || p_model)`` on general text; the base is this model without its adapter.
+
+    Raises:
+        ALoRAError: without its adapter it is not the base model.
+    """
 
     options: KLAnchorOptions
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        reason = off_is_not_base(self.model)
+        if reason is not None:
+            raise ALoRAError(
+                f"without its adapter this model is not the base model ({reason}): use an adapter without it"
+            )
 
     def general_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")[:, 1:]
@@ -73,6 +86,7 @@ class KLAnchor(GeneralTextMethod):
     """Trains with `KLAnchorTrainer`."""
 
     options_class = KLAnchorOptions
+    compares_with_base = True
     trainer_class = KLAnchorTrainer
 
 

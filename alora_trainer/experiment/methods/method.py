@@ -80,6 +80,8 @@ class Method:
     needs_general_text: ClassVar[bool] = False
     # Whether it reads the base weights' own numbers, which a quantised base does not have.
     needs_plain_base: ClassVar[bool] = False
+    # Whether its training takes the model with its adapter switched off for the base model.
+    compares_with_base: ClassVar[bool] = False
     # Whether it is LoRA in all but settings, so that it may learn several domains in a row.
     is_plain: ClassVar[bool] = True
     # Whether its training on the domain must be one process's.

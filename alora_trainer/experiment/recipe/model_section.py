@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers.utils import find_adapter_config_file
+
 from alora_trainer.errors import ALoRAError
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -36,3 +38,22 @@ class ModelConfig:
             )
         if self.dtype not in DTYPES:
             raise ALoRAError(f"model.dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+
+
+def refuse_adapter(source: str, revision: str | None = None, *, instead: str) -> None:
+    """Refuse an adapter where a whole model is meant: transformers would load it onto its base model without a word.
+
+    Args:
+        source: a folder or a Hub id; of the Hub, one small file is looked for.
+        revision: of the Hub's repository.
+        instead: what to do, for the message.
+
+    Raises:
+        ALoRAError: there is an adapter_config.json.
+    """
+    try:
+        found = find_adapter_config_file(source, revision=revision)
+    except OSError:
+        return  # there is no such repository, which whoever loads the model says
+    if found is not None:
+        raise ALoRAError(f"{source} holds an adapter (adapter_config.json), not a model: {instead}")

@@ -23,7 +23,7 @@ from alora_trainer.experiment.methods.method import MethodOptions
 from alora_trainer.experiment.recipe.contents import Contents
 from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import options_of
-from alora_trainer.experiment.recipe.model_section import ModelConfig
+from alora_trainer.experiment.recipe.model_section import ModelConfig, refuse_adapter
 from alora_trainer.experiment.recipe.settings import (
     resolve_path,
 )
@@ -45,6 +45,8 @@ SECTIONS = (
     "evaluation",
 )
 KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
+# What to do where `model.path` is an adapter.
+MERGE_FIRST = "set model.path to its base model, or merge the two first (merge_and_unload) and save the whole"
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
 _SET_BY_RUN = {
     "output_dir": "the run's --output_dir",
@@ -153,7 +155,7 @@ class Recipe:
             anywhere: only to look at: a recipe for a GPU is not refused on a machine without one.
 
         Raises:
-            ALoRAError: transformers refuses the values.
+            ALoRAError: transformers refuses the values, or they make no step.
         """
         defaults = {
             "seed": self.seed,
@@ -170,9 +172,15 @@ class Recipe:
         if anywhere and not torch.cuda.is_available():
             given["use_cpu"] = True
         try:
-            return TrainingArguments(output_dir=str(output_dir), **given)
+            arguments = TrainingArguments(output_dir=str(output_dir), **given)
         except Exception as error:  # whatever it is, it is of these settings
             raise ALoRAError(f"{section}: {_first_line(error)}") from error
+        if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
+            raise ALoRAError(
+                f"{section}: max_steps={arguments.max_steps} and num_train_epochs={arguments.num_train_epochs:g} make no step: "
+                "set one of them to a positive number"
+            )
+        return arguments
 
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain data, with defaults of ours, variables replaced and paths absolute.
@@ -209,10 +217,11 @@ class Recipe:
         """What `from_pretrained` is given: the model's absolute folder, or its Hub id.
 
         Raises:
-            ALoRAError: `model.path` is a path, and there is no such folder.
+            ALoRAError: `model.path` is a path, and there is no such folder, or an adapter in it.
         """
         path = resolve_path(self.model.path, self.base)
         if path.is_dir():
+            refuse_adapter(str(path), instead=MERGE_FIRST)
             return str(path.resolve())
         if path.exists() or not is_model_id(self.model.path):
             raise ALoRAError(

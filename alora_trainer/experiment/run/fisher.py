@@ -18,6 +18,7 @@ from alora_trainer.experiment.run.facts import recording_facts
 from alora_trainer.experiment.run.general_text import text_to_train
 from alora_trainer.experiment.run.models import load_base, place, release_memory, with_fresh_adapter
 from alora_trainer.importance.recording.fisher import estimate_fisher
+from alora_trainer.weights.adapter_settings import PLAIN_FIELDS
 from alora_trainer.weights.model_weights import trained_weights
 from alora_trainer.weights.parameterization import Parameterization
 
@@ -68,8 +69,11 @@ def compute_fisher(recipe: Recipe, method: Method, tokenizer: Any, folder: Path)
 
 
 def _covering(recipe: Recipe) -> Recipe:
-    """The recipe with a LoRA on the weights that are meant; its rank is of no matter, since it stays zero."""
-    if recipe.fisher.weights == "adapted":
-        return recipe
-    kept = {key: value for key, value in recipe.lora.items() if key in ("task_type", "fan_in_fan_out")}
-    return replace(recipe, lora=kept | {"r": 1, "target_modules": "all-linear"})
+    """The recipe with a LoRA on the weights that are meant; its rank is of no matter, since it stays zero.
+
+    It begins as zero, too, and trains nothing else, whatever the recipe's own does: the information is of the base model.
+    """
+    adapted = recipe.fisher.weights == "adapted"
+    kept = {*PLAIN_FIELDS, "target_parameters"} if adapted else {"task_type", "fan_in_fan_out"}
+    lora = {key: value for key, value in recipe.lora.items() if key in kept}
+    return replace(recipe, lora=lora if adapted else lora | {"r": 1, "target_modules": "all-linear"})

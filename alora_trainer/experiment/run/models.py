@@ -23,9 +23,11 @@ from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.reading import check_reference
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.recipe.model_section import refuse_adapter
+from alora_trainer.experiment.recipe.recipe import MERGE_FIRST, Recipe
 from alora_trainer.experiment.run.model_checks import check_base, check_vocabulary
 from alora_trainer.importance.base_model import remember_revision
+from alora_trainer.weights.adapter_settings import off_is_not_base
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,9 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token (its end of text, if it has none of its own).
 
     Raises:
-        ALoRAError: there is none at `model.path`, or it has no end-of-text token.
+        ALoRAError: there is none at `model.path`, or it has no end-of-text token; an adapter is there.
     """
+    refuse_adapter(recipe.model_source, recipe.model.revision, instead=MERGE_FIRST)
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.model_source, revision=recipe.model.revision)
     except (OSError, ValueError) as error:
@@ -54,8 +57,9 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     """The base model, freshly loaded after seeding everything, so that what follows does not depend on what was before.
 
     Raises:
-        ALoRAError: there is none at `model.path`, or it cannot be trained as the recipe says (see `model_checks`).
+        ALoRAError: there is none at `model.path`, or an adapter; it cannot be trained as the recipe says (see `model_checks`).
     """
+    refuse_adapter(recipe.model_source, recipe.model.revision, instead=MERGE_FIRST)
     set_seed(recipe.seed)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -106,8 +110,9 @@ def load_other(recipe: Recipe, source: str) -> PreTrainedModel:
     """A model other than the recipe's base, such as a merged one, from a folder or the Hub; scored by the base's tokenizer.
 
     Raises:
-        ALoRAError: there is none at `source`, or it has another vocabulary than the base model.
+        ALoRAError: there is none at `source`, or an adapter; it has another vocabulary than the base model.
     """
+    refuse_adapter(source, instead="give it as --adapter")
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=recipe.model.dtype)
     except (OSError, ValueError) as error:
@@ -158,6 +163,11 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
         raise ALoRAError(f"the adapter in {folder} cannot be put on the model: {' '.join(lines[:2])}") from error
 
 
+def is_whole_model(folder: str | Path) -> bool:
+    """Whether a folder holds a model, and not an adapter."""
+    return (Path(folder) / "config.json").is_file() and not (Path(folder) / "adapter_config.json").is_file()
+
+
 def load_to_score(
     recipe: Recipe, adapter: str | Path | None, model_source: str | None, device: torch.device
 ) -> tuple[Any, Any]:
@@ -170,17 +180,19 @@ def load_to_score(
         device: where both go.
 
     Returns:
-        the model; the base model where it is not the model itself without its adapter, and divergence from it is asked for
-        (`evaluation.kl_tokens`), else None or the model.
+        the model; the base model where it is not the model itself without its adapter (see `weights.adapter_settings`), and
+        divergence from it is asked for (`evaluation.kl_tokens`), else None or the model.
     """
-    whole = adapter is not None and (Path(adapter) / "config.json").is_file()
+    whole = adapter is not None and is_whole_model(adapter)
     source = str(adapter) if whole else model_source
     model: Any = load_base(recipe) if source is None else load_other(recipe, source)
     base = model
     if source is not None:
         base = load_base(recipe) if recipe.evaluation.kl_tokens is not None else None
     elif adapter is not None:
-        model, base = with_saved_adapter(model, adapter, trainable=False), None
+        model = with_saved_adapter(model, adapter, trainable=False)
+        anew = recipe.evaluation.kl_tokens is not None and off_is_not_base(model) is not None
+        base = load_base(recipe) if anew else None
     for loaded in (model, base):
         if loaded is not None:
             place(loaded, device)

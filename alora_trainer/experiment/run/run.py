@@ -32,7 +32,7 @@ from alora_trainer.experiment.run.prepare import PreparedData, write_data
 from alora_trainer.experiment.run.record import record_importance
 from alora_trainer.experiment.run.stage import Stage, digest
 from alora_trainer.experiment.run.steps import Steps
-from alora_trainer.experiment.run.training_recipe import check_one_domain
+from alora_trainer.experiment.run.training_recipe import as_trained, check_one_domain, recorded_adapter
 from alora_trainer.experiment.run.tune import Beginning, tune
 from alora_trainer.weights.parameterization import Parameterization
 
@@ -121,7 +121,13 @@ class Run:
     # ---- the steps ----
 
     def check(self, *methods: Method, recording: bool = False, scores: bool = False) -> None:
-        """Refuse what cannot be done in this folder (see `Steps.check`), before anything is written in it."""
+        """Refuse what cannot be done in this folder (see `Steps.check`), before anything is written in it.
+
+        A given map's own adapter is looked at, too: it is what its methods train.
+        """
+        for method in methods:
+            given = self._given is not None and method.needs_recording and not method.records_alone
+            as_trained(self.recipe, method, recorded=recorded_adapter(self.map_folder(method) if given else None))
         by_main(lambda: self.steps.check(methods, recording=recording, scores=scores, overwrite=self.overwrite))
 
     def check_scores(self, methods: Sequence[Method], others: Mapping[str, str]) -> None:

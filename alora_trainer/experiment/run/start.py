@@ -16,7 +16,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method, MethodOptions
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, with_fresh_adapter, with_saved_adapter
-from alora_trainer.experiment.run.training_recipe import check_joinable, over_merged, starts_fresh
+from alora_trainer.experiment.run.training_recipe import over_merged, starts_fresh
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.weights.parameterization import Parameterization
 
@@ -30,15 +30,13 @@ def protected_start(recipe: Recipe, learned: Path) -> PeftModel:
             the domain before left behind.
 
     Raises:
-        ALoRAError: the base model, that adapter or the new one do not fit each other, or cannot be joined in the end.
+        ALoRAError: the base model, that adapter or the new one do not fit each other.
     """
     base = load_base(recipe)
     if not starts_fresh(recipe):
         return with_saved_adapter(base, learned, trainable=True)
     if over_merged(recipe):
-        before = with_saved_adapter(base, learned, trainable=False)
-        check_joinable(before.peft_config["default"])
-        base = before.merge_and_unload()
+        base = with_saved_adapter(base, learned, trainable=False).merge_and_unload()
     return with_fresh_adapter(base, recipe, protected=True)
 
 
@@ -100,7 +98,7 @@ def save_protected(model: PeftModel, recipe: Recipe, learned: Path, folder: Path
     """Save what `protected_start` and a training made as an adapter of the bare base model.
 
     A new adapter over the merged base is joined with the one that was merged, ``s* B* A* + s B A``, which is an adapter whose
-    rank is the sum of both.
+    rank is the sum of both; `training_recipe.check_start` has seen to it that neither is more than that.
     """
     if not over_merged(recipe):
         model.save_pretrained(str(folder))

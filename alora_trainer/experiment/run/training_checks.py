@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.utils import is_liger_kernel_available
 from transformers.utils import logging as transformers_logging
@@ -45,7 +46,9 @@ def _trainings(recipe: Recipe, methods: Sequence[Method], recording: bool) -> It
     if recording:
         yield recipe, "record", "record"
     for method in methods:
-        own = as_trained(recipe, method)
+        # Of a map that is given the adapter is its own, and not looked at here.
+        given = method.needs_recording and not method.records_alone and not recording
+        own = as_trained(recipe, method, recorded=LoraConfig() if given else None)
         if method.records_alone:
             named = f"method_options.{method.name}.record" if recipe.options(method).record else "record"
             yield recipe.for_own_recording(method), "record", named

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from peft import LoraConfig
 
+from alora_trainer.artefact.adapter_file import checked_adapter_config
+from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, read_json
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.penalty.anchor import check_anchor
+from alora_trainer.weights.adapter_settings import (
+    more_than_factors,
+    not_base_without,
+    not_loaded_as_trained,
+    not_made_by_config,
+)
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.start import StartFrom
 
@@ -24,32 +34,93 @@ def watches_probe(recipe: Recipe) -> bool:
     return recipe.alora.budget is not None or recipe.general.probe is not None
 
 
-def as_trained(recipe: Recipe, method: Method, *, later: bool = False) -> Recipe:
+def as_trained(recipe: Recipe, method: Method, *, later: bool = False, recorded: LoraConfig | None = None) -> Recipe:
     """The recipe as a method's training on a domain goes by it.
 
     Args:
         later: on the second of several domains, or a later one. All that was learned before is an adapter of the bare base
             model by then, and the training cannot but go on from it: to begin on the bare base anew would be to forget it.
+        recorded: the adapter of a map that is given; None where the recipe records its own.
 
     Raises:
-        ALoRAError: the recipe and the method do not go together.
+        ALoRAError: the recipe and the method do not go together, or the adapter that would be saved would not be what was
+            trained.
     """
     own = recipe.for_method(method)
     if later and starts_fresh(own) and not over_merged(own):
         own = dataclasses.replace(own, alora=dataclasses.replace(own.alora, start=StartFrom.RECORDED.value))
-    if method.penalty and over_merged(own) and method.parameterization is Parameterization.ADAPTER:
-        for which in (recipe.lora_config(), own.lora_config(fresh=True)):
-            check_joinable(which)
+    if method.trains and method.parameterization is Parameterization.ADAPTER:
+        _check_adapters(own, method, recipe.lora_config() if recorded is None else recorded, given=recorded is not None)
     return own
 
 
-def check_joinable(adapter: LoraConfig) -> None:
-    """Raise ALoRAError for an adapter that cannot be joined with another: it is more than LoRA factors."""
-    if adapter.modules_to_save or adapter.bias != "none":
+def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given: bool) -> None:
+    """Whether the adapters of a training are what it takes them for.
+
+    Args:
+        own: as the method trains by it.
+        recorded: the adapter that recording leaves behind; `given` if it is there already.
+    """
+    fresh = own.lora_config(fresh=method.penalty)
+    makes_one = not method.needs_recording or (method.penalty and starts_fresh(own))
+    if method.needs_recording:
+        check_saved(recorded, "the recorded adapter", given=given)
+    if makes_one:
+        check_saved(fresh, "lora", given=False)
+    if method.compares_with_base and (reason := not_base_without(fresh)):
         raise ALoRAError(
-            "a new adapter over the merged base cannot be joined with the recorded one if either trains modules_to_save or "
-            "biases: leave these out of lora and fresh_lora, or set alora.start to bare"
+            f"lora.{reason}, and {method.name} takes the model without its adapter for the base model: leave it out of lora"
         )
+    if method.penalty:
+        # Fisher information is of the base model's own weights, whatever adapter the domain is trained with.
+        held = recorded if method.needs_recording else LoraConfig()
+        check_start(own.alora.start_from, own.alora.anchor, held, fresh if makes_one else None)
+
+
+def check_saved(adapter: LoraConfig, what: str, *, given: bool) -> None:
+    """Refuse an adapter whose files, on the bare base model, would not be what was trained.
+
+    Args:
+        what: to call it, for the message.
+        given: it was made before, however that was done.
+    """
+    reason = not_loaded_as_trained(adapter) or (None if given else not_made_by_config(adapter))
+    if reason is not None:
+        raise ALoRAError(
+            f"{what}: {reason}, so that its files alone would not make the model that was trained: leave this setting out"
+        )
+
+
+def check_start(start: StartFrom, anchor: str, recorded: LoraConfig, fresh: LoraConfig | None) -> None:
+    """Refuse adapters with which a protected training would be held, or saved, as another model than it is.
+
+    Args:
+        start, anchor: as `ALoRAConfig` has them.
+        recorded: the adapter that was, or will be, recorded.
+        fresh: the new one that is trained; None where the recorded one is.
+
+    Raises:
+        ALoRAError: naming the setting that is more than LoRA factors.
+    """
+    if start is StartFrom.MERGED and fresh is not None:
+        for adapter in (recorded, fresh):
+            if reason := more_than_factors(adapter):
+                raise ALoRAError(
+                    f"{reason}, and only LoRA's factors can be joined with those of another adapter, as a new one over the "
+                    "merged base is with the recorded one in the end: leave it out of lora and fresh_lora, or set "
+                    "alora.start to recorded or bare"
+                )
+    check_anchor(start, anchor, recorded=recorded, trained=recorded if fresh is None else fresh)
+
+
+def recorded_adapter(importance: Path | None) -> LoraConfig | None:
+    """The configuration of the adapter in a map's folder; None for no map, and for one of a whole model.
+
+    Raises:
+        ALoRAError: it is damaged, or no plain adapter's.
+    """
+    path = None if importance is None else importance / ADAPTER_CONFIG_FILE
+    return checked_adapter_config(read_json(path), str(path)) if path is not None and path.is_file() else None
 
 
 def starts_fresh(recipe: Recipe) -> bool:

@@ -24,7 +24,7 @@ from alora_trainer.experiment.run.observe import learning_curve, probe_history
 from alora_trainer.experiment.run.prepare import PreparedData
 from alora_trainer.experiment.run.start import starting_model
 from alora_trainer.experiment.run.train import train
-from alora_trainer.experiment.run.training_recipe import as_trained, watches_probe
+from alora_trainer.experiment.run.training_recipe import as_trained, recorded_adapter, watches_probe
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.publishing import save_protected_adapter
 
@@ -72,7 +72,8 @@ def tune(
     Raises:
         ALoRAError: the recipe, the method and the map do not go together.
     """
-    own = as_trained(recipe, method, later=beginning.learned is not None)
+    recorded = recorded_adapter(beginning.importance if method.needs_recording else None)
+    own = as_trained(recipe, method, later=beginning.learned is not None, recorded=recorded)
     trainer, adapter, held = _trainer(own, method, beginning, data, tokenizer, folder, records)
     if own.evaluation.curve_steps is not None:
         curve = learning_curve(own, trainer, tokenizer, general=data.general, test=data.test, folder=folder / "curve")

@@ -25,10 +25,12 @@ from alora_trainer.basics.processes import is_main, launched
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
+from alora_trainer.experiment.recipe.model_section import refuse_adapter
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import RunResults, results_of, write_results
 from alora_trainer.experiment.run.continual import run_continual
+from alora_trainer.experiment.run.models import is_whole_model
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.stage import digest
 from alora_trainer.experiment.run.training_checks import check_trainings
@@ -179,9 +181,14 @@ def evaluate_recipe(
         go with the same recipe.
 
     Raises:
-        ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter or model of that name.
+        ALoRAError: as `run_recipe`; the method was not trained here; there is no adapter or model of that name, or one is given
+            for the other.
     """
     run = Run(recipe, output_dir, overwrite=overwrite, several_processes=True)
+    if adapter is not None and is_whole_model(adapter):
+        raise ALoRAError(f"{adapter} holds a whole model, not an adapter: give it as --model")
+    if model is not None:
+        refuse_adapter(str(model), instead="give it as --adapter")
     scored = [METHODS["base"]] if with_base else []
     other = next(
         ((name, source) for name, source in (("adapter", adapter), ("model", model)) if source is not None), None
