@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +15,7 @@ from alora_trainer.artefact.importance_map import ImportanceMap, as_map
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError, Diverged
 from alora_trainer.trainer import publishing
+from alora_trainer.trainer.adapters import check_adapter
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
 from alora_trainer.trainer.gradients import check_gradients
@@ -22,6 +24,7 @@ from alora_trainer.trainer.protecting import protecting_part
 from alora_trainer.trainer.recording import Recording
 from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, clear_checkpoint, last_good_checkpoint
 from alora_trainer.trainer.running_losses import RunningLosses
+from alora_trainer.trainer.steps import making_steps
 from alora_trainer.weights.model_weights import adapter_of, trained_weights
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, first_not_finite
 
@@ -100,15 +103,19 @@ class ALoRAMixin(_TrainerHooks):
         self._weights = self._find_weights()
 
     def _find_weights(self) -> Sequence[TrainedWeight]:
-        if self.given_importance is None:
-            return trained_weights(self.model, self.alora.parameterization)
-        return self.given_importance.check_model(
-            self.model,
-            start=self.alora.start_from,
-            missing=self.alora.missing,
-            parameterization=self.alora.parameterization,
-            allow_other_revision=self.alora.allow_other_revision,
-        )
+        config, importance = self.alora, self.given_importance
+        if importance is None:
+            weights = trained_weights(self.model, config.parameterization)
+        else:
+            weights = importance.check_model(
+                self.model,
+                start=config.start_from,
+                missing=config.missing,
+                parameterization=config.parameterization,
+                allow_other_revision=config.allow_other_revision,
+            )
+        check_adapter(self.model, weights, config, importance)
+        return weights
 
     @property
     def recorded_importance(self) -> ImportanceMap | None:
@@ -143,7 +150,8 @@ class ALoRAMixin(_TrainerHooks):
 
         Raises:
             Diverged: NaN or infinity, with the step, the layer and the last good checkpoint.
-            ALoRAError: there is no checkpoint to go on from; the one that was named is not whole.
+            ALoRAError: there is no checkpoint to go on from; the one that was named is not whole; a training that is recorded
+                or held makes no step.
         """
         folder = Path(self.args.output_dir)
         if resume_from_checkpoint is True:
@@ -153,7 +161,8 @@ class ALoRAMixin(_TrainerHooks):
             check_whole(resume_from_checkpoint)
         self._resumed_from = None
         try:
-            return self._losses.corrected(super().train(resume_from_checkpoint, *args, **kwargs))
+            with making_steps(self) if self.parts else nullcontext():
+                return self._losses.corrected(super().train(resume_from_checkpoint, *args, **kwargs))
         except Diverged as error:
             if error.where:
                 raise
@@ -296,7 +305,7 @@ class ALoRAMixin(_TrainerHooks):
         self._losses.begin()
         if self._resumed_from is not None:
             self.take_unlogged_losses(self._losses.load(self._resumed_from))
-        if self._weights and self.is_fsdp_enabled:  # which has put other parameters into the model
+        if self._weights:  # found anew: FSDP, `model_init` and `set_adapter` have put others into their place since
             self._weights = self._find_weights()
         for part in self.parts:
             part.begin(self, self._weights, resumes=self._resumed_from is not None)

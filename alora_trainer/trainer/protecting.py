@@ -20,7 +20,13 @@ from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.loss_parts import LossParts
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.steering import Steering
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rates, unprotected_parameters
+from alora_trainer.weights.trained_weight import (
+    Matrices,
+    TrainedWeight,
+    check_optimized,
+    learning_rates,
+    unprotected_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +115,8 @@ class Protecting(Part):
     def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
         self._trainer: Any = trainer
         self.prepare(weights, steps=trainer.state.max_steps)
+        if not trainer.is_deepspeed_enabled:  # whose optimizer has flat copies of the parameters
+            check_optimized(self.weights, trainer.optimizer)
         completed = trainer.state.global_step
         self._steering.begin(trainer.model, trainer.accelerator, completed=completed, resumes=resumes)
         loose = unprotected_parameters(trainer.model, self.weights)

@@ -156,7 +156,7 @@ def prepare_push(trainer: Trainer, publication: Publication, recording: Recordin
     if pending:
         trainer._finish_current_push()  # it is reading the files that are about to change
     folder = Path(str(args.output_dir))
-    if recorded is not None:
+    if recorded is not None and recorded.mean > 0:  # zero while the learning rate has not begun to rise
         recorded.save_pretrained(folder)
     if publication.given is not None:
         write_text(folder / TUNING_FILE, describe_tuning(publication, publication.given).to_json())

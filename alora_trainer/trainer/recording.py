@@ -15,7 +15,7 @@ from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.trainer.checkpoint import load_recorder, save_recorder
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.part import Part
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rates
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, check_optimized, learning_rates
 
 
 class Recording(Part):
@@ -61,6 +61,7 @@ class Recording(Part):
             raise ALoRAError("there is nothing to record with: set record to an estimator, such as 'projected'")
         if self.recorder is not None:  # of a training that was broken off
             self.recorder.close()
+        check_optimized(weights, trainer.optimizer)
         self._trainer = trainer
         self.recorder = Recorder(
             weights,

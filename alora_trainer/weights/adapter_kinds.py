@@ -1,4 +1,4 @@
-"""PEFT has some forty kinds of adapter; of any but LoRA nothing here can be recorded or held, and it is refused by name."""
+"""PEFT has some forty kinds of adapter: one other than LoRA can be neither recorded nor held, and is refused by its name."""
 
 from __future__ import annotations
 

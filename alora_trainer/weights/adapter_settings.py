@@ -25,6 +25,8 @@ class Extra:
         weights_are_base: the frozen weights beside A and B are the base model's own.
         reloads: from its files alone, PEFT puts on the bare base model what was trained.
         made_by_config: ``get_peft_model(base, config)`` alone makes it.
+        works_in_parts: a text that is run in two parts, the second with the first one's keys and values, gives what it gives
+            as a whole. Scoring several answers to one prompt relies on it.
     """
 
     words: str
@@ -32,6 +34,7 @@ class Extra:
     weights_are_base: bool = True
     reloads: bool = True
     made_by_config: bool = True
+    works_in_parts: bool = True
 
 
 _VARIANT = Extra("moves the weights otherwise than by scaling * B A")
@@ -70,7 +73,7 @@ EXTRA_FIELDS: Mapping[str, Extra] = {
     "ensure_weight_tying": Extra("shares what it trains between tied layers"),
     "use_dora": _VARIANT,
     "velora_config": _VARIANT,
-    "alora_invocation_tokens": _VARIANT,
+    "alora_invocation_tokens": Extra("is at work after certain tokens alone", works_in_parts=False),
     "monteclora_config": _VARIANT,
     "use_bdlora": _VARIANT,
     "kasa_config": Extra("cuts the base weights", off_is_base=False, weights_are_base=False),
@@ -176,6 +179,13 @@ def not_loaded_as_trained(config: Any) -> str | None:
 def not_made_by_config(config: Any) -> str | None:
     """Why a configuration alone does not make the adapter that it names; None if it does."""
     return _first(config, "made_by_config")
+
+
+def not_scored(config: Any) -> str | None:
+    """Why a model with such an adapter cannot be scored as a plain one is; None if it can."""
+    if config.is_prompt_learning:
+        return f"peft_type={_text(config.peft_type)} puts tokens of its own before a text"
+    return _first(config, "works_in_parts")
 
 
 def not_base_without(config: Any) -> str | None:

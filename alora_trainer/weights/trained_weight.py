@@ -156,6 +156,20 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
     return {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
 
 
+def check_optimized(weights: Sequence[TrainedWeight], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that would move none of the weights.
+
+    Raises:
+        ALoRAError: it holds none of their parameters.
+    """
+    moved = learning_rates(optimizer)
+    if not any(id(p) in moved for weight in weights for p in weight.parameters if p.requires_grad):
+        raise ALoRAError(
+            f"the optimizer holds none of the weights that train ({weights[0].name} and so on), so that nothing would move: "
+            "build it from the trainable parameters of the model as it is trained, or leave it to the trainer"
+        )
+
+
 def first_not_finite(tensors: Mapping[str, Sequence[torch.Tensor]]) -> str | None:
     """The first name with NaN or infinity among its tensors; None if the trouble is elsewhere."""
     for name, of_name in tensors.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, PromptTuningConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alora_trainer.errors import ALoRAError
@@ -138,6 +138,11 @@ REFUSED = [
     ("recorded", {"init_lora_weights": "corda"}, "that it finds in data"),
     ("recorded", {"init_lora_weights": "lora_ga"}, "that it finds in data"),
     ("recorded", {"use_qalora": True}, "is for GPTQ layers"),
+    (
+        "recorded",
+        {"alora_invocation_tokens": "[5]"},
+        "is at work after certain tokens alone, so that it could not be scored",
+    ),
 ]
 
 
@@ -217,3 +222,13 @@ def test_kl_anchor_needs_an_adapter_without_which_the_model_is_the_base(
     model = with_fresh_adapter(load_base(own), own)
     with pytest.raises(ALoRAError, match="without its adapter this model is not the base model"):
         KLAnchorTrainer(model, training_arguments(), train_dataset=token_data(), general=[], options=KLAnchorOptions())
+
+
+def test_an_adapter_that_puts_tokens_before_the_text_is_not_scored(recipe: Any, tmp_path: Path) -> None:
+    """Answers that share a prompt are run after it: these tokens would be put before both parts."""
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    get_peft_model(load_base(recipe()), config).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(
+        ALoRAError, match="adapter cannot be scored: peft_type='PROMPT_TUNING' puts tokens of its own before"
+    ):
+        load_to_score(recipe(), tmp_path / "adapter", None, torch.device("cpu"))

@@ -265,7 +265,7 @@ def test_what_it_refuses(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(ALoRAError, match="domains has two tasks of one name"):
         run_recipe(recipe(domains="sciq,sciq"), output_dir=tmp_path)
     joined = {"alora.start": "merged", "fresh_lora.bias": "all"}
-    with pytest.raises(ALoRAError, match="leave these out of lora and fresh_lora, or set alora.start to bare"):
+    with pytest.raises(ALoRAError, match="leave it out of lora and fresh_lora, or set alora.start to recorded or bare"):
         run_recipe(recipe(**joined), output_dir=tmp_path)
     ContinualRun(recipe(), tmp_path)
     assert not list(tmp_path.iterdir())

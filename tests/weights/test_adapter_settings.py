@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 
 from alora_trainer.weights import adapter_settings
@@ -24,6 +24,7 @@ from alora_trainer.weights.adapter_settings import (
     not_base_without,
     not_loaded_as_trained,
     not_made_by_config,
+    not_scored,
     off_is_not_base,
 )
 from tests.tiny_training import tiny_llama
@@ -118,6 +119,11 @@ def test_the_table_is_what_peft_does(case: str, tmp_path: Path) -> None:
     assert kept == (base_weights_changed(config) is None)
     assert (more_than_factors(config) is None) == (case in FACTORS_ALONE)
 
+    with torch.no_grad():
+        first = model(input_ids=IDS[:1, :4], use_cache=True).past_key_values
+        second = model(input_ids=IDS[:1, 4:], past_key_values=first).logits
+    assert torch.allclose(second, moved[:1, 4:], atol=1e-5) == (not_scored(config) is None)
+
     model.save_pretrained(str(tmp_path))
     torch.manual_seed(99)
     again = logits(PeftModel.from_pretrained(base_model(), str(tmp_path)))
@@ -155,6 +161,12 @@ def test_a_field_of_a_newer_peft_is_not_trusted(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(adapter_settings, "LoraConfig", Newer)
     assert more_than_factors(Newer()) is None
     assert base_weights_changed(Newer(use_more="all")) == "use_more='all' is not known to this version of alora-trainer"
+
+
+def test_tokens_of_an_adapters_own_are_not_scored() -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    assert not_scored(config) == "peft_type='PROMPT_TUNING' puts tokens of its own before a text"
+    assert not_scored(VeraConfig()) is None
 
 
 def test_another_kind_of_adapter_is_not_taken_for_the_base_when_off() -> None:

@@ -27,7 +27,7 @@ from alora_trainer.experiment.recipe.model_section import refuse_adapter
 from alora_trainer.experiment.recipe.recipe import MERGE_FIRST, Recipe
 from alora_trainer.experiment.run.model_checks import check_base, check_vocabulary
 from alora_trainer.importance.base_model import remember_revision
-from alora_trainer.weights.adapter_settings import off_is_not_base
+from alora_trainer.weights.adapter_settings import not_scored, off_is_not_base
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
     """`model` with the adapter in `folder`, which may be a Hub id (an importance map is one, too).
 
     Raises:
-        ALoRAError: there is none, or it does not fit the model; it is an importance map's, and damaged.
+        ALoRAError: there is none, or it does not fit the model, or could not be scored; it is an importance map's, and damaged.
     """
     source = str(folder)
     local = not is_hub_id(source)
@@ -157,10 +157,16 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
     if local and (Path(folder) / CONFIG_FILE).is_file():
         check_reference(Path(folder))
     try:
-        return PeftModel.from_pretrained(model, source, is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(model, source, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
         raise ALoRAError(f"the adapter in {folder} cannot be put on the model: {' '.join(lines[:2])}") from error
+    reason = next(filter(None, map(not_scored, adapted.peft_config.values())), None)
+    if reason is not None:
+        raise ALoRAError(
+            f"the adapter in {folder} cannot be scored: {reason}, which lm-eval's batches do not provide for"
+        )
+    return adapted
 
 
 def is_whole_model(folder: str | Path) -> bool:

@@ -13,6 +13,7 @@ from alora_trainer.basics.cost_meter import Cost, Meter
 from alora_trainer.errors import Diverged
 from alora_trainer.experiment.run.log_columns import columns
 from alora_trainer.trainer.resume import last_good_checkpoint, last_whole_checkpoint, trainer_state
+from alora_trainer.trainer.steps import making_steps
 from alora_trainer.weights.trained_weight import first_not_finite
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
         loss, the mean over all of it, too; steps; history, the log as columns (see `log_columns.columns`).
 
     Raises:
+        ALoRAError: the training makes no step.
         Diverged: what was trained is not finite in the end, with which a plain trainer ends as if all were well.
     """
     folder = Path(trainer.args.output_dir)
@@ -42,7 +44,8 @@ def train(trainer: Trainer) -> dict[str, Any]:
             trainer.add_callback(_Progress)
         if checkpoint is not None:
             logger.info(f"going on from {checkpoint.name}")
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with making_steps(trainer):
+            outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_state()
     parameters = {name: [p.detach()] for name, p in trainer.model.named_parameters() if p.requires_grad}
     broken = first_not_finite(parameters)

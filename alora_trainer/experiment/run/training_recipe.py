@@ -18,6 +18,7 @@ from alora_trainer.weights.adapter_settings import (
     not_base_without,
     not_loaded_as_trained,
     not_made_by_config,
+    not_scored,
 )
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.start import StartFrom
@@ -78,12 +79,14 @@ def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given:
 
 
 def check_saved(adapter: LoraConfig, what: str, *, given: bool) -> None:
-    """Refuse an adapter whose files, on the bare base model, would not be what was trained.
+    """Refuse an adapter whose files, on the bare base model, would not be what was trained, or could not be scored.
 
     Args:
         what: to call it, for the message.
         given: it was made before, however that was done.
     """
+    if reason := not_scored(adapter):
+        raise ALoRAError(f"{what}: {reason}, so that it could not be scored: leave this setting out")
     reason = not_loaded_as_trained(adapter) or (None if given else not_made_by_config(adapter))
     if reason is not None:
         raise ALoRAError(

@@ -192,25 +192,32 @@ class Recorder:
         """Omega of the task by weight name, in host memory and on every process; the recorder is used up.
 
         Raises:
-            ALoRAError: no step was recorded.
+            ALoRAError: no step was recorded, or the importance is zero everywhere.
             Diverged: the integral is not finite.
         """
         omega = self._omega(keep=False)
         self.close()
+        if not any(bool(own.any()) for own in omega.values()):
+            raise ALoRAError(
+                f"the importance that was recorded over {self.steps} steps is zero everywhere, so that it would hold nothing: "
+                "the weights did not move against the loss; look whether they train, at which learning rate, and on what"
+            )
         return omega
 
     def so_far(self) -> dict[str, torch.Tensor]:
         """Omega of the steps until now, as `finish` gives it; the recording goes on untouched, and needs a copy's memory.
 
         Raises:
-            ALoRAError, Diverged: as `finish`.
+            ALoRAError: no step was recorded.
+            Diverged: as `finish`.
         """
         return self._omega(keep=True)
 
     def _omega(self, *, keep: bool) -> dict[str, torch.Tensor]:
         if self.steps == 0:
             raise ALoRAError(
-                "no optimizer step was recorded: train for at least one step before reading the importance"
+                "no optimizer step was recorded, so that there is no importance: train for at least one step (the data may "
+                "make no whole batch, or every step may have overflowed in fp16)"
             )
         self._fold_waiting()
         after = self._copies()
