@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from alora_trainer.artefact.adapter_settings import (
+from alora_trainer.artefact.adapter_config import (
     check_digest,
     checked_adapter_config,
     plain_settings,

@@ -26,7 +26,7 @@ from alora_trainer.artefact.entries import (
     checked_text,
     demand,
 )
-from alora_trainer.artefact.files import CONFIG_FILE, is_omega_file, is_ours, read_json, shown, write_json
+from alora_trainer.artefact.files import CONFIG_FILE, check_inside, is_omega_file, is_ours, read_json, shown, write_json
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
@@ -106,7 +106,7 @@ def read_config(folder: Path) -> MapConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ALoRAError(f"{folder} holds no importance map: {CONFIG_FILE} is missing (was it written to the end?)")
-    content = read_json(path)
+    content = read_json(check_inside(folder, CONFIG_FILE))
     try:
         schema = content["schema_version"]
         if schema != SCHEMA:

@@ -46,7 +46,7 @@ class ThetaEntries:
     Attributes:
         parameterization: what was trained, which says how theta* is kept (`theta_files.THETA_FILES`).
         tensors: an adapter's by their key in its file; the weights themselves by name.
-        settings: digest of what an adapter's configuration says (`adapter_settings.settings_digest`); None without one.
+        settings: digest of what an adapter's configuration says (`adapter_config.settings_digest`); None without one.
     """
 
     parameterization: Parameterization

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from alora_trainer.artefact.hub.download import fetch
+from alora_trainer.artefact.hub.download import read_from
 from alora_trainer.artefact.hub.upload import push_map
 from alora_trainer.artefact.reading import load_map
 from alora_trainer.artefact.writing import MAX_SHARD_BYTES, save_map
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.matching import match_model
+from alora_trainer.importance.origin import Origin
 from alora_trainer.importance.selection import Layers
 from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.parameterization import Parameterization
@@ -114,8 +115,11 @@ class ImportanceMap(ImportanceValues):
         Raises:
             ALoRAError: nothing is there, it is no importance map, or it is damaged.
         """
-        folder, origin = fetch(str(source), revision=revision, storage=storage, layers=layers, token=token)
-        return load_map(folder, cls, storage=storage, layers=layers, origin=origin)
+
+        def read(folder: Path, origin: Origin | None) -> ImportanceMap:
+            return load_map(folder, cls, storage=storage, layers=layers, origin=origin)
+
+        return read_from(str(source), read, revision=revision, storage=storage, layers=layers, token=token)
 
     def push_to_hub(
         self,

@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel
 
 from alora_trainer import ALoRAError, ImportanceMap
 from alora_trainer.artefact import files
+from alora_trainer.artefact.adapter_config import _earlier_digest, checked_adapter_config, settings_digest
 from alora_trainer.artefact.adapter_patterns import is_literal_name, is_plain_pattern
-from alora_trainer.artefact.adapter_settings import _earlier_digest, checked_adapter_config, settings_digest
 from alora_trainer.artefact.reading import check_reference
 from alora_trainer.weights.theta import AdapterTheta
 from tests.tiny_map import change_config, make_map

@@ -247,7 +247,7 @@ ADAPTER_LIES = {
 
 @pytest.mark.parametrize("kind", ADAPTER_LIES)
 def test_an_adapter_that_asks_for_more(folder: Path, kind: str) -> None:
-    from alora_trainer.artefact.adapter_settings import checked_adapter_config
+    from alora_trainer.artefact.adapter_config import checked_adapter_config
 
     changes, message = ADAPTER_LIES[kind]
     settings = json.loads((folder / files.ADAPTER_CONFIG_FILE).read_text()) | changes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.artefact.cards.facts import public_name
-from alora_trainer.artefact.files import read_json
+from alora_trainer.artefact.files import check_inside, read_json
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.start import with_start
@@ -57,7 +57,7 @@ def read_tuning(folder: Path) -> Tuning:
     Raises:
         ALoRAError: it is damaged or of another schema.
     """
-    path = folder / TUNING_FILE
+    path = check_inside(folder, TUNING_FILE)
     content = read_json(path)
     if content.pop("schema_version", None) != SCHEMA:
         raise ALoRAError(f"{path} has another schema than this version reads ({SCHEMA}): update alora-trainer")

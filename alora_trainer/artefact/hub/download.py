@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -21,6 +23,7 @@ from alora_trainer.artefact.files import (
     is_omega_file,
 )
 from alora_trainer.artefact.hub.errors import hub_errors
+from alora_trainer.artefact.hub.healing import healed, whole
 from alora_trainer.artefact.map_folder import present_folder, write_folder
 from alora_trainer.artefact.reading import load_map, verify_map
 from alora_trainer.artefact.theta_files import THETA_FILES
@@ -31,6 +34,7 @@ from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.origin import Origin
 from alora_trainer.importance.selection import Layers, select_weights
 
+Value = TypeVar("Value")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
 
 
@@ -64,23 +68,58 @@ def fetch(
     folder, config = fetch_config(repo_id, revision=revision, token=token)
     origin = Origin(repo_id, folder.name)
     with hub_errors(repo_id, revision, "fetched"):
-        snapshot_download(
-            repo_id,
-            revision=origin.commit,
-            allow_patterns=needed_files(config, storage, layers, extras=extras),
-            token=token,
+        whole(
+            lambda: snapshot_download(
+                repo_id,
+                revision=origin.commit,
+                allow_patterns=needed_files(config, storage, layers, extras=extras),
+                token=token,
+            )
         )
     return folder, origin
 
 
-def pinned(source: str, *, storage: str | None = None) -> str:
-    """A map's folder as it is, or its Hub id with the commit that it is fetched at now.
+def read_from(
+    source: str,
+    read: Callable[[Path, Origin | None], Value],
+    *,
+    revision: str | None = None,
+    storage: str | None = None,
+    layers: Layers | None = None,
+    token: str | bool | None = None,
+    extras: bool = False,
+) -> Value:
+    """What `read` makes of a map's folder and its origin; what arrived damaged from the Hub is fetched again once.
+
+    Args:
+        source, revision, storage, layers, token, extras: as in `fetch`.
+        read: reads the map, or raises ALoRAError.
 
     Raises:
-        ALoRAError: as `fetch`.
+        ALoRAError: as `fetch`, and as `read`.
     """
-    _, origin = fetch(source, storage=storage)
-    return source if origin is None or Path(source).is_dir() else str(origin)
+    folder, origin = fetch(source, revision=revision, storage=storage, layers=layers, token=token, extras=extras)
+    if origin is None or Path(source).is_dir():
+        return read(folder, origin)
+
+    def files() -> list[str]:
+        return needed_files(read_config(folder), storage, layers, extras=extras)
+
+    return healed(lambda: read(folder, origin), origin.repo_id, folder, files, token)
+
+
+def pinned(source: str, *, storage: str | None = None) -> str:
+    """A map's folder as it is, or its Hub id with the commit that it is fetched at now, every value of it checked.
+
+    Raises:
+        ALoRAError: as `read_from`; it is damaged.
+    """
+
+    def check(folder: Path, origin: Origin | None) -> Origin | None:
+        verify_map(folder, [read_config(folder).format_for(storage)])
+        return origin
+
+    return source if Path(source).is_dir() else str(read_from(source, check, storage=storage))
 
 
 def split_id(source: str, revision: str | None) -> tuple[str, str | None]:
@@ -109,12 +148,13 @@ def fetch_config(repo_id: str, *, revision: str | None, token: str | bool | None
     """
     with hub_errors(repo_id, revision, "fetched"):
         try:
-            path = Path(hf_hub_download(repo_id, CONFIG_FILE, revision=revision, token=token))
+            path = Path(whole(lambda: hf_hub_download(repo_id, CONFIG_FILE, revision=revision, token=token)))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):
                 raise
             raise ALoRAError(f"{repo_id} is no importance map: it has no {CONFIG_FILE}") from error
-    return path.parent, read_config(path.parent)
+    folder = path.parent
+    return folder, healed(lambda: read_config(folder), repo_id, folder, lambda: [CONFIG_FILE], token)
 
 
 def needed_files(config: MapConfig, storage: str | None, layers: Layers | None, *, extras: bool = False) -> list[str]:
@@ -156,16 +196,20 @@ def pull(
     Raises:
         ALoRAError: as `ImportanceMap.from_pretrained`; `folder` is a file.
     """
-    fetched, origin = fetch(source, revision=revision, storage=storage, layers=layers, token=token, extras=True)
-    config = read_config(fetched)
-    if layers is None and (storage is None or storage in config.formats):
-        chosen = config.format_for(storage)
-        verify_map(fetched, [chosen])
-        write_folder(folder, lambda staging: _copy(fetched, staging, config, chosen))
-    else:
-        values = load_map(fetched, ImportanceValues, storage=storage, layers=layers, origin=origin)
-        save_map(values, folder, storage=None, max_shard_bytes=MAX_SHARD_BYTES)
-    return origin
+
+    def read(fetched: Path, origin: Origin | None) -> Origin | None:
+        config = read_config(fetched)
+        if layers is None and (storage is None or storage in config.formats):
+            chosen = config.format_for(storage)
+            verify_map(fetched, [chosen])
+            write_folder(folder, lambda staging: _copy(fetched, staging, config, chosen))
+        else:
+            values = load_map(fetched, ImportanceValues, storage=storage, layers=layers, origin=origin)
+            save_map(values, folder, storage=None, max_shard_bytes=MAX_SHARD_BYTES)
+        return origin
+
+    wanted: dict[str, Any] = {"revision": revision, "storage": storage, "layers": layers, "token": token}
+    return read_from(source, read, **wanted, extras=True)
 
 
 def _copy(source: Path, target: Path, config: MapConfig, storage: str) -> None:
@@ -177,7 +221,7 @@ def _copy(source: Path, target: Path, config: MapConfig, storage: str) -> None:
     for name in kept:
         shutil.copyfile(check_inside(source, name), target / name)
     if (source / CARD_FILE).is_file():
-        shutil.copyfile(source / CARD_FILE, target / CARD_FILE)
+        shutil.copyfile(check_inside(source, CARD_FILE), target / CARD_FILE)
     only = replace(
         config,
         storage=storage,

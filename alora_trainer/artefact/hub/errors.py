@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,11 @@ from huggingface_hub import errors
 from alora_trainer.errors import ALoRAError
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_-]+|(?i:bearer)\s+\S+")
+_NO_ANSWER = (httpx2.HTTPError, ConnectionError, TimeoutError)
+_NO_HUB = (
+    "what answers in the Hub's place is none: a network's login page or a proxy, perhaps (open the Hub's page in a browser), "
+    "or HF_ENDPOINT names something else"
+)
 
 
 @contextmanager
@@ -36,32 +42,15 @@ def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ALoRAError(f"{repo_id} cannot be {doing}: it has no revision {revision}") from error
-    except errors.EntryNotFoundError as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise ALoRAError(_unreachable(repo_id, at, doing, error)) from error
-        raise ALoRAError(f"{repo_id}{at} cannot be {doing}: {_first_line(error)}") from error
     except errors.HFValidationError as error:
         raise ALoRAError(f"{repo_id!r} is no Hub id, which is organisation/name: {_first_line(error)}") from error
-    except (errors.OfflineModeIsEnabled, errors.IncompleteSnapshotError) as error:
-        raise ALoRAError(_unreachable(repo_id, at, doing, error)) from error
     except errors.SafetensorsParsingError as error:
         raise ALoRAError(f"{repo_id}{at} cannot be {doing}: it is damaged ({_first_line(error)})") from error
-    except errors.HfHubHTTPError as error:
-        raise ALoRAError(f"{repo_id}{at} cannot be {doing}: {_http_reason(error)}") from error
-    except ValueError as error:
-        if isinstance(error, ALoRAError) or "Invalid metadata in README.md" not in str(error):
+    except (ValueError, OSError, RuntimeError, errors.EntryNotFoundError, httpx2.HTTPError) as error:
+        reason = None if isinstance(error, ALoRAError) else _reason(error)
+        if reason is None:
             raise
-        reason = " ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise ALoRAError(f"{repo_id} cannot be {doing}: the Hub refuses the card ({without_tokens(reason)})") from error
-    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
-        raise ALoRAError(_unreachable(repo_id, at, doing, error)) from error
-    except RuntimeError as error:
-        if not isinstance(error.__cause__, (httpx2.HTTPError, OSError)):
-            raise
-        raise ALoRAError(
-            f"{repo_id}{at} cannot be {doing}: the connection was lost. {without_tokens(str(error))} The repository is as it "
-            "was; run it again: what has arrived is not sent twice"
-        ) from error
+        raise ALoRAError(f"{repo_id}{at} cannot be {doing}: {reason}") from error
 
 
 def without_tokens(text: str) -> str:
@@ -69,22 +58,74 @@ def without_tokens(text: str) -> str:
     return _TOKEN.sub("<token>", text)
 
 
-def _unreachable(repo_id: str, at: str, doing: str, error: Exception) -> str:
+def is_wrong_length(error: OSError) -> bool:
+    """Whether the client says that a file came longer or shorter than the Hub had announced it."""
+    return str(error).startswith("Consistency check failed")
+
+
+def _reason(error: BaseException) -> str | None:
+    """What went wrong, and what to do; None for what has nothing to do with the Hub.
+
+    The client reports much as "not in the cache", or as an error of its own; why, the error's cause says.
+    """
+    text = str(error)
+    if "Invalid metadata in README.md" in text:
+        lines = [line.strip() for line in text.splitlines()[1:]]
+        return f"the Hub refuses the card ({without_tokens(' '.join(lines))})"
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return _http_reason(cause, response)
+        if isinstance(cause, (json.JSONDecodeError, errors.FileMetadataError)):
+            return _NO_HUB
+    if isinstance(error, (errors.LocalEntryNotFoundError, *_NO_ANSWER)):
+        return _unreachable(error)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, (httpx2.HTTPError, OSError)):
+        return (
+            f"the connection was lost. {without_tokens(text)} The repository is as it was; run it again: what has arrived is "
+            "not sent twice"
+        )
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in _causes(error)):
+        return _unreachable(error)
+    if isinstance(error, OSError) and is_wrong_length(error):
+        return (
+            f"what came is not as long as the Hub says ({_first_line(error).partition(': ')[2].rstrip('.')}): run it again, "
+            "over another network perhaps"
+        )
+    return _first_line(error) if isinstance(error, (OSError, errors.EntryNotFoundError)) else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _unreachable(error: BaseException) -> str:
     return (
-        f"{repo_id}{at} cannot be {doing}: the Hub cannot be reached ({_first_line(error)}), and not all that is needed is in "
-        "the cache. Go online (HF_HUB_OFFLINE must not be set), and run it again: what has arrived is not fetched twice"
+        f"the Hub cannot be reached ({_first_line(error)}), and not all that is needed is in the cache. Go online "
+        "(HF_HUB_OFFLINE must not be set), and run it again: what has arrived is not fetched twice"
     )
 
 
-def _http_reason(error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+def _http_reason(error: BaseException, response: httpx2.Response) -> str:
+    status = response.status_code
     if status in (401, 403):
-        return f"the token that is set may not do that (HTTP {status}): log in with another one (`hf auth login`)"
+        return (
+            f"the token that is set may not do that, or none is set (HTTP {status}): log in with one that may "
+            "(`hf auth login`)"
+        )
     if status == 412:
         return "somebody changed the repository at the same time: run it again"
+    if status == 429:
+        wait = response.headers.get("Retry-After", "")
+        how_long = f"{wait} s" if wait.isdecimal() else "some minutes"
+        return f"the Hub was asked too often (HTTP 429): wait {how_long}, and run it again"
+    if status >= 500:
+        return f"the Hub itself is in trouble (HTTP {status}): run it again later"
     return _first_line(error)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return without_tokens(lines[0] if lines else type(error).__name__)

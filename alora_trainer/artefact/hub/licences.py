@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from json import JSONDecodeError
 
 import httpx2
 from huggingface_hub import HfApi
@@ -33,7 +34,7 @@ def look_up(base_model: str | None, texts: Iterable[str], stated: str | None, to
 def _licence(repo_id: str, kind: str, token: str | bool | None) -> str | None:
     try:
         card = getattr(HfApi(token=token).repo_info(repo_id, repo_type=kind), "card_data", None)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError, JSONDecodeError) as error:
         logger.warning(
             f"the licence of {repo_id} is not known: the Hub does not give its card ({type(error).__name__})"
         )

@@ -24,9 +24,10 @@ def add(commands: Subcommands) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.artefact.config_file import read_config
-    from alora_trainer.artefact.hub.download import fetch, pull
+    from alora_trainer.artefact.hub.download import pull, read_from
     from alora_trainer.artefact.reading import load_map, verify_map
     from alora_trainer.importance.importance_values import ImportanceValues
+    from alora_trainer.importance.origin import Origin
     from alora_trainer.importance.selection import parse_layers
 
     wanted = {
@@ -38,10 +39,13 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         pull(arguments.repo, Path(arguments.output_dir), **wanted)
         print(f"importance map: {arguments.output_dir}")
         return 0
-    folder, _ = fetch(arguments.repo, **wanted, extras=True)
-    if wanted["layers"] is None:
-        verify_map(folder, [read_config(folder).format_for(arguments.storage)])
-    else:
-        load_map(folder, ImportanceValues, storage=arguments.storage, layers=wanted["layers"])
-    print(f"importance map: {folder}")
+
+    def check(folder: Path, origin: Origin | None) -> Path:
+        if wanted["layers"] is None:
+            verify_map(folder, [read_config(folder).format_for(arguments.storage)])
+        else:
+            load_map(folder, ImportanceValues, storage=arguments.storage, layers=wanted["layers"])
+        return folder
+
+    print(f"importance map: {read_from(arguments.repo, check, **wanted, extras=True)}")
     return 0

@@ -13,9 +13,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 class Refusal(Exception):
     """An HTTP error, with the Hub's own code for it."""
 
-    def __init__(self, status: int, code: str | None, message: str) -> None:
+    def __init__(self, status: int, code: str | None, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.headers = status, code, headers or {}
 
 
 class Request(BaseHTTPRequestHandler):
@@ -39,6 +39,12 @@ class Request(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         try:
+            if self.hub.portal is not None:
+                self._send(200, self.hub.portal, {"Content-Type": "text/html"})
+                return
+            for pattern, (status, headers) in self.hub.refusals.items():
+                if re.search(pattern, url.path):
+                    raise Refusal(status, None, "refused", headers)
             for method, pattern, handle in self.routes:
                 match = re.fullmatch(pattern, url.path)
                 if match is not None and self.command in method:
@@ -48,7 +54,7 @@ class Request(BaseHTTPRequestHandler):
             raise Refusal(404, None, f"no such address: {self.command} {url.path}")
         except Refusal as refusal:
             self._body()  # a connection that is kept must not have the rest of this request in it
-            headers = {"X-Error-Code": refusal.code} if refusal.code else {}
+            headers = refusal.headers | ({"X-Error-Code": refusal.code} if refusal.code else {})
             self._send(refusal.status, {"error": str(refusal)}, headers | {"X-Error-Message": str(refusal)})
 
     @property

@@ -1,7 +1,7 @@
 """The server: the part of the Hub's HTTP interface that its client uses to create, upload, list, download and delete.
 
 Run it in the test's own process (`HubServer` is a context manager), and point clients to it with HF_ENDPOINT. Faults can be
-put in: see `HubServer.faults` and `HubServer.upload_fault`.
+put in: see `HubServer`'s attributes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ class HubServer:
     Attributes:
         store: the repositories.
         faults: by file name, the number of bytes after which the connection of its next download is lost.
+        flips: names of files of which the next download has one bit another way.
+        lengths: by file name, by how many bytes its downloads are longer (or shorter) than the Hub says of the file.
+        refusals: by a pattern for addresses, the HTTP status and the headers of every answer.
+        portal: an answer of a network's login page, which every request gets.
         upload_fault: after so many more uploads, the connection of every further one is lost.
         served: bytes sent by file name (of downloads), and `received` (of uploads).
     """
@@ -32,6 +36,10 @@ class HubServer:
     def __init__(self, users: dict[str, str] | None = None) -> None:
         self.store = Store(users or {})
         self.faults: dict[str, int] = {}
+        self.flips: set[str] = set()
+        self.lengths: dict[str, int] = {}
+        self.refusals: dict[str, tuple[int, dict[str, str]]] = {}
+        self.portal: bytes | None = None
         self.upload_fault: int | None = None
         self.served: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
@@ -43,10 +51,10 @@ class HubServer:
 
     def reset(self) -> None:
         """Forget everything but the users."""
-        self.upload_fault = None
+        self.upload_fault = self.portal = None
         self.store.repos.clear()
         self.store.objects.clear()
-        for record in (self.faults, self.served, self.received, self.requests):
+        for record in (self.faults, self.flips, self.lengths, self.refusals, self.served, self.received, self.requests):
             record.clear()
 
     @property
