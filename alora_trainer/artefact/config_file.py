@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,6 +21,8 @@ from alora_trainer.artefact.entries import (
     TensorEntry,
     ThetaEntries,
     WeightEntry,
+    check_plain,
+    checked_number,
     checked_size,
     checked_tensor,
     checked_text,
@@ -57,7 +59,11 @@ _NEVER_NONE = ("steps", "tokens", "data", "cost", "versions", "earlier_tasks")
 
 
 def write_config(config: MapConfig, folder: Path) -> None:
-    """Write `config` into `folder`."""
+    """Write `config` into `folder`.
+
+    Raises:
+        ALoRAError: a fact in it is of another kind than reading takes, so that nobody could read the map.
+    """
     content: dict[str, Any] = {
         "schema_version": SCHEMA,
         "kind": config.kind,
@@ -78,6 +84,10 @@ def write_config(config: MapConfig, folder: Path) -> None:
     }
     files = THETA_FILES[config.parameterization]
     content[files.section] = files.section_content(config.theta)
+    try:
+        _parse(content)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ALoRAError(f"the importance map cannot be saved, as nobody could read it: {error}") from error
     write_json(folder / CONFIG_FILE, content | {"sha256": _digest(content)})
 
 
@@ -89,6 +99,8 @@ def _printable(value: Any) -> Any:
         return [_printable(item) for item in value]
     if isinstance(value, str):
         return "".join(character if character.isprintable() else " " for character in value)[:LONGEST_TEXT]
+    if isinstance(value, numbers.Number) and not isinstance(value, (int, float)):  # NumPy's, say
+        return int(value) if isinstance(value, numbers.Integral) else float(value)  # type: ignore[arg-type]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
@@ -141,7 +153,7 @@ def _parse(content: Mapping[str, Any]) -> MapConfig:
         kind=kind,
         storage=content["storage"],
         info=_info(content),
-        layer_norms={name: float(norm) for name, norm in content["layer_norms"].items()},
+        layer_norms={name: checked_number(norm, "a norm", 0) for name, norm in content["layer_norms"].items()},
         weights=weights,
         formats=formats,
         theta=_theta(content),
@@ -167,12 +179,12 @@ def _theta(content: Mapping[str, Any]) -> ThetaEntries:
 def _weight(entry: Mapping[str, Any]) -> WeightEntry:
     rows, columns = (checked_size(side, "a shape", LARGEST_SIDE) for side in entry["shape"])
     demand(rows > 0 and columns > 0, "a shape is not positive")
-    scaling = None if entry["scaling"] is None else float(entry["scaling"])
+    scaling = None if entry["scaling"] is None else checked_number(entry["scaling"], "a scaling")
     demand(scaling is None or 0 < abs(scaling) < 1e6, "a scaling is absurd")
     sample = entry["base_sample"]
     if sample is not None:
-        sample = [float(number) for number in sample]
-        demand(len(sample) <= 64 and all(map(math.isfinite, sample)), "a sample of the base weights is absurd")
+        sample = [checked_number(number, "a base weight") for number in sample]
+        demand(len(sample) <= 64, "a sample of the base weights is absurd")
     return WeightEntry((rows, columns), scaling, sample, _stack(entry["stack"]))
 
 
@@ -222,18 +234,13 @@ def _info(content: Mapping[str, Any]) -> ImportanceInfo:
         if value is not None or item.name in _NEVER_NONE:
             right = isinstance(value, _INFO_TYPES[item.name]) and not isinstance(value, bool)
             demand(right, f"{item.name} is a {type(value).__name__}")
-            _check_plain(value)
+            check_plain(value)
         values[item.name] = value
+    for name in ("steps", "tokens"):
+        checked_size(values[name], name)
+    for name in ("seconds", "peak_bytes"):
+        if name in values["cost"]:
+            checked_number(values["cost"][name], f"cost.{name}", 0)
+    demand(all(isinstance(task, dict) for task in values["earlier_tasks"]), "one of earlier_tasks is no object")
+    demand(all(isinstance(version, str) for version in values["versions"].values()), "one of versions is no text")
     return ImportanceInfo(**values)
-
-
-def _check_plain(value: Any) -> None:
-    if isinstance(value, str):
-        demand(len(value) <= LONGEST_TEXT and value.isprintable(), "a text is none")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_plain(key)
-            _check_plain(item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(item)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from alora_trainer.artefact.files import shown
 from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.parameterization import Parameterization
@@ -125,6 +127,26 @@ def checked_size(value: Any, what: str, largest: int = 1 << 62) -> int:
     """A whole number that is not negative. Raises ValueError."""
     demand(type(value) is int and 0 <= value <= largest, f"{what} is no whole number")
     return int(value)
+
+
+def checked_number(value: Any, what: str, least: float = -math.inf) -> float:
+    """A finite number, which is no truth value and no text. Raises ValueError."""
+    right = isinstance(value, (int, float)) and not isinstance(value, bool)
+    demand(right and math.isfinite(value) and value >= least, f"{what} is {shown(value)}")
+    return float(value)
+
+
+def check_plain(value: Any) -> None:
+    """Look at the texts in plain data: they may be shown on a terminal and in a card. Raises ValueError."""
+    if isinstance(value, str):
+        demand(len(value) <= LONGEST_TEXT and value.isprintable(), "a text is none")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_plain(key)
+            check_plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            check_plain(item)
 
 
 def checked_tensor(entry: Mapping[str, Any]) -> TensorEntry:

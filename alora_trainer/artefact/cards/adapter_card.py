@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
-from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, loadable_name, public_name
+from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, git_name, loadable_name, public_name
 from alora_trainer.artefact.cards.map_card import render
 from alora_trainer.artefact.cards.tuning import Tuning
 from alora_trainer.basics.hub_ids import is_hub_id
@@ -66,10 +66,10 @@ def adapter_card(
         base=public_name(tuning.base_model),
         base_source=loadable_name(tuning.base_model),
         base_revision=tuning.base_revision,
-        map_id=tuning.map.get("repo_id"),
-        map_commit=tuning.map.get("commit"),
+        map_id=map_id if isinstance(map_id := tuning.map.get("repo_id"), str) and is_hub_id(map_id) else None,
+        map_commit=git_name(tuning.map.get("commit")),
         map_estimator=str(tuning.map.get("estimator")),
-        map_data=data_text(tuning.map.get("data") or {}),
+        map_data=data_text(data if isinstance(data := tuning.map.get("data"), Mapping) else {}),
         lam=_strength(tuning.protection.get("lam")),
         over_merged=tuning.over_merged,
         protection=", ".join(f"{key} {value}" for key, value in settings.items()),
@@ -85,7 +85,7 @@ def adapter_card(
 
 def _strength(lam: Any) -> float | str:
     """Lambda as the training was told: a number, or "auto"."""
-    return float(lam) if isinstance(lam, (int, float)) else str(lam)
+    return float(lam) if isinstance(lam, (int, float)) and abs(lam) < 1e300 else str(lam)
 
 
 def write_adapter_card(tuning: Tuning, path: Path, **settings: Any) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.hub_ids import is_hub_id
+
+_GIT_NAME = re.compile(r"[A-Za-z0-9][\w./-]{0,250}", re.ASCII)
+# A backslash is none within `code`, where these texts may stand.
+_ESCAPES = {"<": "&lt;", ">": "&gt;", "`": "'", "\\": "/"}
 
 
 def public_name(name: str | None) -> str:
@@ -20,6 +26,22 @@ def public_name(name: str | None) -> str:
 def loadable_name(name: str | None) -> str:
     """What `from_pretrained` takes in a card's code: the Hub id, or a word that says what to put there."""
     return str(name) if is_hub_id(name) else "FOLDER_OF_THE_BASE_MODEL"
+
+
+def as_markdown(text: str) -> str:
+    """A stranger's text for a card: in one line, and as nothing but text, in a table's cell too."""
+    line = " ".join(text.split())
+    return re.sub(r"[\\`\[\]|<>]", lambda match: _ESCAPES.get(match.group(), f"\\{match.group()}"), line)
+
+
+def as_python(text: str | None) -> str:
+    """A text as a literal of Python, for a card's code."""
+    return json.dumps(text) if text is not None else "None"
+
+
+def git_name(text: Any) -> str | None:
+    """A commit, branch or tag as it may stand in an address; None for what is none."""
+    return text if isinstance(text, str) and _GIT_NAME.fullmatch(text) else None
 
 
 def duration_text(seconds: float) -> str:

@@ -13,6 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import (
     Licences,
+    as_markdown,
+    as_python,
     data_text,
     dataset_ids,
     duration_text,
@@ -132,7 +134,7 @@ def map_card(
         data=data_text(info.data),
         earlier_tasks=len(info.earlier_tasks),
         weights=len(config.weights),
-        kinds=", ".join(f"`{kind}`" for kind in dict.fromkeys(name.rpartition(".")[2] for name in config.weights)),
+        kinds=", ".join(dict.fromkeys(name.rpartition(".")[2] for name in config.weights)),
         elements=_elements(config),
         formats=formats,
         first_format=config.storage,
@@ -173,22 +175,28 @@ def _elements(config: MapConfig) -> int:
 
 def _cost_text(cost: Mapping[str, Any]) -> str:
     parts = []
-    if "seconds" in cost:
-        parts.append(duration_text(float(cost["seconds"])))
-    if "peak_bytes" in cost:
-        parts.append(f"at most {size_text(float(cost['peak_bytes']))} of memory")
+    seconds, peak_bytes = cost.get("seconds"), cost.get("peak_bytes")
+    if isinstance(seconds, (int, float)):
+        parts.append(duration_text(seconds))
+    if isinstance(peak_bytes, (int, float)):
+        parts.append(f"at most {size_text(peak_bytes)} of memory")
     if "device" in cost:
         parts.append(f"on {cost['device']}")
     return ", ".join(parts) or "not measured"
 
 
 def render(card: Any, template: Path, model_name: str) -> str:
-    """The text of a card: metadata for the Hub, then the template with the card's facts in it."""
+    """The text of a card: metadata for the Hub, then the template with the card's facts in it.
+
+    A fact is text in the template, whatever a stranger wrote for it, and a literal of Python as `code.` and its name.
+    """
     metadata: dict[str, Any] = dict(card.metadata)
     if card.evaluation:
         metadata |= {"eval_results": list(card.evaluation), "model_name": model_name}
     data = ModelCardData(**metadata)
-    facts = {key: value for key, value in asdict(card).items() if key not in ("metadata", "evaluation")}
+    given = {key: value for key, value in asdict(card).items() if key not in ("metadata", "evaluation")}
+    facts = {key: as_markdown(value) if isinstance(value, str) else value for key, value in given.items()}
+    facts["code"] = {key: as_python(value) for key, value in given.items() if isinstance(value, str)}
     return str(ModelCard.from_template(data, template_path=str(template), **facts)).rstrip("\n") + "\n"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.artefact.cards.facts import public_name
+from alora_trainer.artefact.entries import check_plain
 from alora_trainer.artefact.files import check_inside, read_json
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
@@ -69,4 +70,8 @@ def read_tuning(folder: Path) -> Tuning:
         raise ALoRAError(f"{path} is damaged: train the adapter again, or publish it without")
     if not all(value is None or isinstance(value, str) for value in texts):
         raise ALoRAError(f"{path} is damaged: train the adapter again, or publish it without")
+    try:
+        check_plain(content)
+    except ValueError as error:
+        raise ALoRAError(f"{path} is damaged ({error}): train the adapter again, or publish it without") from error
     return Tuning(**content | {"protection": with_start(content["protection"], quiet=True)})
