@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.disclosure import disclosed
 from alora_trainer.errors import ALoRAError
 
 # What `replacing` and `remove_folder` call their stand-ins: nobody else's files are called so.
@@ -82,8 +83,11 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write `value` as JSON, whole or not at all; what is not a finite number, as JSON has no word for it, as null."""
-    write_text(path, json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as JSON, whole or not at all.
+
+    What is not a finite number, as JSON has no word for it, is null, and what comes from the environment is as it was written.
+    """
+    write_text(path, json.dumps(_finite(disclosed(value)), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

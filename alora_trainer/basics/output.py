@@ -7,15 +7,25 @@ import os
 import sys
 import warnings
 
+from alora_trainer.basics.disclosure import redacted
+from alora_trainer.basics.printable import printable
+
 
 class OlderSpelling(FutureWarning):
     """Something was said as earlier versions wanted it. It is understood, and the message says how it is written now."""
 
 
+class _Formatter(logging.Formatter):
+    """Says of what comes from the environment or from strangers' files no more than a terminal should have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redacted(super().format(record)))
+
+
 def configure_output() -> None:
     """Progress of ours on standard error, and warnings of older spellings; from libraries only what is an error."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     own = logging.getLogger("alora_trainer")
     own.handlers = [handler]
     own.setLevel(logging.INFO)
@@ -30,3 +40,8 @@ def configure_output() -> None:
         warnings.simplefilter("default", OlderSpelling)
         # A recipe has no line of Python that is to be changed.
         warnings.showwarning = lambda message, *_, **__: own.warning(str(message))
+
+
+def say(what: object) -> None:
+    """Print a result on standard output, as the terminal of somebody who did not write all of it should have it."""
+    print(printable(redacted(str(what))))

@@ -8,8 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from alora_trainer.basics.disclosure import redacted
 from alora_trainer.basics.disk_errors import disk_errors
 from alora_trainer.basics.output import configure_output
+from alora_trainer.basics.printable import printable
 from alora_trainer.basics.versions import OWN_VERSION
 from alora_trainer.cli.commands import COMMANDS
 from alora_trainer.errors import ALoRAError
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with disk_errors():
             return int(arguments.execute(arguments, overrides))
     except ALoRAError as error:
-        print(f"alora: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"alora: error: {printable(redacted(' '.join(str(error).split())))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nalora: stopped; the same command goes on from here", file=sys.stderr)

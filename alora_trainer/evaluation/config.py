@@ -24,7 +24,8 @@ class EvaluationConfig:
             (two forward passes each); None leaves it out.
         general_tasks: tasks or groups that lm-eval knows (hellaswag, arc_easy, winogrande), scored as general ability
             beside perplexity; they read their data from the Hub.
-        task_folder: a folder with task files of your own for `general_tasks`, as for ``lm_eval --include_path``.
+        task_folder: a folder with task files of your own for `general_tasks`, as for ``lm_eval --include_path``; relative to
+            the recipe. The code that they name is run.
         curve_steps: while tuning, measure general perplexity and domain accuracy every so many optimizer steps; None does
             not.
         curve_blocks: blocks of general text, of the recording's block length, in such a measurement.

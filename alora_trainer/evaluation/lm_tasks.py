@@ -67,8 +67,10 @@ def lm_eval_tasks(names: Sequence[str], folder: str | None) -> Any:
     """lm-eval's own tasks (or groups, or those in `folder`) of these names, loaded.
 
     Raises:
-        ALoRAError: there is no such task, or its data cannot be had.
+        ALoRAError: there is no such folder or task, or its data cannot be had.
     """
+    if folder is not None and not Path(folder).is_dir():
+        raise ALoRAError(f"evaluation.task_folder={folder!r} is no folder: name one, relative to the recipe")
     from lm_eval.tasks import TaskManager
 
     include = [] if folder is None else [folder]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from alora_trainer.basics.output import say
+
 if TYPE_CHECKING:
     from alora_trainer.experiment.recipe.recipe import Recipe
     from alora_trainer.experiment.report.results import RunResults
@@ -88,5 +90,5 @@ def show(results: RunResults, folder: Path) -> None:
     """Print the table of results.json."""
     from alora_trainer.experiment.report.text_table import format_table
 
-    print(format_table(results.methods))
-    print(f"results: {folder / 'results.json'}")
+    say(format_table(results.methods))
+    say(f"results: {folder / 'results.json'}")

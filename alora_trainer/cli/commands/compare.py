@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -29,8 +30,8 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     found = compare_folders(
         Path(arguments.before), Path(arguments.after), method=arguments.method, examples=arguments.examples
     )
-    print(comparison_text(found))
+    say(comparison_text(found))
     if arguments.output is not None:
         write_json(Path(arguments.output), found)
-        print(f"as JSON: {arguments.output}")
+        say(f"as JSON: {arguments.output}")
     return 0

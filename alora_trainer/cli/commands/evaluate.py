@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, show
 
 
@@ -79,5 +80,5 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         checks = run_gate(results.methods, name, **limits)
         if is_main():
             for check in checks:
-                print(check)
+                say(check)
     return 0 if all(check.passed for check in checks) else FAILED_STATUS

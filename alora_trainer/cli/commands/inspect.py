@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -19,5 +20,5 @@ def add(commands: Subcommands) -> None:
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.artefact.hub.inspect import describe
 
-    print(describe(arguments.source, revision=arguments.revision))
+    say(describe(arguments.source, revision=arguments.revision))
     return 0

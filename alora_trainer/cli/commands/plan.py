@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command, load
 
 
@@ -34,7 +35,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.experiment.recipe.plan.report import format_plan
 
     plan = plan_recipe(recipe, get_device(arguments.device), config_file=arguments.config, length=arguments.length)
-    print(format_plan(plan))
+    say(format_plan(plan))
     if arguments.json is not None:
         write_json(Path(arguments.json), as_json(plan))
     return 0

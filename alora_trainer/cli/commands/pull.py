@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -37,7 +38,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     }
     if arguments.output_dir is not None:
         pull(arguments.repo, Path(arguments.output_dir), **wanted)
-        print(f"importance map: {arguments.output_dir}")
+        say(f"importance map: {arguments.output_dir}")
         return 0
 
     def check(folder: Path, origin: Origin | None) -> Path:
@@ -47,5 +48,5 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             load_map(folder, ImportanceValues, storage=arguments.storage, layers=wanted["layers"])
         return folder
 
-    print(f"importance map: {read_from(arguments.repo, check, **wanted, extras=True)}")
+    say(f"importance map: {read_from(arguments.repo, check, **wanted, extras=True)}")
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command
 from alora_trainer.errors import ALoRAError
 
@@ -52,9 +53,9 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         from alora_trainer.artefact.importance_map import ImportanceMap
 
         formats = [name.strip() for name in arguments.storage.split(",") if name.strip()]
-        print(push_map(ImportanceMap.from_pretrained(folder), arguments.repo, storage=formats, **settings))
+        say(push_map(ImportanceMap.from_pretrained(folder), arguments.repo, storage=formats, **settings))
     else:
-        print(push_folder(folder, arguments.repo, **settings))
+        say(push_folder(folder, arguments.repo, **settings))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir
 
 
@@ -16,5 +17,5 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.experiment.run.whole_recipe import record_recipe
 
     folder = record_recipe(recipe, output_dir=output_dir(arguments, recipe), overwrite=arguments.overwrite)
-    print(f"importance map: {folder}")
+    say(f"importance map: {folder}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -24,5 +25,5 @@ def add(commands: Subcommands) -> None:
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.experiment.report.report_files import write_report
 
-    print(f"report: {write_report(arguments.sources, arguments.output_dir)}")
+    say(f"report: {write_report(arguments.sources, arguments.output_dir)}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -19,8 +20,8 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     found = search_maps(arguments.base_model, limit=arguments.limit)
     if not found:
-        print(f"no public importance map for {arguments.base_model}: make one with `alora record`")
+        say(f"no public importance map for {arguments.base_model}: make one with `alora record`")
         return 0
-    print(table(found))
-    print(f"\nalora tune RECIPE.yaml --method alora --importance {found[0].repo_id}")
+    say(table(found))
+    say(f"\nalora tune RECIPE.yaml --method alora --importance {found[0].repo_id}")
     return 0

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
 
 
@@ -41,6 +42,6 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{path.stem}-sweep"
     runs = run_sweep(grids, output_dir=folder, workers=arguments.workers, overwrite=arguments.overwrite)
     for run in runs:
-        print(f"results: {run / 'results.json'}")
-    print(f"a report of all: alora report {folder}")
+        say(f"results: {run / 'results.json'}")
+    say(f"a report of all: alora report {folder}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -15,5 +16,5 @@ def add(commands: Subcommands) -> None:
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.evaluation.task_documents import PACKAGE
 
-    print(PACKAGE)
+    say(PACKAGE)
     return 0

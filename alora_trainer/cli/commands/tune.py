@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir
 
 
@@ -27,5 +28,5 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         overwrite=arguments.overwrite,
         importance=arguments.importance,
     )
-    print(f"adapter: {folder}")
+    say(f"adapter: {folder}")
     return 0

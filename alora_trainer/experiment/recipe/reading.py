@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.older_spellings import in_todays_spelling
 from alora_trainer.experiment.recipe.recipe import _SET_BY_RUN, KEYS, SECTIONS, Recipe
 from alora_trainer.experiment.recipe.settings import (
+    absolute_path,
     as_mapping,
+    check_no_secrets,
     coerce,
     coerce_all,
     environment_variables,
@@ -36,6 +40,8 @@ from alora_trainer.experiment.recipe.settings import (
 from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.weights.start import StartFrom
+
+logger = logging.getLogger(__name__)
 
 
 def load_recipe(
@@ -58,6 +64,7 @@ def load_recipe(
     except (OSError, UnicodeDecodeError) as error:
         raise ALoRAError(f"the recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     written = as_mapping(parse_yaml(text, str(path)), str(path))
+    check_no_secrets(written, "")  # before any message that could repeat one
     for key, override in (overrides or {}).items():
         set_override(written, key, override)
     check_keys(written, KEYS)
@@ -72,10 +79,19 @@ def build_recipe(
     variables: Mapping[str, str] | None = None,
 ) -> Recipe:
     """A checked `Recipe` from plain data; see `load_recipe` for arguments and errors."""
-    given = interpolate(dict(written), environment_variables(variables))
+    check_no_secrets(written, "")
+    given = interpolate(dict(written), environment_variables(variables), known=variables or {})
     check_keys(given, KEYS)
     sections = in_todays_spelling({name: as_mapping(given.get(name), name) for name in SECTIONS})
     domains = _domains(given, sections, DomainConfig)
+    folder = Path(base).resolve()
+
+    def training(name: str, values: dict[str, Any]) -> dict[str, Any]:
+        return _located(_checked(TrainingArguments, values, name, _SET_BY_RUN), _CONFIG_FILES, folder)
+
+    evaluation = _located(_checked(EvaluationConfig, sections["evaluation"], "evaluation"), ("task_folder",), folder)
+    if evaluation.get("task_folder"):
+        _warn_of_code(evaluation["task_folder"])
     recipe = Recipe(
         name=coerce(given.get("name", default_name), str, "name"),
         seed=coerce(given.get("seed", 0), int, "seed"),
@@ -87,8 +103,8 @@ def build_recipe(
         general=_section(GeneralConfig, sections, "general"),
         domain=domains[0],
         domains=domains if "domains" in given else (),
-        record=_checked(TrainingArguments, sections["record"], "record", _SET_BY_RUN),
-        tune=_checked(TrainingArguments, sections["tune"], "tune", _SET_BY_RUN),
+        record=training("record", sections["record"]),
+        tune=training("tune", sections["tune"]),
         alora=_section(ALoRAConfig, {"alora": {"record": "projected"} | sections["alora"]}, "alora"),
         map=_section(RecordedMapConfig, sections, "map"),
         fisher=_section(FisherConfig, sections, "fisher"),
@@ -96,15 +112,22 @@ def build_recipe(
             sections["method_options"],
             {
                 "lora": lambda values, name: _checked(LoraConfig, values, name),
-                "tune": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
+                "tune": lambda values, name: training(name, values),
                 "alora": lambda values, name: _checked(ALoRAConfig, values, name),
-                "record": lambda values, name: _checked(TrainingArguments, values, name, _SET_BY_RUN),
+                "record": lambda values, name: training(name, values),
             },
         ),
-        evaluation=_section(EvaluationConfig, sections, "evaluation"),
+        evaluation=EvaluationConfig(**evaluation),
         base=Path(base),
-        written=dict(written),
+        # What is no text by now is a setting like any other, and others read the seed as a number.
+        written={**written, "seed": coerce(given["seed"], int, "seed")} if "seed" in given else dict(written),
     )
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Refuse settings that do not go with each other, and what other libraries refuse."""
     if not 0 <= recipe.seed < 2**32:
         raise ALoRAError(f"seed={recipe.seed} must lie between 0 and 2**32 - 1")
     if recipe.alora.record is None and recipe.needs_recording:
@@ -113,19 +136,33 @@ def build_recipe(
         raise ALoRAError("fresh_lora is for a new adapter: set alora.start to merged or bare, or leave fresh_lora out")
     if recipe.alora.budget is not None:
         check_probe(recipe.general)
-    for domain in domains:
+    for domain in recipe.domains or (recipe.domain,):
         get_task(domain.task)
     recipe.lora_config()
     recipe.lora_config(fresh=True)
     for section in ("record", "tune"):
-        recipe.training_arguments(section, base, anywhere=True)
+        recipe.training_arguments(section, recipe.base, anywhere=True)
     for name in recipe.method_options:
         special = recipe.for_method(get_method(name))
         special.lora_config()
-        special.training_arguments("tune", base, anywhere=True)
+        special.training_arguments("tune", recipe.base, anywhere=True)
         if get_method(name).records_alone:
-            recipe.for_own_recording(get_method(name)).training_arguments("record", base, anywhere=True)
-    return recipe
+            recipe.for_own_recording(get_method(name)).training_arguments("record", recipe.base, anywhere=True)
+
+
+def _located(values: dict[str, Any], keys: Sequence[str], folder: Path) -> dict[str, Any]:
+    """A section with the files and folders that these keys may name, relative to the recipe's, as absolute paths."""
+    paths = {key: values[key] for key in keys if isinstance(values.get(key), str) and values[key].strip()}
+    return values | {key: absolute_path(path, folder) for key, path in paths.items() if not path.startswith("{")}
+
+
+@cache
+def _warn_of_code(folder: str) -> None:
+    """Once a process; before anything of it can run."""
+    logger.warning(
+        f"evaluation.task_folder: the tasks in {folder!r} may run code of their own (!function), as with lm_eval "
+        "--include_path: go on only if you trust whoever wrote them"
+    )
 
 
 def _methods(value: Any) -> tuple[Method, ...]:
@@ -177,4 +214,6 @@ def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> A
     return kind(**values)
 
 
+# Settings of the Trainer that may be the name of a file.
+_CONFIG_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")

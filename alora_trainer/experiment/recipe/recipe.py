@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from transformers import TrainingArguments
 
+from alora_trainer.basics.disclosure import FromEnvironment
 from alora_trainer.basics.hub_ids import is_model_id
 from alora_trainer.data.domain import DomainConfig
 from alora_trainer.data.general import SELF, GeneralConfig
@@ -24,9 +25,7 @@ from alora_trainer.experiment.recipe.contents import Contents
 from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import options_of
 from alora_trainer.experiment.recipe.model_section import ModelConfig, refuse_adapter
-from alora_trainer.experiment.recipe.settings import (
-    resolve_path,
-)
+from alora_trainer.experiment.recipe.settings import absolute_path, resolve_path
 from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
 
@@ -140,7 +139,8 @@ class Recipe:
             ALoRAError: PEFT refuses the values.
         """
         try:
-            return LoraConfig(**({"task_type": "CAUSAL_LM"} | self.lora | (self.fresh_lora if fresh else {})))
+            given = {"task_type": "CAUSAL_LM"} | self.lora | (self.fresh_lora if fresh else {})
+            return LoraConfig(**_plain_texts(given))
         except (TypeError, ValueError) as error:
             raise ALoRAError(f"lora: {_first_line(error)}") from error
 
@@ -172,7 +172,7 @@ class Recipe:
         if anywhere and not torch.cuda.is_available():
             given["use_cpu"] = True
         try:
-            arguments = TrainingArguments(output_dir=str(output_dir), **given)
+            arguments = TrainingArguments(output_dir=str(output_dir), **_plain_texts(given))
         except Exception as error:  # whatever it is, it is of these settings
             raise ALoRAError(f"{section}: {_first_line(error)}") from error
         if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
@@ -198,7 +198,7 @@ class Recipe:
             "name": self.name,
             "seed": self.seed,
             "methods": [method.name for method in self.methods],
-            "model": dataclasses.asdict(self.model) | {"path": self.model_source},
+            "model": dataclasses.asdict(self.model) | {"path": self._model_path()},
             "lora": self.lora,
             "fresh_lora": self.fresh_lora,
             "general": general,
@@ -211,6 +211,13 @@ class Recipe:
             "method_options": {name: options.resolved() for name, options in self.method_options.items()},
             "evaluation": dataclasses.asdict(self.evaluation),
         }
+
+    def _model_path(self) -> str:
+        source, path = self.model_source, self.model.path
+        if source == path or not isinstance(path, FromEnvironment):
+            return source
+        anchored = absolute_path(path, self.base.resolve())
+        return path.with_value(source, anchored.written if isinstance(anchored, FromEnvironment) else source)
 
     @property
     def model_source(self) -> str:
@@ -233,7 +240,7 @@ class Recipe:
 
 def _absolute(source: Any, base: Path) -> Any:
     if isinstance(source, str):
-        return source if source.startswith("hub:") else str(resolve_path(source, base.resolve()))
+        return source if source.startswith("hub:") else absolute_path(source, base.resolve())
     if isinstance(source, list):
         return [_absolute(item, base) for item in source]
     if isinstance(source, Mapping) and "hub" in source:
@@ -243,6 +250,11 @@ def _absolute(source: Any, base: Path) -> Any:
     if isinstance(source, Mapping):
         return {name: _absolute(item, base) for name, item in source.items()}
     return source
+
+
+def _plain_texts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as other libraries want them, who keep and pickle what they are given."""
+    return {key: str(value) if isinstance(value, FromEnvironment) else value for key, value in values.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -7,20 +7,59 @@ import os
 import re
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from alora_trainer.basics.disclosure import FromEnvironment, is_secret_name, note
 from alora_trainer.errors import ALoRAError
 
+# What is from the environment is written as it was written.
+yaml.SafeDumper.add_representer(
+    FromEnvironment, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text.written)
+)
+
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-)?\}")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")  # of the Hub
+_OF_FREE_NAMES = ("general", "domain", "domains")  # sections whose keys may be names of texts
 _WORD_LIST = re.compile(r"[\w.-]+(\s*,\s*[\w.-]+)*")
 
 
+# Of one document: how deep it may be nested, and how many values it may have, each alias counted as what it stands for.
+_DEEPEST, _MOST = 50, 100_000
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of numbers and booleans: 1e-4 is a number and ``no`` is a word. A repeated key is an error."""
+    """YAML 1.2's idea of numbers and booleans: 1e-4 is a number and ``no`` is a word. A repeated key is an error.
+
+    What would grow beyond all bounds when it is read (aliases of aliases, or of themselves) is an error, too.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = self._values = 0
+        self._sizes: dict[int, int] = {}  # of the nodes that are whole, aliases in them counted
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()
+        before, self._depth = self._values, self._depth + 1
+        if self._depth > _DEEPEST:
+            raise _refused(f"it is nested more than {_DEEPEST} deep", event)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        if not isinstance(event, yaml.AliasEvent):
+            self._values += 1
+            self._sizes[id(node)] = self._values - before
+        elif id(node) in self._sizes:
+            self._values += self._sizes[id(node)]
+        else:
+            raise _refused(f"*{event.anchor} stands for something that it is itself in", event)
+        if self._values > _MOST:
+            raise _refused(f"it has more than {_MOST:,} values, counting what aliases stand for", event)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -30,6 +69,10 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key {key.value!r} is there twice", key.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
 
 
 _REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
@@ -48,7 +91,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The value that `text` says; `origin` names it in the error if it is no YAML."""
+    """The value that `text` says; `origin` names it in the error if it is no YAML, or is none that can be read safely."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -56,31 +99,78 @@ def parse_yaml(text: str, origin: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         raise ALoRAError(f"{origin} is not valid YAML{where}: {reason}") from error
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:
+        # A value that is not of its own tag, such as !!int x; PyYAML's constructors do not look.
+        raise ALoRAError(f"{origin} is not valid YAML: a value is not what its tag says ({error})") from error
 
 
-def interpolate(value: Any, variables: Mapping[str, str], where: str = "the recipe") -> Any:
+def interpolate(
+    value: Any, variables: Mapping[str, str], where: str = "the recipe", *, known: Collection[str] = ()
+) -> Any:
     """`value` with ``${NAME}`` and ``${NAME:-default}`` replaced in all of its strings.
+
+    Args:
+        variables: by name.
+        where: for messages.
+        known: those of `variables` that are not from the environment: their values may be written.
 
     Raises:
         ALoRAError: a variable has neither a value nor a default.
     """
     if isinstance(value, Mapping):
-        return {key: interpolate(item, variables, f"{where}, {key}") for key, item in value.items()}
+        return {key: interpolate(item, variables, f"{where}, {key}", known=known) for key, item in value.items()}
     if isinstance(value, list):
-        return [interpolate(item, variables, where) for item in value]
+        return [interpolate(item, variables, where, known=known) for item in value]
     if not isinstance(value, str):
         return value
+    foreign: dict[str, str] = {}
 
     def replacement(match: re.Match[str]) -> str:
+        name = match["name"]
+        found = variables.get(name)
         # An empty variable counts as unset with ":-", as in a shell.
-        found = variables.get(match["name"])
-        if match["default"] is not None:
-            return found or match["default"]
+        if match["default"] is not None and not found:
+            return match["default"]
         if found is None:
-            raise ALoRAError(f"{where} uses ${{{match['name']}}}, which is not set: export {match['name']}=... first")
+            raise ALoRAError(f"{where} uses ${{{name}}}, which is not set: export {name}=... first")
+        if name not in known:
+            foreign[name] = found
         return found
 
-    return _VARIABLE.sub(replacement, value)
+    said = _VARIABLE.sub(replacement, value)
+    if not foreign:
+        return said
+    secret = is_secret_name(where.rpartition(", ")[2]) or any(map(is_secret_name, foreign))
+    for name, found in foreign.items():
+        note(name, found, secret=secret)
+    written = _VARIABLE.sub(lambda match: match[0] if match["name"] in foreign else replacement(match), value)
+    return FromEnvironment(said, written, secret)
+
+
+def check_no_secrets(value: Any, where: str) -> None:
+    """Refuse a secret that is written down, without repeating it.
+
+    Args:
+        value: a recipe or a part of it, before variables are replaced.
+        where: its dotted name; empty for the whole.
+
+    Raises:
+        ALoRAError: a field of a secret's name has a text that is no ``${NAME}``; a text has a token of the Hub in it.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_no_secrets(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_no_secrets(item, where)
+    elif isinstance(value, str):
+        names_a_file = where.partition(".")[0] in _OF_FREE_NAMES
+        is_secret = is_secret_name(where) and not names_a_file and value and not _REFERENCE.fullmatch(value)
+        if is_secret or _TOKEN.search(value):
+            raise ALoRAError(
+                f"{where} holds a secret, which would be written wherever the recipe is: leave it out (the Hub takes HF_TOKEN "
+                "from the environment, or `hf auth login`), or write ${NAME} for a variable that has it"
+            )
 
 
 def environment_variables(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -103,6 +193,7 @@ def set_override(settings: dict[str, Any], key: str, text: str) -> None:
     Raises:
         ALoRAError: the text is no YAML, or a part of the path is there already and has no keys.
     """
+    check_no_secrets(text, key)
     *path, last = key.split(".")
     if not all([*path, last]):
         raise ALoRAError(f"--{key} is no name of a setting: write it as --section.key VALUE")
@@ -144,6 +235,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     simple = options & {int, float, bool, str}
     if not simple or options - simple - {type(None)} or any(type(value) is kind for kind in simple):
         return value
+    if str in simple and isinstance(value, str):  # from the environment
+        return value
     if bool not in simple and simple & {int, float}:
         return _number(value, whole=float not in simple, where=where)
     if simple == {bool}:
@@ -183,3 +276,12 @@ def _number(value: Any, *, whole: bool, where: str) -> int | float:
 def resolve_path(text: str, base: Path) -> Path:
     """A path as a recipe writes it: relative to the recipe's folder, ``~`` for the home folder."""
     return base / Path(text).expanduser()
+
+
+def absolute_path(text: str, base: Path) -> str:
+    """The same as a text that says it from anywhere; what comes from the environment stays known as such."""
+    path = str(resolve_path(text, base))
+    if not isinstance(text, FromEnvironment):
+        return path
+    anchored = Path(text).expanduser().is_absolute()
+    return text.with_value(path, text.written if anchored else str(base / text.written))

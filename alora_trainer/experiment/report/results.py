@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from alora_trainer.artefact.cards.evaluation import CardScores
+from alora_trainer.basics.disclosure import as_settings, without_secrets
 from alora_trainer.basics.files import write_json, write_text
 from alora_trainer.basics.json_record import JSONRecord
 from alora_trainer.basics.processes import place
@@ -79,6 +80,7 @@ def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: of the training's part (see `Run`).
     """
+    settings = as_settings(settings)
     recording = settings.get("recording")
     kept = {key: settings[key] for key in ("tune", "lora", "protecting") if key in settings}
     if isinstance(recording, Mapping):
@@ -139,7 +141,7 @@ def read_results(file: Path) -> list[RunResults]:
     for run in runs:
         if run.get("schema") != SCHEMA:
             raise ALoRAError(f"{file} has schema {run.get('schema')!r}, and this version reads {SCHEMA}")
-    return [RunResults.from_json(run, str(file)) for run in runs]
+    return [RunResults.from_json(without_secrets(run), str(file)) for run in runs]
 
 
 def card_scores(file: Path, method: str) -> CardScores:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from alora_trainer.basics.disclosure import is_secret_name
 from alora_trainer.data.chat import is_chat
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.methods.method import SECTIONS
@@ -106,6 +107,8 @@ class Dependence:
         return self._left_out(path) or self.fixed.get(".".join(path[:2]))
 
     def _left_out(self, path: Sequence[str]) -> str | None:
+        if path[0] in SECTIONS and is_secret_name(path[-1]):
+            return "a secret is no setting"  # see `as_settings`
         return self.without.get(path[0]) or self.without.get(".".join(path[:2]))
 
     def _reason_of_option(self, method: str, path: Sequence[str]) -> str | None:

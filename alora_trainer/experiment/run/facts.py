@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alora_trainer.basics.disclosure import FromEnvironment, disclosed
 from alora_trainer.data.general import SELF
 from alora_trainer.data.sources import HUB_PREFIX
 from alora_trainer.experiment.recipe.recipe import Recipe
@@ -46,14 +47,25 @@ def domain_facts(recipe: Recipe) -> dict[str, Any]:
 def _public_source(source: Any) -> Any:
     """A source of text as others may know it: a Hub data set in full, of a file its name alone."""
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
-        source = {"hub": source.removeprefix(HUB_PREFIX)}
+        source = {"hub": _same_source(source, source.removeprefix(HUB_PREFIX))}
     if isinstance(source, Mapping):
         if "hub" in source:
             revision = source.get("revision")
             source = {**source, "revision": commit_of(source["hub"], revision or "main", "dataset") or revision}
-        public = {key: value for key, value in source.items() if key in ("hub", "name", "split", "revision")}
-        return public | ({"path": Path(str(source["path"])).name} if "path" in source else {})
-    return {"path": Path(str(source)).name}
+        public = {key: disclosed(source[key]) for key in source if key in ("hub", "name", "split", "revision")}
+        return public | ({"path": _file_name(source["path"])} if "path" in source else {})
+    return {"path": _file_name(source)}
+
+
+def _same_source(before: str, text: str) -> str:
+    """A part of a text, from the environment if the whole is."""
+    if not isinstance(before, FromEnvironment):
+        return text
+    return before.with_value(text, before.written.removeprefix(HUB_PREFIX))
+
+
+def _file_name(path: Any) -> str:
+    return Path(disclosed(path) if isinstance(path, str) else str(path)).name
 
 
 def _device_name(device: torch.device) -> str:

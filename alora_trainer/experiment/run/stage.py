@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.disclosure import as_settings, is_secret_name
 from alora_trainer.basics.files import is_leftover, read_json, remove_folder, write_json
 from alora_trainer.errors import ALoRAError
 
@@ -106,8 +107,8 @@ class Stage:
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    made: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    """Settings as JSON gives them back; what comes from the environment is told by its digest alone."""
+    made: dict[str, Any] = json.loads(json.dumps(as_settings(settings), default=str))
     return made
 
 
@@ -120,7 +121,10 @@ def differences(found: Any, wanted: Any) -> str:
     """Which settings differ and how, for a message: the first three by dotted name, and how many more."""
     before, now = _flat(found or {}), _flat(wanted)
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    shown = [f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:3]]
+    shown = [
+        f"{key} is secret" if is_secret_name(key) else f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in changed[:3]
+    ]
     return ", ".join(shown) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
