@@ -6,11 +6,12 @@ Built-in tasks include lm-eval's YAML and change where the documents come from; 
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from datasets import Dataset
 
 from alora_trainer.data.sources import read_lines
@@ -97,10 +98,9 @@ def _write(folder: Path, name: str, settings: Mapping[str, Any], documents: Path
         "test_split": SPLIT,
         "num_fewshot": 0,
     }
-    # YAML is a superset of JSON, except for the tag that names a function.
-    lines = [f"{key}: {json.dumps(value)}" for key, value in {**settings, **common}.items()]
-    lines.append(f"custom_dataset: !function {_LOADER}")
-    (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # In ASCII, whatever encoding lm-eval reads it in. Not as JSON, whose two halves of an emoji are none to YAML.
+    text = yaml.safe_dump({**settings, **common}, allow_unicode=False, width=sys.maxsize)
+    (folder / f"{name}.yaml").write_text(f"{text}custom_dataset: !function {_LOADER}\n", encoding="ascii")
 
 
 def _rolling_task() -> dict[str, Any]:
