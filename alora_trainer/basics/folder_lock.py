@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.disk_errors import disk_errors
 from alora_trainer.basics.files import remove_leftovers
 from alora_trainer.basics.processes import by_main
 from alora_trainer.errors import ALoRAError
@@ -27,6 +28,13 @@ except ImportError:  # not on Windows
 LOCK_FILE = ".lock"
 # What a file system that has no locks says: there the file alone stands for one, and outlives a process that is killed.
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ALoRAError for a working folder that is a file, or that the system does not look at (a name too long)."""
+    with disk_errors():
+        if folder.exists() and not folder.is_dir():
+            raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
 
 
 @contextmanager
@@ -56,7 +64,7 @@ def _held(folder: Path) -> Iterator[None]:
     try:
         handle = _take(path)
         try:
-            os.truncate(handle, 0)
+            os.ftruncate(handle, 0)
             os.write(handle, (json.dumps(_holder(), ensure_ascii=False) + "\n").encode())
             remove_leftovers(folder)
             yield
@@ -86,8 +94,9 @@ def _take(path: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not _lock(handle):
-                raise ALoRAError(_refusal(path))
+            hindrance = _lock(handle)
+            if hindrance is not None:
+                raise ALoRAError(_refusal(path, hindrance))
             # Who held it until now has removed the file before letting go: a lock on that is nobody's hindrance.
             if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
                 return handle
@@ -97,17 +106,19 @@ def _take(path: Path) -> int:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def _lock(handle: int) -> str | None:
+    """Lock the file; what to do about it, if another process has done so."""
+    remedy = "wait for its end, or choose another --output_dir"
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            return None
     except BlockingIOError:
-        return False
+        return remedy
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
-    return os.fstat(handle).st_size == 0
+    return None if os.fstat(handle).st_size == 0 else f"{remedy}; if it was killed, remove {{path}}"
 
 
 def _holder() -> dict[str, Any]:
@@ -116,11 +127,11 @@ def _holder() -> dict[str, Any]:
     return {"host": socket.gethostname(), "process": os.getpid(), "started": started, "command": command}
 
 
-def _refusal(path: Path) -> str:
+def _refusal(path: Path, remedy: str) -> str:
     where = f"another command works in {path.parent}"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         who = "process {process} on {host}, since {started}: {command}".format(**found)
     except (OSError, ValueError, KeyError, TypeError):  # it is only just writing
         who = "it has not said yet which"
-    return f"{where} ({who}): wait for its end, or choose another --output_dir (if it ended long ago, remove {path})"
+    return f"{where} ({who}): {remedy.format(path=path)}"

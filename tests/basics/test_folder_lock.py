@@ -76,7 +76,7 @@ def test_what_was_left_half_written_is_removed_by_who_holds_the_lock(tmp_path: P
 
 def test_a_disk_without_locks_goes_by_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "fcntl", None)
-    told = f"if it ended long ago, remove {re.escape(str(tmp_path / LOCK_FILE))}"
+    told = f"if it was killed, remove {re.escape(str(tmp_path / LOCK_FILE))}"
     with folder_lock(tmp_path), pytest.raises(ALoRAError, match=told), folder_lock(tmp_path):
         pass
     with folder_lock(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.files import write_bytes, write_json, write_text
-from alora_trainer.basics.folder_lock import folder_lock
+from alora_trainer.basics.folder_lock import check_folder, folder_lock
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.report.figures import FIGURES
 from alora_trainer.experiment.report.gather import Comparison, by_task, figure_name, read_runs
@@ -40,8 +40,7 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
         if importlib.util.find_spec(module) is None:
             raise ALoRAError(f"a report needs {package}: pip install 'alora-trainer[report]'")
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
+    check_folder(folder)
     with folder_lock(folder):
         numbers = report_numbers(read_runs(sources))
         drawn: dict[str, tuple[str, bytes]] = {}

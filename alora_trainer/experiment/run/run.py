@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from alora_trainer.artefact.files import LAYERS_FILE
 from alora_trainer.artefact.hub.download import fetch, pinned
 from alora_trainer.basics.files import read_json, write_text
+from alora_trainer.basics.folder_lock import check_folder
 from alora_trainer.basics.processes import by_main, is_main, launched, main_first
 from alora_trainer.basics.scores import Score
 from alora_trainer.errors import ALoRAError
@@ -85,8 +86,7 @@ class Run:
         self.importance = str(importance) if importance is not None else None
         self.steps = Steps(self.recipe, self.folder, variant=variant, given=lambda: self._identity_of_given)
         self._is_begun = False
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ALoRAError(f"{self.folder} is a file: name a folder with --output_dir")
+        check_folder(self.folder)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

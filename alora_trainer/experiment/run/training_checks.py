@@ -60,7 +60,8 @@ def _check(recipe: Recipe, section: str, name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="alora-check-") as folder:
         arguments = recipe.training_arguments(section, folder)
         reason = _wrong(arguments)
-        if reason is None and not (launched() > 1 and (arguments.deepspeed or arguments.fsdp)):
+        # What shards a model over processes is set up once, by the trainer that trains.
+        if reason is None and not (arguments.deepspeed or launched() > 1 and arguments.fsdp):
             reason = _refusal(arguments)
     if reason is not None:
         raise ALoRAError(f"{name}: {reason}")

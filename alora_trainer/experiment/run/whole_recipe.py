@@ -96,8 +96,8 @@ def record_recipe(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = F
     Raises:
         ALoRAError: as `run_recipe`.
     """
-    check_trainings(recipe, (), recording=True)
     run = _joined_run(recipe, "record", output_dir, overwrite=overwrite)
+    check_trainings(recipe, (), recording=True)
     with working_in(run.folder):
         run.check(recording=True)
         run.record()
@@ -143,9 +143,9 @@ def tune_recipe(
         raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
     if launched() > 1 and not method.trains_in_several_processes:
         raise ALoRAError(f"method {method.name} trains in one process: start it without torchrun")
+    run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
     records = method.needs_recording and not method.records_alone and importance is None
     check_trainings(recipe, (method,), recording=records)
-    run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
     with working_in(run.folder):
         run.check(method)
         run.tune(method)

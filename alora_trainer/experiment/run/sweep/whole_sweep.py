@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.folder_lock import check_folder
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.results import write_results
@@ -38,8 +39,7 @@ def run_sweep(
     if workers < 1:
         raise ALoRAError(f"--workers {workers} must be at least 1")
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ALoRAError(f"{folder} is a file: name a folder with --output_dir")
+    check_folder(folder)
     cells = {cell.name: cell for grid in grids for cell in cells_of(grid)}
     runs = sorted({cell.folder for cell in cells.values()})
     with working_in(folder, *(folder / run for run in runs)):
