@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from alora_trainer.basics.output import configure_output, say
 from alora_trainer.basics.printable import markdown_text, printable
 from alora_trainer.cli import main
 from alora_trainer.errors import ALoRAError
@@ -73,10 +74,10 @@ def test_markdown_text() -> None:
     assert markdown_text("lora_ab@lam=0.1 (±2.5 %)") == "lora_ab@lam=0.1 (±2.5 %)"
 
 
-def test_a_log_line_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    from alora_trainer.basics.output import configure_output
-
+def test_what_is_printed_and_logged_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     configure_output()
+    say("from a map: \x1b[31mred")
+    assert capsys.readouterr().out == "from a map: \\x1b[31mred\n"
     logging.getLogger("alora_trainer.x").warning("from a file: \x1b[31mred")
     assert capsys.readouterr().err == "from a file: \\x1b[31mred\n"
 

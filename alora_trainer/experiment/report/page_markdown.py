@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alora_trainer.basics.printable import markdown_text
 from alora_trainer.experiment.report import page_text
 from alora_trainer.experiment.report.figures import FIGURES
 from alora_trainer.experiment.report.gather import figure_name
@@ -19,7 +20,7 @@ from alora_trainer.experiment.report.page_tables import (
 
 
 def markdown_page(numbers: Mapping[str, Any]) -> str:
-    """The page for what `report_numbers` gave."""
+    """The page for what `report_numbers` gave; names and words of the runs are in it as text, whatever they are."""
     lines = ["# Report", ""]
     for comparison in numbers["comparisons"]:
         lines += _section(comparison)
@@ -27,9 +28,9 @@ def markdown_page(numbers: Mapping[str, Any]) -> str:
 
 
 def _section(comparison: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"## {comparison['task']}", "", page_text.headline(comparison), "")
+    yield from (f"## {markdown_text(comparison['task'])}", "", markdown_text(page_text.headline(comparison)), "")
     for sentence in page_text.findings(comparison):
-        yield f"- {sentence}"
+        yield f"- {markdown_text(sentence)}"
     yield from ("", *_table(main_table(comparison["table"])), "", page_text.TABLE_NOTE, "")
     yield from ("### Further measures and costs", "", *_table(further_table(comparison["table"])), "")
     if comparison["ablation"]:
@@ -60,14 +61,16 @@ def _section(comparison: Mapping[str, Any]) -> Iterator[str]:
         yield from (page_text.NO_OVERLAP, "")
     if comparison["definitions"]:
         yield from ("### What the numbers are", "")
-        yield from (f"- {name}: {meaning}" for name, meaning in comparison["definitions"].items())
+        meanings = comparison["definitions"].items()
+        yield from (f"- {markdown_text(name)}: {markdown_text(meaning)}" for name, meaning in meanings)
         yield ""
-    yield from (f"Made with {page_text.made_with(comparison)}.", "")
+    yield from (f"Made with {markdown_text(page_text.made_with(comparison))}.", "")
 
 
 def _table(printed: PageTable) -> Iterator[str]:
-    yield "| " + " | ".join(printed.header) + " |"
+    yield "| " + " | ".join(map(markdown_text, printed.header)) + " |"
     yield "|" + "|".join([":--"] + ["--:"] * (len(printed.header) - 1)) + "|"
     for place, row in enumerate(printed.rows):
-        cells = [f"**{cell}**" if (place, column) in printed.bold else cell for column, cell in enumerate(row)]
+        texts = [markdown_text(cell) for cell in row]
+        cells = [f"**{text}**" if (place, column) in printed.bold else text for column, text in enumerate(texts)]
         yield "| " + " | ".join(cells) + " |"

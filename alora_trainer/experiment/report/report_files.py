@@ -9,6 +9,7 @@ from typing import Any
 
 from alora_trainer.basics.files import write_bytes, write_json, write_text
 from alora_trainer.basics.folder_lock import check_folder, folder_lock
+from alora_trainer.basics.printable import printable
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.report.figures import FIGURES
 from alora_trainer.experiment.report.gather import Comparison, by_task, figure_name, read_runs
@@ -81,9 +82,18 @@ def draw_figures(comparison: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
     for module in FIGURES:
         data = comparison["figures"].get(module.NAME)
         if data is not None:
-            figure = module.draw(data)
+            figure = module.draw(_literal(data))
             drawn[figure_name(comparison, module.NAME)] = (to_svg(figure), to_png(figure))
     return drawn
+
+
+def _literal(data: Any) -> Any:
+    """What a figure draws, with the texts as text: matplotlib reads what is between two dollars as mathematics."""
+    if isinstance(data, str):
+        return printable(data).replace("$", r"\$")
+    if isinstance(data, Mapping):
+        return {_literal(key): _literal(value) for key, value in data.items()}
+    return [_literal(one) for one in data] if isinstance(data, (list, tuple)) else data
 
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:

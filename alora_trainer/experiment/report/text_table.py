@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from alora_trainer.basics.printable import markdown_text
 from alora_trainer.basics.scores import TaskScore
 from alora_trainer.experiment.report.method_result import MethodResult, TrainingCost
 
@@ -72,6 +73,7 @@ def _memory(peak: float | None) -> str:
 
 def _markdown(rows: list[list[str]]) -> str:
     """Columns of equal width: the first to the left, numbers to the right."""
+    rows = [[markdown_text(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from alora_trainer.basics.printable import markdown_text
 from alora_trainer.experiment.report.method_result import ContinualScore, MethodResult
 
 
@@ -49,8 +50,8 @@ def format_matrices(entries: Mapping[str, MethodResult]) -> str:
         continual = entry.continual
         if continual is None:
             continue
-        tasks = continual.tasks
-        lines = [f"{name}: average {_percent(continual.average_accuracy)}, {_transfers(continual)}", ""]
+        tasks = [markdown_text(task) for task in continual.tasks]
+        lines = [f"{markdown_text(name)}: average {_percent(continual.average_accuracy)}, {_transfers(continual)}", ""]
         lines.append("| after | " + " | ".join(f"{task} (%)" for task in tasks) + " | general perplexity |")
         lines.append("|---|" + "---:|" * (len(tasks) + 1))
         rows = zip(("nothing", *tasks), continual.accuracy, continual.general_perplexity, strict=True)
