@@ -228,7 +228,7 @@ def test_a_card_names_the_data_set_that_a_tasks_items_are_of() -> None:
     other = entry(TaskScore(acc=0.5, source={"hub": "somebody/other", "split": "validation"}))
     assert (other.dataset_name, other.dataset_type, other.dataset_split) == ("sciq", "somebody/other", "validation")
     old = entry(TaskScore(acc=0.5))  # results that are older than `source`
-    assert (old.dataset_name, old.dataset_type, old.dataset_split) == ("sciq", "sciq", None)
+    assert (old.dataset_name, old.dataset_type, old.dataset_split) == ("sciq", "not-stated", None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from huggingface_hub import EvalResult
 from alora_trainer.basics.scores import Score, TaskScore
 
 
+NOT_STATED = "not-stated"
+
+
 @dataclass(frozen=True)
 class CardScores:
     """What a card says of an evaluation.
@@ -28,7 +31,7 @@ def evaluation_entries(scores: CardScores) -> list[Any]:
     """The score as `huggingface_hub.EvalResult`: accuracies of the tasks, and perplexity on general text."""
     entries = []
     for name, task in scores.score.tasks.items():
-        # Results that are older than `source` do not say which data set the items are of.
+        # Items of a local file are of no data set of the Hub, even if one is called like the task.
         source = task.source or {}
         for metric, value in (("accuracy", task.acc), ("length-normalised accuracy", task.acc_norm)):
             if _is_number(value):
@@ -36,7 +39,7 @@ def evaluation_entries(scores: CardScores) -> list[Any]:
                     EvalResult(
                         task_type="question-answering",
                         dataset_name=name,
-                        dataset_type=source.get("hub", name),
+                        dataset_type=source.get("hub", NOT_STATED),
                         dataset_split=source.get("split"),
                         metric_type="accuracy",
                         metric_name=metric,
