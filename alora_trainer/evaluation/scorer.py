@@ -207,7 +207,8 @@ class Scorer(HFLM):
             yield batch
 
     def _compared(self, batch: list[list[int]], requests: list[Request]) -> dict[int, Answer]:
-        """A first batch from `_score_batch`, held against plain forward passes; nothing if it fails or differs from them.
+        """A first batch from `_score_batch`, its longest prompt's answers held against plain forward passes; nothing if it
+        fails or differs from them.
 
         What a model does with several tokens after a cache is nowhere laid down: some fail, some forget a window's beginning.
         """
@@ -220,10 +221,14 @@ class Scorer(HFLM):
                 f"every answer is scored with its whole prompt, since the model's cache cannot be gone on from: {error}"
             )
             return {}
-        plain = super()._loglikelihood_tokens([requests[index] for index in scored], disable_tqdm=True)
+        if not scored:
+            return {}
+        longest = batch[0]
+        plain = super()._loglikelihood_tokens([requests[index] for index in longest], disable_tqdm=True)
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         noise = math.sqrt(torch.finfo(dtype).eps)
-        for (shared, _), (right, _) in zip(scored.values(), plain, strict=True):
+        for index, (right, _) in zip(longest, plain, strict=True):
+            shared, _ = scored[index]
             if not abs(shared - right) <= noise * (1 + abs(right)):
                 logger.info(
                     f"every answer is scored with its whole prompt, since the model's cache gives {shared}, not {right}"

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.run.models import load_base, load_other, load_tokenizer
+from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.whole_recipe import run_recipe
 from tests.tiny_recipe import write_all
+from tests.tiny_tokenizer import make_tokenizer
 
 VOCABULARY, POSITIONS = 309, 64
 
@@ -114,3 +117,16 @@ def test_what_an_architecture_refuses_by_an_assertion_is_one_line(folder: Path) 
     path.write_text(json.dumps({"model_type": "reformer", "is_decoder": False, "vocab_size": 320}))
     with pytest.raises(ALoRAError, match="the model at model.path=.* cannot be loaded: .*is_decoder=True"):
         load_base(load_recipe(folder / "recipe.yaml"))
+
+
+def test_answers_that_merge_with_their_prompts_are_found_when_the_data_is_written(folder: Path) -> None:
+    numbers = "".join(f"({number}" for number in range(10)) * 4
+    make_tokenizer(text=numbers).save_pretrained(str(folder / "model"))
+    settings = yaml.safe_load((folder / "recipe.yaml").read_text())
+    settings["domain"]["task"] |= {"prompt": "{question} is (", "target_delimiter": ""}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    run = Run(load_recipe(folder / "recipe.yaml"), folder / "run")
+    with pytest.raises(
+        ALoRAError, match=r"the answer '0' of item 1 of .*train.jsonl merges with the end of its prompt, '\('"
+    ):
+        run.prepare_data()
