@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from alora_trainer.data.sources import read_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
 
+_AT_ONCE = 1000  # items; a large data set is encoded again and again, and never held whole
 
-def encode_answers(
+
+def each_answer(
     task: Task, path: Path | str, tokenizer: Any, *, choices: bool, items: int | None = None
-) -> list[list[Pair]]:
-    """Every item's prompt with its right answer, or with each of its choices.
+) -> Iterator[list[Pair]]:
+    """Every item's prompt with its right answer, or with each of its choices, an item at a time.
 
     Args:
         task: makes prompt and answers of an item.
@@ -29,24 +32,38 @@ def encode_answers(
     docs = read_lines(Path(path))[:items]
     if not docs:
         raise ALoRAError(f"{path} has no items: give a file with at least one")
-    texts = []
-    for number, doc in enumerate(docs, start=1):
-        prompt = task.prompt(doc)
-        if not prompt.strip():
-            raise ALoRAError(f"the prompt of item {number} of {path} is blank: give the task a prompt with text")
-        answers = [task.completion(doc)]
-        if choices and task.choices is not None:
-            answers = [task.target_delimiter + choice for choice in task.choices(doc)]
-        texts.append([(prompt, answer) for answer in answers])
-    flat = iter(encode_pairs(tokenizer, [pair for item in texts for pair in item]))
-    encoded = [[next(flat) for _ in item] for item in texts]
-    for number, (item, pairs) in enumerate(zip(texts, encoded, strict=True), start=1):
-        for (prompt, answer), pair in zip(item, pairs, strict=True):
-            _check(pair, f"item {number} of {path}", prompt, answer, tokenizer)
-    return encoded
+    for start in range(0, len(docs), _AT_ONCE):
+        texts = []
+        for number, doc in enumerate(docs[start : start + _AT_ONCE], start=start + 1):
+            prompt = task.prompt(doc)
+            if not prompt.strip():
+                raise ALoRAError(f"the prompt of item {number} of {path} is blank: give the task a prompt with text")
+            answers = [task.completion(doc)]
+            if choices and task.choices is not None:
+                answers = [task.target_delimiter + choice for choice in task.choices(doc)]
+            texts.append([(prompt, answer) for answer in answers])
+        flat = iter(encode_pairs(tokenizer, [pair for item in texts for pair in item]))
+        for number, item in enumerate(texts, start=start + 1):
+            pairs = [next(flat) for _ in item]
+            for (prompt, answer), pair in zip(item, pairs, strict=True):
+                _check(pair, f"item {number} of {path}", prompt, answer)
+            yield pairs
 
 
-def _check(pair: Pair, item: str, prompt: str, answer: str, tokenizer: Any) -> None:
+def encode_answers(
+    task: Task, path: Path | str, tokenizer: Any, *, choices: bool, items: int | None = None
+) -> list[list[Pair]]:
+    """What `each_answer` gives, of all items."""
+    return list(each_answer(task, path, tokenizer, choices=choices, items=items))
+
+
+def check_answers(task: Task, path: Path | str, tokenizer: Any, *, choices: bool) -> None:
+    """Raise what `each_answer` raises."""
+    for _ in each_answer(task, path, tokenizer, choices=choices):
+        pass
+
+
+def _check(pair: Pair, item: str, prompt: str, answer: str) -> None:
     if pair.merged:
         end = prompt.rstrip().split()[-1]
         raise ALoRAError(

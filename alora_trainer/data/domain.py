@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from alora_trainer.data.answers import encode_answers
+from alora_trainer.data.answers import each_answer
 from alora_trainer.data.general import check_count
 from alora_trainer.data.items import convert_records, fitting_records, split_records
 from alora_trainer.data.records import Row
@@ -210,13 +210,14 @@ def tokenize_domain(
         A data set with ``input_ids`` and ``labels``; with ``answer``, the labels of the prompt are -100.
 
     Raises:
-        ALoRAError: the file has no items, or one that `encode_answers` refuses, or whose completion does not fit; none fits.
+        ALoRAError: the file has no items, or one that `each_answer` refuses, or whose completion does not fit; none fits.
     """
     if loss_on not in LOSSES:
         raise ALoRAError(f"loss_on must be one of {', '.join(LOSSES)}, not {loss_on!r}")
-    pairs = [pair for (pair,) in encode_answers(task, path, tokenizer, choices=False)]
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for number, (context, continuation, _) in enumerate(pairs, start=1):
+    number = 0
+    for number, (pair,) in enumerate(each_answer(task, path, tokenizer, choices=False), start=1):
+        context, continuation, _ = pair
         answer = len(continuation)
         if answer >= max_length:
             if too_long == "drop":
@@ -229,9 +230,9 @@ def tokenize_domain(
         labels = [IGNORED_LABEL] * (len(ids) - answer) + continuation if loss_on == "answer" else ids
         rows["input_ids"].append(ids)
         rows["labels"].append(labels)
-    if dropped := len(pairs) - len(rows["input_ids"]):
+    if dropped := number - len(rows["input_ids"]):
         logger.warning(
-            f"{dropped} of {len(pairs)} training items are left out: their answers have {max_length} tokens or more"
+            f"{dropped} of {number} training items are left out: their answers have {max_length} tokens or more"
         )
     if not rows["input_ids"]:
         raise ALoRAError(f"no item of {path} fits in max_length={max_length}: raise domain.max_length")

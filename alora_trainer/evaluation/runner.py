@@ -20,7 +20,7 @@ from alora_trainer.basics.causal_model import check_causal
 from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.basics.processes import is_main
 from alora_trainer.basics.scores import GeneralScore, KLToBase, Score, TaskScore
-from alora_trainer.data.answers import encode_answers
+from alora_trainer.data.answers import each_answer
 from alora_trainer.data.sources import write_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
@@ -167,7 +167,7 @@ def _scorer(model: Any, tokenizer: Any, config: EvaluationConfig) -> Any:
 
 def _check_answers(tasks: Sequence[tuple[Task, Path]], tokenizer: Any, longest: int, config: EvaluationConfig) -> None:
     for task, path in tasks:
-        encoded = encode_answers(task, path, tokenizer, choices=True, items=config.limit)
+        encoded = each_answer(task, path, tokenizer, choices=True, items=config.limit)
         for number, pairs in enumerate(encoded, start=1):
             if (tokens := max(len(pair.continuation) for pair in pairs)) > longest:
                 raise ALoRAError(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from alora_trainer.data import get_task, pack_general_text, tokenize_domain
+from alora_trainer.data import answers, get_task, pack_general_text, tokenize_domain
 from alora_trainer.data.answers import encode_answers
 from alora_trainer.data.encoding import encode_pairs, put_before, text_start
 from alora_trainer.data.self_text import SelfTextConfig, sample_text
@@ -181,7 +181,10 @@ def with_answers(path: Path, prompt: str, choices: list[str], delimiter: str) ->
     return task
 
 
-def test_an_answer_in_one_token_with_its_prompt_is_refused_with_advice(merging: Any, tmp_path: Path) -> None:
+def test_an_answer_in_one_token_with_its_prompt_is_refused_with_advice(
+    merging: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "_AT_ONCE", 1)
     assert "(A" in merging.get_vocab()
     path = tmp_path / "t.jsonl"
     task = with_answers(path, "{q} (", ["A)", "B)"], "")

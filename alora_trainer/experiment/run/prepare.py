@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alora_trainer.data.answers import encode_answers
+from alora_trainer.data.answers import check_answers
 from alora_trainer.data.chat import is_chat
 from alora_trainer.data.domain import prepare_domain
 from alora_trainer.data.general import write_held_out
@@ -56,7 +56,7 @@ def write_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path,
         general: path by subset; train, test: paths of the domain's items; report. All paths are relative to `root`.
 
     Raises:
-        ALoRAError: a source cannot be read, or an item cannot be scored by this tokenizer (`encode_answers`).
+        ALoRAError: a source cannot be read, or an item cannot be scored by this tokenizer (`each_answer`).
     """
     general = write_held_out(
         recipe.general.test, folder / "general", max_bytes=recipe.general.test_bytes, base=recipe.base
@@ -69,10 +69,9 @@ def write_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path,
         tokenizer=tokenizer if is_chat(recipe.domain.task) else None,
     )
     task = get_task(recipe.domain.task)
-    encode_answers(
-        task, domain.train, tokenizer, choices=False
-    )  # an answer that is no token of its own is known by now
-    encode_answers(task, domain.test, tokenizer, choices=True)
+    # An answer that is no token of its own is known by now.
+    check_answers(task, domain.train, tokenizer, choices=False)
+    check_answers(task, domain.test, tokenizer, choices=True)
 
     def relative(path: Path) -> str:
         return path.resolve().relative_to(root.resolve()).as_posix()
