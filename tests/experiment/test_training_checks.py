@@ -56,7 +56,6 @@ def refusal(tiny: Path) -> Callable[..., str]:
         ("dataloader_num_workers", "-1", "num_workers option should be non-negative"),
         ("save_strategy", "best", "metric_for_best_model"),
         ("accelerator_config", "none.json", "No such file or directory"),
-        ("deepspeed", "none.json", ""),
     ],
 )
 @pytest.mark.parametrize("section", ["tune", "record"])
@@ -93,6 +92,17 @@ def test_settings_of_one_method_are_named_and_those_of_no_method_do_not_matter(t
         check_trainings(alone, [METHODS["si_full"]], recording=False)
     check_trainings(load_recipe(tiny, {"record.learning_rate": "-1"}), [METHODS["lora"]], recording=False)
     check_trainings(load_recipe(tiny, {"tune.learning_rate": "-1"}), [METHODS["base"]], recording=False)
+
+
+def test_an_adapter_that_does_not_fit_is_known_before_any_training(tiny: Path, tmp_path: Path) -> None:
+    """Of the last method alone, and of the recording, which `--overwrite` would have removed by then."""
+    for setting in ("lora", "method_options.lora.lora", "method_options.alora.lora"):
+        recipe = load_recipe(tiny, {f"{setting}.target_modules": "[nothing]", "alora.start": "merged"})
+        with pytest.raises(ALoRAError, match="lora does not fit the model: .*nothing"):
+            run_recipe(recipe, output_dir=tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run").exists()
+    recipe = load_recipe(tiny, {"method_options.alora.lora.target_modules": "[nothing]"})
+    check_trainings(recipe, [METHODS["lora"]], recording=True)
 
 
 def test_good_settings_pass(tiny: Path) -> None:

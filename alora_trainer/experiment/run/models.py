@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +137,17 @@ def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: boo
         ALoRAError: the recipe's `lora` does not fit the model.
     """
     set_seed(recipe.seed)
-    try:
+    with adapter_misfit():
         return get_peft_model(model, recipe.lora_config(fresh=protected))
+
+
+@contextmanager
+def adapter_misfit() -> Iterator[None]:
+    """Say in one line, as an ALoRAError, why PEFT cannot put a LoRA adapter on a model."""
+    try:
+        yield
+    except ALoRAError:
+        raise
     except ValueError as error:
         raise ALoRAError(f"lora does not fit the model: {str(error).strip().splitlines()[0]}") from error
 

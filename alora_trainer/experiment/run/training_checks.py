@@ -16,6 +16,7 @@ from alora_trainer.basics.processes import launched
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.run.adapter_checks import check_adapters
 from alora_trainer.experiment.run.training_recipe import as_trained
 
 # What the libraries raise for a setting that they refuse, or for a package that is not there.
@@ -32,13 +33,15 @@ def check_trainings(recipe: Recipe, methods: Sequence[Method], *, recording: boo
         recording: whether the recording that methods share is made, too.
 
     Raises:
-        ALoRAError: a recipe and a method do not go together, or `Trainer` refuses a setting; the message names the section.
+        ALoRAError: a recipe and a method do not go together, `Trainer` refuses a setting (the message names the section), or an
+            adapter does not fit the model.
     """
     seen: list[tuple[str, dict[str, Any]]] = []
     for one, section, name in _trainings(recipe, methods, recording):
         if (section, getattr(one, section)) not in seen:
             seen.append((section, getattr(one, section)))
             _check(one, section, name)
+    check_adapters(recipe, methods, recording=recording)
 
 
 def _trainings(recipe: Recipe, methods: Sequence[Method], recording: bool) -> Iterable[tuple[Recipe, str, str]]:
