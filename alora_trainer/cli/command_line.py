@@ -49,7 +49,7 @@ def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> di
         if not argument.startswith("--") or not key:
             raise ALoRAError(f"unexpected argument {argument}: overrides are written --section.key VALUE")
         near = difflib.get_close_matches(key, options, n=1, cutoff=0.75)
-        if near:
+        if near and not _is_setting(key):
             raise ALoRAError(f"unknown option --{key}: did you mean --{near[0]}?")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -57,6 +57,13 @@ def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> di
             value = rest.pop(0)
         overrides[key] = value
     return overrides
+
+
+def _is_setting(key: str) -> bool:
+    """Whether a recipe has a section or setting of this name, such as ``methods`` beside the option ``--method``."""
+    from alora_trainer.experiment.recipe.recipe import KEYS
+
+    return key.partition(".")[0] in KEYS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

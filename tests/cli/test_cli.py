@@ -79,7 +79,10 @@ def test_overrides() -> None:
         (["--overwrit"], "did you mean --overwrite"),
     ):
         with pytest.raises(ALoRAError, match=message):
-            parse_overrides(wrong, ["output_dir", "overwrite"])
+            parse_overrides(wrong, ["output_dir", "overwrite", "method"])
+    assert parse_overrides(["--methods", "base"], ["method"]) == {
+        "methods": "base"
+    }  # a setting, and no misspelt option
 
 
 def test_a_users_mistake_is_one_line_and_status_2(tiny: Path, fails: Callable[..., str], tmp_path: Path) -> None:
