@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -82,10 +83,15 @@ def _read(hint: Any, value: Any, place: str) -> Any:
     if origin is Sequence and isinstance(value, Sequence) and not isinstance(value, str):
         return [_read(arguments[0], item, f"{place}[{number}]") for number, item in enumerate(value)]
     wanted = (int, float) if hint is float else hint
-    if origin is None and isinstance(value, wanted) and not isinstance(value, bool):
+    if origin is None and isinstance(value, wanted) and not isinstance(value, bool) and not _is_beyond(value, hint):
         return value
     kind = _KINDS.get(hint, "an object" if origin is Mapping else "a list")
     raise ALoRAError(f"{place} is {_shown(value)}, not {kind}: the file is damaged, or is another")
+
+
+def _is_beyond(value: Any, hint: Any) -> bool:
+    """Whether a whole number that stands where a number belongs is larger than any of these."""
+    return hint is float and isinstance(value, int) and abs(value) > sys.float_info.max
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from alora_trainer.artefact import files
 from alora_trainer.artefact.hub.download import fetch, pinned, pull
 from alora_trainer.artefact.hub.inspect import describe
 from alora_trainer.artefact.hub.search import search_maps
+from alora_trainer.experiment.run.models import with_saved_adapter
 from tests.tiny_map import make_map
 
 REPO = "tiny-org/map"
@@ -159,3 +161,22 @@ def test_nothing_is_written_through_a_link_in_the_target(published: Any, tmp_pat
     pull(REPO, tmp_path / "map")
     assert (tmp_path / "users").read_text() == "mine"
     assert ImportanceMap.from_pretrained(tmp_path / "map") == make_map()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"peft_type": "LORA", "target_modules": ".*" * 14 + "x"},
+            "bob/adapter's adapter_config.json has the pattern .* for ever",
+        ),
+        ({"peft_type": "LORA", "rank_pattern": 5}, "has rank_pattern: 5, which cannot be"),
+        (None, "bob/adapter holds no adapter: it has no adapter_config.json"),
+    ],
+    ids=["a pattern", "a number", "nothing"],
+)
+def test_an_adapter_on_the_hub_is_looked_at_before_peft_is_let_at_it(hub: Any, settings: Any, message: str) -> None:
+    given = {} if settings is None else {files.ADAPTER_CONFIG_FILE: json.dumps(settings).encode()}
+    hub.store.add("model", "bob/adapter", {"README.md": b"an adapter"} | given)
+    with pytest.raises(ALoRAError, match=message):
+        with_saved_adapter(None, "bob/adapter", trainable=False)  # type: ignore[arg-type]

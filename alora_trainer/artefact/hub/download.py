@@ -12,15 +12,18 @@ from typing import Any, TypeVar
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from alora_trainer.artefact.adapter_config import checked_adapter_config
 from alora_trainer.artefact.config_file import read_config, write_config
 from alora_trainer.artefact.entries import MapConfig
 from alora_trainer.artefact.files import (
+    ADAPTER_CONFIG_FILE,
     CARD_FILE,
     CONFIG_FILE,
     HEATMAP_FILE,
     LAYERS_FILE,
     check_inside,
     is_omega_file,
+    read_json,
 )
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.artefact.hub.healing import healed, whole
@@ -155,6 +158,25 @@ def fetch_config(repo_id: str, *, revision: str | None, token: str | bool | None
             raise ALoRAError(f"{repo_id} is no importance map: it has no {CONFIG_FILE}") from error
     folder = path.parent
     return folder, healed(lambda: read_config(folder), repo_id, folder, lambda: [CONFIG_FILE], token)
+
+
+def check_adapter_on_hub(repo_id: str) -> None:
+    """Look at the configuration of an adapter on the Hub before PEFT is let at it.
+
+    Raises:
+        ALoRAError: the Hub does not give it, or it is a LoRA adapter's and asks for more than one: patterns in it may take for
+            ever to match, values are of other types than their fields, or it wants modules imported.
+    """
+    with hub_errors(repo_id, None, "fetched"):
+        try:
+            path = Path(whole(lambda: hf_hub_download(repo_id, ADAPTER_CONFIG_FILE)))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            raise ALoRAError(f"{repo_id} holds no adapter: it has no {ADAPTER_CONFIG_FILE}") from error
+    settings = read_json(path)
+    if settings.get("peft_type") == "LORA":  # other kinds are refused where they are put on the model
+        checked_adapter_config(settings, f"{repo_id}'s {ADAPTER_CONFIG_FILE}")
 
 
 def needed_files(config: MapConfig, storage: str | None, layers: Layers | None, *, extras: bool = False) -> list[str]:

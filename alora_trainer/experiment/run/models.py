@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.artefact.hub.download import check_adapter_on_hub
 from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.reading import check_reference
 from alora_trainer.basics.hub_ids import is_hub_id
@@ -163,6 +164,8 @@ def with_saved_adapter(model: PreTrainedModel, folder: str | Path, *, trainable:
     if local:
         folder = present_folder(Path(folder))
         source = str(folder)
+    else:
+        check_adapter_on_hub(source)
     if local and not (Path(folder) / "adapter_config.json").is_file():
         raise ALoRAError(f"{folder} holds no adapter: give a folder with adapter_config.json in it, or a Hub id")
     if local and (Path(folder) / CONFIG_FILE).is_file():
