@@ -10,7 +10,6 @@ from huggingface_hub import EvalResult
 
 from alora_trainer.basics.scores import Score, TaskScore
 
-
 NOT_STATED = "not-stated"
 
 
