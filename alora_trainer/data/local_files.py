@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 import pyarrow  # type: ignore[import-untyped]
 from pyarrow import parquet
 
-from alora_trainer.data.records import Row, Unreadable, listed
+from alora_trainer.data.records import Row, Unreadable, listed, shown
 from alora_trainer.errors import ALoRAError
 
 JSON_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -53,13 +53,10 @@ def find_files(pattern: str, base: Path) -> list[Path]:
         whole = base / Path(pattern).expanduser()
     except RuntimeError as error:  # ~someone
         raise ALoRAError(f"{pattern} begins with a home folder that is not known: write the whole path") from error
-    found, left = Path(whole.anchor or "."), list(whole.parts[1 if whole.anchor else 0 :])
-    while left and (found / left[0]).exists():
-        found /= left.pop(0)
-    if not left and found.is_dir():
-        raise ALoRAError(f"{found} is a folder: name its files, for example {pattern}/*.jsonl")
-    matched = glob.glob(os.path.join(glob.escape(str(found)), *left), recursive=True) if left else [str(found)]
-    paths = [path for path in sorted(map(Path, matched)) if path.is_file()]
+    try:
+        paths = _matching(whole, pattern)
+    except (OSError, ValueError) as error:  # a name that is too long, or that no file system allows
+        raise ALoRAError(f"{shown(pattern)} cannot be looked for: {error.args[-1]}") from error
     if not paths:
         raise ALoRAError(f"no file {pattern} under {base.resolve()}: correct the path or make the file")
     for path in paths:
@@ -68,6 +65,16 @@ def find_files(pattern: str, base: Path) -> list[Path]:
     if len({_is(path, ".parquet") for path in paths}) > 1:
         raise ALoRAError(f"{pattern} matches parquet files and others: give them as two sources")
     return paths
+
+
+def _matching(whole: Path, pattern: str) -> list[Path]:
+    found, left = Path(whole.anchor or "."), list(whole.parts[1 if whole.anchor else 0 :])
+    while left and (found / left[0]).exists():
+        found /= left.pop(0)
+    if not left and found.is_dir():
+        raise ALoRAError(f"{found} is a folder: name its files, for example {pattern}/*.jsonl")
+    matched = glob.glob(os.path.join(glob.escape(str(found)), *left), recursive=True) if left else [str(found)]
+    return [path for path in sorted(map(Path, matched)) if path.is_file()]
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -214,7 +221,7 @@ def _json_reason(error: Exception) -> str:
 
 def _object(record: Any, where: str) -> Row:
     if not isinstance(record, dict):
-        raise ALoRAError(f"{where} is not a JSON object but {type(record).__name__}")
+        raise ALoRAError(f"{where} is not a JSON object but {shown(record)}")
     return Row(record, where)
 
 

@@ -45,7 +45,9 @@ def shown(value: object) -> str:
         return json.dumps(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "infinite"
-    return f"{_SHORT.repr(value)} (type {type(value).__name__})" if not isinstance(value, str) else _SHORT.repr(value)
+    if isinstance(value, Unreadable):
+        return repr(value)
+    return _SHORT.repr(value) if isinstance(value, str) else f"{_SHORT.repr(value)} (type {type(value).__name__})"
 
 
 def listed(names: Iterable[object]) -> str:

@@ -151,6 +151,11 @@ def _settings(source: Source) -> dict[str, Any]:
     check_keys(source, SOURCE_KEYS, f"the source {source_name(source)}")
     if ("path" in source) == ("hub" in source):
         raise ALoRAError(f"the source {dict(source)!r} must have either 'path' or 'hub'")
+    for key in SOURCE_KEYS:
+        if key in source and not (
+            isinstance(source[key], str) or (source[key] is None and key in ("name", "revision"))
+        ):
+            raise ALoRAError(f"{key!r} of the source {dict(source)!r} must be a string, not {source[key]!r}")
     hub_only = sorted({"name", "split", "revision"} & set(source))
     if "path" in source and hub_only:
         raise ALoRAError(f"the source {source_name(source)} is a local file and takes no {hub_only[0]!r}: leave it out")

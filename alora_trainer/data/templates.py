@@ -36,8 +36,11 @@ def template_task(spec: Mapping[str, Any]) -> Task:
         answer = _template(spec["completion"], f"the completion of the task {name!r}", blank)
         return free_task(name, lambda record: _free_doc(record, prompt, answer, delimiter), delimiter)
     columns, answer_column = spec["choices"], spec["answer"]
-    if not isinstance(columns, str) and (not isinstance(columns, Sequence) or len(columns) < 2):
+    listed = isinstance(columns, Sequence) and len(columns) > 1 and all(isinstance(column, str) for column in columns)
+    if not isinstance(columns, str) and not listed:
         raise ALoRAError(f"the choices of the task {name!r} must name a list column, or two columns or more")
+    if not isinstance(answer_column, str):
+        raise ALoRAError(f"the answer of the task {name!r} must name a column, not {answer_column!r}")
     reading = spec.get("answer_is")
     if reading is not None:
         _one_of(reading, READINGS, f"answer_is of the task {name!r}")

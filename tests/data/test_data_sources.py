@@ -95,7 +95,7 @@ class TestErrors:
         ("name", "text", "message"),
         [
             ("a.jsonl", '{"text": "x"}\n{"text": \n', r"line 2 of .*a\.jsonl is not JSON"),
-            ("a.jsonl", '{"text": "x"}\n\n[1]\n', r"line 3 of .*a\.jsonl is not a JSON object but list"),
+            ("a.jsonl", '{"text": "x"}\n\n[1]\n', r"line 3 of .*a\.jsonl is not a JSON object but \[1\]"),
             ("a.json", '[{"text": "x"},\n {]', r"line 2 of .*a\.json is not JSON"),
             ("a.json", "[1]", r"item 1 of .*a\.json is not a JSON object"),
             ("a.jsonl", "", r"a\.jsonl is empty"),
@@ -147,6 +147,10 @@ class TestErrors:
             ({"path": "a.jsonl", "hub": "x/y"}, "either 'path' or 'hub'"),
             ({"path": "a.jsonl", "split": "test"}, "takes no 'split'"),
             (3, "must be a path, hub:"),
+            ({"path": None}, "'path' of the source .* must be a string, not None"),
+            ({"hub": 5}, "'hub' of the source .* must be a string, not 5"),
+            ({"path": "a.jsonl", "text_column": ["x"]}, "'text_column' of the source .* must be a string"),
+            ("a" * 5000 + ".jsonl", "'aaa.*' cannot be looked for: File name too long"),
         ],
     )
     def test_wrong_settings(self, source: Any, message: str) -> None:

@@ -178,6 +178,8 @@ class TestTemplates:
             ({"name": "t", "prompt": "x", "choices": "c"}, "either 'completion', or"),
             (ELEMENTS | {"completion": "x"}, "either 'completion', or"),
             (ELEMENTS | {"choices": ["one"]}, "two columns or more"),
+            (ELEMENTS | {"choices": ["one", None]}, "two columns or more"),
+            (ELEMENTS | {"answer": ["one"]}, "the answer of the task 'elements' must name a column"),
             (ELEMENTS | {"prompt": "{question.__class__}"}, "write just a column's name"),
             (ELEMENTS | {"prompt": "{}"}, "write just a column's name"),
             (ELEMENTS | {"prompt": "{question"}, "not a template"),
