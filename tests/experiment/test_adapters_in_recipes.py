@@ -22,7 +22,7 @@ from alora_trainer.experiment.run.fisher import _covering
 from alora_trainer.experiment.run.models import load_base, load_to_score, with_fresh_adapter
 from alora_trainer.experiment.run.start import starting_model
 from alora_trainer.experiment.run.training_recipe import as_trained, recorded_adapter
-from alora_trainer.experiment.run.whole_recipe import run_recipe
+from alora_trainer.experiment.run.whole_recipe import record_recipe, run_recipe
 from tests.tiny_recipe import write_all
 from tests.tiny_training import move_factors
 
@@ -153,6 +153,13 @@ def test_what_would_be_another_is_refused_before_anything_is_written(
     with pytest.raises(ALoRAError, match=error) as caught:
         run_recipe(recipe(start, **lora), output_dir=tmp_path / "run")
     assert str(caught.value).count(next(iter(lora)).removeprefix("fresh_")) >= 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_4", "eva", "lora_ga"])
+def test_what_a_recording_alone_would_leave_behind_is_looked_at_too(recipe: Any, tmp_path: Path, init: str) -> None:
+    with pytest.raises(ALoRAError, match=f"the recorded adapter: init_lora_weights='{init}'"):
+        record_recipe(recipe(init_lora_weights=init), output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

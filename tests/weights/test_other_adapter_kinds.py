@@ -82,7 +82,7 @@ def test_it_is_refused_beside_lora_too() -> None:
 
 def test_it_is_refused_where_the_model_has_no_configuration_of_it() -> None:
     model = inject_adapter_in_model(LoHaConfig(**_TARGETS), tiny_llama())
-    assert not hasattr(model, "peft_config")
+    del model.peft_config
     with pytest.raises(ALoRAError, match=r"of the kind LOHA \(Linear\)"):
         adapted_weights(model)
 

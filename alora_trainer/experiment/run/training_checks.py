@@ -17,7 +17,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.adapter_checks import check_adapters
-from alora_trainer.experiment.run.training_recipe import as_trained
+from alora_trainer.experiment.run.training_recipe import as_trained, check_saved
 
 # What the libraries raise for a setting that they refuse, or for a package that is not there.
 _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError, OSError)
@@ -47,6 +47,7 @@ def check_trainings(recipe: Recipe, methods: Sequence[Method], *, recording: boo
 def _trainings(recipe: Recipe, methods: Sequence[Method], recording: bool) -> Iterable[tuple[Recipe, str, str]]:
     """Each training as (the recipe that it goes by, its section, how to call that)."""
     if recording:
+        check_saved(recipe.lora_config(), "the recorded adapter", given=False)
         yield recipe, "record", "record"
     for method in methods:
         # Of a map that is given the adapter is its own, and not looked at here.
