@@ -222,7 +222,9 @@ def test_a_step_that_the_optimizer_skipped_is_no_step(lora_model):
     protecting = Protecting(importance, ALoRAConfig(application="decoupled"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = SimpleNamespace(max_steps=10, global_step=0)
-    trainer = SimpleNamespace(model=model, optimizer=optimizer, state=state, accelerator=None)
+    trainer = SimpleNamespace(
+        model=model, optimizer=optimizer, state=state, accelerator=None, is_deepspeed_enabled=False
+    )
     protecting.begin(trainer, weights, resumes=False)
     protecting.before_forward()
     before = [w.b.clone() for w in weights]
