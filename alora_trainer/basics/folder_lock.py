@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.disclosure import redacted
 from alora_trainer.basics.disk_errors import disk_errors
 from alora_trainer.basics.files import remove_leftovers
 from alora_trainer.basics.processes import by_main
@@ -124,7 +125,7 @@ def _lock(handle: int) -> str | None:
 def _holder() -> dict[str, Any]:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"host": socket.gethostname(), "process": os.getpid(), "started": started, "command": command}
+    return {"host": socket.gethostname(), "process": os.getpid(), "started": started, "command": redacted(command)}
 
 
 def _refusal(path: Path, remedy: str) -> str:
