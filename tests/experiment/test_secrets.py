@@ -18,6 +18,7 @@ from alora_trainer.basics.files import write_json
 from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.cli import main
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
 from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
 from alora_trainer.experiment.recipe.settings import interpolate
 from alora_trainer.experiment.report.results import read_results
@@ -226,6 +227,15 @@ def test_json_files_and_cards_have_the_reference(tmp_path: Path, monkeypatch: py
 
     facts = recording_facts(recipe, {"seconds": 1, "peak_bytes": 1}, torch.device("cpu"))
     assert facts["data"]["sources"] == [{"hub": "${ORG}/texts", "split": "train", "revision": "x"}, {"path": "${FILE}"}]
+
+
+def test_a_file_whose_name_is_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "private-file.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setenv("FILE", str(tmp_path / "private-file.jsonl"))
+    for source in ("${FILE}", {"path": "${FILE}", "text_column": "text"}):
+        recipe = build_recipe(_settings({"general": {"train": {"a": source}}}))
+        told = by_content("general", {"train": recipe.general.train}, CONTENTS)
+        assert "${FILE}" in json.dumps(plain(told)) and "private-file" not in json.dumps(plain(told))
 
 
 def test_a_seed_from_the_environment_is_a_number_in_the_results(monkeypatch: pytest.MonkeyPatch) -> None:

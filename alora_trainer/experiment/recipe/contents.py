@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.disclosure import disclosed
 from alora_trainer.data.general import SELF
 from alora_trainer.data.local_files import find_files
 from alora_trainer.data.sources import HUB_PREFIX
@@ -37,7 +38,7 @@ class Contents:
         Raises:
             ALoRAError: there is none, or it is none that can be read.
         """
-        return {"file": Path(path).name, "content": self._together(find_files(path, Path()))}
+        return {"file": Path(disclosed(path)).name, "content": self._together(find_files(path, Path()))}
 
     def file(self, path: Path) -> dict[str, str]:
         """One file."""
@@ -123,7 +124,7 @@ def _source(source: Any, contents: Contents) -> Any:
     if isinstance(source, Mapping) and "hub" in source:
         return source
     if isinstance(source, Mapping) and "path" in source:
-        return {**source, "path": contents.source(str(source["path"]))}
+        return {**source, "path": contents.source(source["path"])}
     if isinstance(source, Mapping):
         return {name: _source(item, contents) for name, item in source.items()}
     return source
