@@ -17,7 +17,7 @@ from alora_trainer.data.sources import HUB_PREFIX
 
 _SOURCES = {"general": ("train", "test", "probe"), "domain": ("train", "test", "source")}
 # Settings of the Trainer that may be the name of a file.
-_CONFIG_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
+CONFIG_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 # Of a folder with a model, an adapter or a map: weights, configurations, tokenizers and code; not its card or pictures.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _READ = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
@@ -107,7 +107,7 @@ def by_content(section: str, value: Any, contents: Contents) -> Any:
 def _setting(section: str, key: str, value: Any, contents: Contents) -> Any:
     if key in _SOURCES.get(section, ()):
         return value if value == SELF else _source(value, contents)
-    if section in ("record", "tune") and key in _CONFIG_FILES:
+    if section in ("record", "tune") and key in CONFIG_FILES:
         return contents.file(Path(value)) if isinstance(value, str) and Path(value).is_file() else value
     if (section, key) == ("model", "path"):
         return contents.loaded(Path(value)) if Path(value).is_dir() else value

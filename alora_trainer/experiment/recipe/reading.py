@@ -21,6 +21,7 @@ from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.runner import EvaluationConfig
 from alora_trainer.experiment.methods import Method, get_method
+from alora_trainer.experiment.recipe.contents import CONFIG_FILES
 from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import read_method_options
 from alora_trainer.experiment.recipe.model_section import ModelConfig
@@ -87,7 +88,7 @@ def build_recipe(
     folder = Path(base).resolve()
 
     def training(name: str, values: dict[str, Any]) -> dict[str, Any]:
-        return _located(_checked(TrainingArguments, values, name, _SET_BY_RUN), _CONFIG_FILES, folder)
+        return _located(_checked(TrainingArguments, values, name, _SET_BY_RUN), CONFIG_FILES, folder)
 
     evaluation = _located(_checked(EvaluationConfig, sections["evaluation"], "evaluation"), ("task_folder",), folder)
     if evaluation.get("task_folder"):
@@ -214,6 +215,4 @@ def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> A
     return kind(**values)
 
 
-# Settings of the Trainer that may be the name of a file.
-_CONFIG_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 _DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
