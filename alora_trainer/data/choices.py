@@ -34,8 +34,8 @@ def choices_of(record: Record, columns: str | Sequence[str]) -> Choices:
 
     Args:
         record: the record.
-        columns: one column with a list of answers, with ``{text: [...], label: [...]}`` or with a list of ``{text, label}``; or
-            several columns with an answer each.
+        columns: one column with a list of answers, with ``{text: [...], label: [...]}``, with a list of ``{text, label}`` or with
+            ``{label: text, ...}``; or several columns with an answer each.
 
     Raises:
         ALoRAError: it has none, fewer than two, a blank one, or one that is no text; texts and labels do not fit.
@@ -56,6 +56,8 @@ def choices_of(record: Record, columns: str | Sequence[str]) -> Choices:
 
 def _parts(value: Any, what: str) -> tuple[list[Any], list[str] | None]:
     """The values and the labels of a column of choices."""
+    if isinstance(value, Mapping) and not {"text", "label"} & set(value):
+        return list(value.values()), [str(label).strip() for label in value]
     if isinstance(value, Mapping):
         texts, labels = field_of(value, "text"), field_of(value, "label")
         if not _is_list(texts) or not _is_list(labels) or len(texts) != len(labels):

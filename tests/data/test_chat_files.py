@@ -142,7 +142,7 @@ class TestAnswers:
         spec = {"name": "arc", "prompt": "{question}", "choices": "choices", "answer": "answerKey"}
         docs = convert("labelled.jsonl", spec)
         right = [get_task(spec).completion(doc) for doc in docs]
-        assert right == [" wet", " cold", " 3", " hot"]
+        assert right == [" wet", " cold", " 3", " hot", " blue"]
         check_identical(get_task(spec), docs, tmp_path)
 
     def test_answers_in_all_their_forms(self) -> None:
