@@ -34,8 +34,8 @@ def choices_of(record: Record, columns: str | Sequence[str]) -> Choices:
 
     Args:
         record: the record.
-        columns: one column with a list of answers, with ``{text: [...], label: [...]}``, with a list of ``{text, label}`` or with
-            ``{label: text, ...}``; or several columns with an answer each.
+        columns: one column with a list of answers, with ``{text: [...], label: [...]}``, with a list of ``{text, label}``
+            or with ``{label: text, ...}``; or several columns with an answer each.
 
     Raises:
         ALoRAError: it has none, fewer than two, a blank one, or one that is no text; texts and labels do not fit.
