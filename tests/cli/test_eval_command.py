@@ -94,7 +94,7 @@ def test_what_is_not_there(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--model", str(tmp_path / "none")], "there is no model folder"),
         (["--adapter", str(tmp_path / "none")], "there is no adapter folder"),
         (["--model", "nobody/nothing"], "the model at nobody/nothing cannot be loaded"),
-        (["--adapter", "nobody/nothing"], "the adapter in nobody/nothing cannot be put on the model"),
+        (["--adapter", "nobody/nothing"], "nobody/nothing cannot be fetched: the Hub gives no such repository"),
     ):
         assert main(["eval", str(tiny), *out, *options]) == 2
         assert message in capsys.readouterr().err
