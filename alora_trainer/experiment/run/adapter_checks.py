@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import adapter_misfit
-from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh
+from alora_trainer.experiment.run.training_recipe import as_planned, starts_fresh
 from alora_trainer.weights.parameterization import Parameterization
 
 
@@ -42,7 +42,7 @@ def _adapters(recipe: Recipe, methods: Sequence[Method], recording: bool) -> Ite
     if recording:
         yield recipe.lora_config()
     for method in methods:
-        own, plain = as_trained(recipe, method), type(method).attach is Method.attach
+        own, plain = as_planned(recipe, method, recording=recording), type(method).attach is Method.attach
         if method.parameterization is not Parameterization.ADAPTER or not plain:
             continue  # what puts another adapter on the model looks at its weights
         if method.penalty and starts_fresh(own):

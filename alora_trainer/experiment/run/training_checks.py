@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.utils import is_liger_kernel_available
 from transformers.utils import logging as transformers_logging
@@ -17,7 +16,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.adapter_checks import check_adapters
-from alora_trainer.experiment.run.training_recipe import as_trained, check_saved
+from alora_trainer.experiment.run.training_recipe import as_planned, check_saved
 
 # What the libraries raise for a setting that they refuse, or for a package that is not there.
 _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError, OSError)
@@ -50,9 +49,7 @@ def _trainings(recipe: Recipe, methods: Sequence[Method], recording: bool) -> It
         check_saved(recipe.lora_config(), "the recorded adapter", given=False)
         yield recipe, "record", "record"
     for method in methods:
-        # Of a map that is given the adapter is its own, and not looked at here.
-        given = method.needs_recording and not method.records_alone and not recording
-        own = as_trained(recipe, method, recorded=LoraConfig() if given else None)
+        own = as_planned(recipe, method, recording=recording)
         if method.records_alone:
             named = f"method_options.{method.name}.record" if recipe.options(method).record else "record"
             yield recipe.for_own_recording(method), "record", named

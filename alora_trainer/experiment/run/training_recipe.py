@@ -55,6 +55,16 @@ def as_trained(recipe: Recipe, method: Method, *, later: bool = False, recorded:
     return own
 
 
+def as_planned(recipe: Recipe, method: Method, *, recording: bool) -> Recipe:
+    """`as_trained` before anything is made or fetched: of a map that is given, the adapter is its own, and not looked at yet.
+
+    Args:
+        recording: whether the recording that methods share is made; where it is not, a map is given in its place.
+    """
+    given = method.needs_recording and not method.records_alone and not recording
+    return as_trained(recipe, method, recorded=LoraConfig() if given else None)
+
+
 def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given: bool) -> None:
     """Whether the adapters of a training are what it takes them for.
 
