@@ -11,16 +11,39 @@ import torch
 from alora_trainer.basics.registry import Registry
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.dense import DenseOmega, DoubleOmega, HalfOmega
+from alora_trainer.importance.kinds.ekfac import EKFAC, EkfacOmega, HalfEkfacOmega, uniform_ekfac
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE, Elementwise
 from alora_trainer.importance.kinds.factored import FactoredOmega, uniform
 from alora_trainer.importance.kinds.kind import Importance, Kind
+from alora_trainer.importance.kinds.kronecker import (
+    COVARIANCE,
+    KRONECKER,
+    CovarianceOmega,
+    HalfCovarianceOmega,
+    HalfKroneckerOmega,
+    KroneckerOmega,
+    uniform_covariance,
+    uniform_kronecker,
+)
 from alora_trainer.importance.kinds.logarithmic import LogarithmicOmega
 
 KINDS: Registry[Kind] = Registry("kind of importance")
-KINDS.register(ELEMENTWISE, Kind(ELEMENTWISE, uniform))
+for _name, _uniform in (
+    (ELEMENTWISE, uniform),
+    (KRONECKER, uniform_kronecker),
+    (EKFAC, uniform_ekfac),
+    (COVARIANCE, uniform_covariance),
+):
+    KINDS.register(_name, Kind(_name, _uniform))
 
 FORMATS: Registry[type[Importance]] = Registry("storage format")
-for _format in (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, DoubleOmega):
+_ELEMENTWISE_FORMATS = (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, DoubleOmega)
+_BASIS_FORMATS = (
+    *(KroneckerOmega, HalfKroneckerOmega),
+    *(EkfacOmega, HalfEkfacOmega),
+    *(CovarianceOmega, HalfCovarianceOmega),
+)
+for _format in (*_ELEMENTWISE_FORMATS, *_BASIS_FORMATS):
     FORMATS.register(_format.format, _format)
 
 

@@ -1,5 +1,6 @@
 """The ways to compute one weight's penalty, and the choice among them.
 
+in_basis:  bases times thin factors; for importance in a basis
 gram:      Gram matrices of thin factors; for an Omega that is kept as such
 triton:    one fused kernel launch; CUDA
 blocked:   torch, block by block of rows; any device, any format, any dtype
@@ -20,9 +21,10 @@ from alora_trainer.penalty.backends.blocked import BLOCKED
 from alora_trainer.penalty.backends.dense import DENSE
 from alora_trainer.penalty.backends.fused import TRITON
 from alora_trainer.penalty.backends.gram import GRAM
+from alora_trainer.penalty.backends.in_basis import IN_BASIS
 
 BACKENDS: Registry[Backend] = Registry("penalty backend")
-for _backend in (GRAM, TRITON, BLOCKED, DENSE):
+for _backend in (IN_BASIS, GRAM, TRITON, BLOCKED, DENSE):
     BACKENDS.register(_backend.name, _backend)
 
 

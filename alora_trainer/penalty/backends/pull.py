@@ -85,22 +85,35 @@ def _implicit_step(
     gradient: torch.Tensor, gram: torch.Tensor, rank: int, scaling: float, strength: float
 ) -> torch.Tensor:
     """The solutions d (k, r) of ``(I / t + 2 s**2 G_i) d_i = -2 s gradient_i``, for `gram` the G_i's upper triangles."""
-    smallest = _SMALLEST_RIDGE[gradient.dtype]
+    factor = implicit_factor(gram, rank, scaling, strength, gradient.dtype)
+    right = gradient.to(factor.dtype).mul(-2 * scaling)[:, :, None]
+    return torch.cholesky_solve(right, factor)[:, :, 0].to(gradient.dtype)
+
+
+def implicit_factor(gram: torch.Tensor, rank: int, scaling: float, strength: float, dtype: torch.dtype) -> torch.Tensor:
+    """Cholesky factors (k, r, r) of ``I / t + 2 s**2 G_i``, for `gram` (k, r (r + 1) / 2) the G_i's upper triangles.
+
+    Args:
+        gram: see above.
+        rank: r.
+        scaling: PEFT's ``scaling`` s.
+        strength: t.
+        dtype: of the computation that they were summed in, which says how near to singular they may come.
+    """
     # float64 costs nothing here: the matrices are r x r.
-    exact = torch.float32 if gradient.device.type == "mps" else torch.float64
-    upper, lower = _pairs(rank, gram.device)
+    exact = torch.float32 if gram.device.type == "mps" else torch.float64
+    upper, lower = pairs(rank, gram.device)
     hessian = gram.new_zeros(gram.shape[0], rank, rank, dtype=exact)
     hessian[:, upper, lower] = gram.to(exact)
     hessian[:, lower, upper] = gram.to(exact)
     hessian.mul_(2 * scaling**2)
     diagonal = hessian.diagonal(dim1=1, dim2=2)
-    diagonal.add_((diagonal.sum(1) * smallest).clamp_min(1 / strength)[:, None])
-    factor = torch.linalg.cholesky(hessian)
-    right = gradient.to(exact).mul(-2 * scaling)[:, :, None]
-    return torch.cholesky_solve(right, factor)[:, :, 0].to(gradient.dtype)
+    diagonal.add_((diagonal.sum(1) * _SMALLEST_RIDGE[dtype]).clamp_min(1 / strength)[:, None])
+    return torch.linalg.cholesky(hessian)
 
 
-def _pairs(rank: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pairs(rank: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of every element of an (r, r) matrix's upper triangle."""
     upper, lower = torch.triu_indices(rank, rank, device=device)
     return upper, lower
 
@@ -121,7 +134,7 @@ class _BlockedSystems:
 
     def of_rows(self, a: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """By block of rows: the slice, ``E A'`` (h, r), upper triangles of ``A diag(Omega_i) A'`` (h, r (r + 1) / 2), R."""
-        upper, lower = _pairs(a.shape[0], a.device)
+        upper, lower = pairs(a.shape[0], a.device)
         chunks = list(_chunks(upper.numel(), a.shape[1]))
         whole = (a[upper] * a[lower]).T if len(chunks) == 1 else None
         for rows in row_blocks(*self._omega.shape, a.device):
@@ -137,7 +150,7 @@ class _BlockedSystems:
     def of_columns(self, b: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """By group of columns: the slice, ``E' B`` (k, r), upper triangles of ``B' diag(Omega_j) B`` (k, r (r + 1) / 2)."""
         (m, n), rank = self._omega.shape, b.shape[1]
-        upper, lower = _pairs(rank, b.device)
+        upper, lower = pairs(rank, b.device)
         for columns in _groups(n, rank):
             count = columns.stop - columns.start
             gradient, gram = b.new_zeros(count, rank), b.new_zeros(count, upper.numel())
@@ -177,7 +190,7 @@ class _FactoredSystems:
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:  # fmt: skip
         """For the side whose importance is `own` (k, C); `factor` (l, r) is the fixed one, of the other side."""
         rank = factor.shape[1]
-        upper, lower = _pairs(rank, factor.device)
+        upper, lower = pairs(rank, factor.device)
         weighted = other[:, :, None] * factor[:, None, :]  # (l, C, r)
         cross = torch.einsum("ld,lcr->cdr", other_drift, weighted)
         grams = torch.einsum("lcr,ls->crs", weighted, factor)[:, upper, lower]

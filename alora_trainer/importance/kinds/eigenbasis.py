@@ -1,0 +1,57 @@
+"""A symmetric matrix by its leading eigenvectors, and the mean of all other eigenvalues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class EigenSide:
+    """A positive semidefinite matrix (d, d) as ``U diag(values) U' + rest (I - U U')``.
+
+    Attributes:
+        vectors: U (d, k), orthonormal.
+        values: (k + 1,): the eigenvalues of U's columns, falling, and last `rest`, the mean of all others (or 0).
+    """
+
+    vectors: torch.Tensor
+    values: torch.Tensor
+
+    def mean(self, size: int) -> float:
+        """The mean of all d = `size` eigenvalues."""
+        kept = self.vectors.shape[1]
+        return (float(self.values[:kept].double().sum()) + (size - kept) * float(self.values[kept])) / size
+
+
+def eigen_side(matrix: torch.Tensor, keep: int | None = None, share: float | None = None) -> EigenSide:
+    """The leading eigenvectors of a positive semidefinite matrix, and the mean of its other eigenvalues: its trace is kept.
+
+    Args:
+        matrix: (d, d), symmetric; in float32 or float64, which is what it is decomposed in.
+        keep: how many eigenvectors at most; None for all.
+        share: as many as hold this share of the trace together, at most `keep`; None for `keep`.
+
+    Returns:
+        In the matrix's dtype. Eigenvalues that rounding has made negative are 0.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    kept = len(values) if keep is None else min(keep, len(values))
+    if share is not None:
+        reached = values.cumsum(0) >= share * values.sum() * (1 - 1e-12)
+        kept = min(kept, int(reached.to(torch.uint8).argmax()) + 1)
+    rest = values[kept:].mean() if kept < len(values) else values.new_zeros(())
+    return EigenSide(vectors[:, :kept].contiguous(), torch.cat([values[:kept], rest[None]]))
+
+
+def multiply(vectors: torch.Tensor, values: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``(U diag(values) U' + rest (I - U U')) right`` for U (d, k), values (k + 1,) and right (d, p): never (d, d)."""
+    rest = values[-1]
+    return vectors @ ((values[:-1] - rest)[:, None] * (vectors.T @ right)) + rest * right
+
+
+def symmetric(vectors: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The matrix (d, d) itself."""
+    return multiply(vectors, values, torch.eye(vectors.shape[0], dtype=vectors.dtype, device=vectors.device))
