@@ -24,7 +24,7 @@ from alora_trainer.weights.steps import Factors, Step
 class InputCovariance(Importance):
     """``<D, M D> = tr(D S D')`` with S (n, n) the second moments of the layer's input: ``M = I kron S``."""
 
-    kind = "covariance"
+    kind = "input_moments"
     format = "covariance32"
 
     @classmethod
@@ -114,11 +114,11 @@ def registered(*entries: tuple[Registry[Any], str, Any]) -> Iterator[None]:
             registry.remove(name)
 
 
-COVARIANCE = Backend("covariance", covariance_penalty, covariance_misfit, preference=50)
+COVARIANCE = Backend("input_moments", covariance_penalty, covariance_misfit, preference=50)
 A_KIND = (
-    (KINDS, "covariance", Kind("covariance", uniform_covariance)),
+    (KINDS, "input_moments", Kind("input_moments", uniform_covariance)),
     (FORMATS, "covariance32", InputCovariance),
-    (BACKENDS, "covariance", COVARIANCE),
+    (BACKENDS, "input_moments", COVARIANCE),
 )
 A_FORMAT = (FORMATS, "float16", Float16)
 A_BACKEND = (BACKENDS, "mine", Backend("mine", blocked_penalty))

@@ -32,7 +32,7 @@ from tests.tiny_map import change_config
 def _kind() -> Iterator[None]:
     with registered(*A_KIND):
         yield
-    assert not {"covariance", "covariance32"} & {*KINDS, *FORMATS, *BACKENDS}
+    assert not {"input_moments", "covariance32"} & {*KINDS, *FORMATS, *BACKENDS}
 
 
 def moments(n: int, seed: int) -> torch.Tensor:
@@ -92,37 +92,37 @@ def test_the_penalty_equals_the_dense_reference(model: Any, backend: str | None)
     for weight in weights:
         for got, leaf in zip(step.gradients[weight.name], leaves[weight.name], strict=True):
             assert relative(got, leaf.grad) < 1e-5
-    assert {held.backend for held in penalty.held.values()} == {backend or "covariance"}
+    assert {held.backend for held in penalty.held.values()} == {backend or "input_moments"}
 
 
 def test_what_it_cannot_do_is_refused_in_words(model: Any) -> None:
     weights = adapted_weights(model)
     importance = covariance_map(model, weights)
-    with pytest.raises(ALoRAError, match="it computes element-wise importance, and this is covariance"):
+    with pytest.raises(ALoRAError, match="it computes element-wise importance, and this is input_moments"):
         QuadraticPenalty(weights, importance, lam=1.0, backend="blocked")
-    with pytest.raises(ALoRAError, match="'covariance' does not fit: it computes no elementwise importance"):
-        QuadraticPenalty(weights, made_map(model), lam=1.0, backend="covariance")
+    with pytest.raises(ALoRAError, match="'input_moments' does not fit: it computes no elementwise importance"):
+        QuadraticPenalty(weights, made_map(model), lam=1.0, backend="input_moments")
     with pytest.raises(ALoRAError, match="no decoupled update"):
         QuadraticPenalty(weights, importance, lam=1.0).pull({})
     with pytest.raises(ALoRAError, match="no decoupled update"):  # and before the first step, where it will be needed
         QuadraticPenalty(weights, importance, lam=1.0, pulls=True)
     with pytest.raises(ALoRAError, match="cannot be converted to 'log8', which keeps elementwise"):
         importance.convert("log8")
-    with pytest.raises(ALoRAError, match="elementwise in the earlier one and covariance in the later one"):
+    with pytest.raises(ALoRAError, match="elementwise in the earlier one and input_moments in the later one"):
         importance.after(made_map(model))
-    with pytest.raises(ALoRAError, match="no shuffled control of covariance importance"):
+    with pytest.raises(ALoRAError, match="no shuffled control of input_moments importance"):
         control_map("shuffled", importance)
 
 
 def test_without_a_backend_that_fits_it_is_refused(model: Any) -> None:
     weights = adapted_weights(model)
     importance = covariance_map(model, weights)
-    backend = BACKENDS.remove("covariance")
+    backend = BACKENDS.remove("input_moments")
     try:
         with pytest.raises(ALoRAError, match="no penalty backend computes importance of the format covariance32"):
             QuadraticPenalty(weights, importance, lam=1.0)
     finally:
-        BACKENDS.register("covariance", backend)
+        BACKENDS.register("input_moments", backend)
 
 
 def test_it_is_saved_checked_loaded_and_added(model: Any, tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_it_is_saved_checked_loaded_and_added(model: Any, tmp_path: Path) -> Non
     first, second = covariance_map(model, weights, 0), covariance_map(model, weights, 50)
     (second + first).save_pretrained(tmp_path / "map")
     config = verify_map(tmp_path / "map")
-    assert (config.kind, config.storage) == ("covariance", "covariance32")
+    assert (config.kind, config.storage) == ("input_moments", "covariance32")
     again = ImportanceMap.from_pretrained(tmp_path / "map")
     assert again == second + first != first
     for name in again:
         assert torch.equal(again.stored(name).parts[""], first.stored(name).parts[""] + second.stored(name).parts[""])
-    assert "covariance-importance" in (tmp_path / "map" / "README.md").read_text()
+    assert "input_moments-importance" in (tmp_path / "map" / "README.md").read_text()
     assert "covariance32" in describe(str(tmp_path / "map"))
-    with pytest.raises(ALoRAError, match="keeps elementwise importance, and that of this map is covariance"):
+    with pytest.raises(ALoRAError, match="keeps elementwise importance, and that of this map is input_moments"):
         first.save_pretrained(tmp_path / "other", storage=["covariance32", "log8"])
     with pytest.raises(ALoRAError, match="cannot be converted"):
         ImportanceMap.from_pretrained(tmp_path / "map", storage="float32")
@@ -173,10 +173,10 @@ def test_controls_and_what_was_not_recorded_are_of_its_kind(model: Any) -> None:
     weights = adapted_weights(model)
     importance = covariance_map(model, weights)
     even = control_map("even", importance)
-    assert even.kind == "covariance"
+    assert even.kind == "input_moments"
     assert even.layer_norms == pytest.approx(importance.layer_norms, rel=1e-5)
     part = importance.select([0]).with_uniform(weights)
-    assert {part.stored(name).kind for name in part} == {"covariance"} and len(part) == len(weights)
+    assert {part.stored(name).kind for name in part} == {"input_moments"} and len(part) == len(weights)
 
 
 def test_whole_weights_are_held_by_it(_tiny_llama: Any) -> None:

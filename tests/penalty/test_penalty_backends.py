@@ -28,6 +28,7 @@ needs_interpreter = pytest.mark.skipif(
     not INTERPRETED, reason="needs TRITON_INTERPRET=1: test_triton_in_the_interpreter runs it in a process of its own"
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+ELEMENTWISE_FORMATS = sorted(name for name, format in FORMATS.items() if format.kind == "elementwise")
 KERNEL_FORMATS = ("float32", "bfloat16", "log8")
 
 
@@ -92,7 +93,7 @@ def assert_equal(got: PenaltyResult, expected: PenaltyResult, tolerance: float) 
 
 cases = st.builds(
     make_case, m=st.integers(1, 40), n=st.integers(1, 300), r=st.integers(1, 9), reference_r=st.integers(1, 9),
-    scaling=st.floats(0.1, 8), storage=st.sampled_from(sorted(FORMATS)), seed=st.integers(0, 2**31),
+    scaling=st.floats(0.1, 8), storage=st.sampled_from(ELEMENTWISE_FORMATS), seed=st.integers(0, 2**31),
     movement=st.sampled_from([None, 1e-3, 0.1]),
 )  # fmt: skip
 kernel_cases = st.builds(
@@ -130,7 +131,7 @@ def test_factored_stays_exact_where_theta_nearly_cancels(seed, r):
     assert_equal(close.run("gram"), close.to(torch.float64).run("dense"), 1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "triton"])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name not in ("triton", "in_basis")])
 def test_no_drift_no_penalty(name):
     case = make_case(30, 20, 3, 3, 2.0, "factored", 0, movement=0.0)
     result = case.run(name)
@@ -143,7 +144,7 @@ def test_blocked_holds_no_dense_temporary():
     """The largest allocation is a block, whatever the size of W."""
     from torch.profiler import ProfilerActivity, profile
 
-    for storage in FORMATS:
+    for storage in ELEMENTWISE_FORMATS:
         case = make_case(1024, 1024, 4, 4, 2.0, storage, 0, movement=0.1)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             case.run("blocked")
@@ -152,10 +153,10 @@ def test_blocked_holds_no_dense_temporary():
 
 
 def test_the_choice():
-    stored = {name: make_case(8, 8, 2, 2, 1.0, name, 0).stored for name in FORMATS}
+    stored = {name: make_case(8, 8, 2, 2, 1.0, name, 0).stored for name in ELEMENTWISE_FORMATS}
     assert choose(stored["factored"], "cpu").name == "gram"
     assert choose(stored["factored"], "cuda").name == "gram"
-    for name in set(FORMATS) - {"factored"}:
+    for name in set(ELEMENTWISE_FORMATS) - {"factored"}:
         assert choose(stored[name], "cpu").name == "blocked"
     assert choose(stored["float64"], "cuda").name == "blocked"
     assert choose(stored["float32"], "cuda", dtype=torch.float64).name == "blocked"
@@ -170,8 +171,8 @@ def test_the_choice_on_cuda():
 
 
 def test_a_backend_that_does_not_fit_is_refused(monkeypatch):
-    stored = {name: make_case(8, 8, 2, 2, 1.0, name, 0).stored for name in FORMATS}
-    with pytest.raises(ALoRAError, match="'cutlass' is unknown: use one of 'gram', 'triton'"):
+    stored = {name: make_case(8, 8, 2, 2, 1.0, name, 0).stored for name in ELEMENTWISE_FORMATS}
+    with pytest.raises(ALoRAError, match="'cutlass' is unknown: use one of 'in_basis', 'gram', 'triton'"):
         choose(stored["float32"], "cpu", "cutlass")
     with pytest.raises(ALoRAError, match="stored as log8, not factored"):
         choose(stored["log8"], "cpu", "gram")

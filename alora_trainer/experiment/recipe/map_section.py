@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alora_trainer.importance.kinds.formats import FORMATS
+from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
+from alora_trainer.importance.kinds.formats import storage_format
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,11 @@ class RecordedMapConfig:
             "float32" (four), or "factored" (a thousandth). None saves it as exactly as it was recorded.
 
     Raises:
-        ALoRAError: an unknown format.
+        ALoRAError: an unknown format, or one of another kind of importance than is recorded.
     """
 
     storage: str | None = "log8"
 
     def __post_init__(self) -> None:
         if self.storage is not None:
-            FORMATS.find(self.storage, "map.storage")
+            storage_format(self.storage, "map.storage", kind=ELEMENTWISE)

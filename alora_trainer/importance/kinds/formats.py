@@ -47,13 +47,22 @@ for _format in (*_ELEMENTWISE_FORMATS, *_BASIS_FORMATS):
     FORMATS.register(_format.format, _format)
 
 
-def storage_format(name: str) -> type[Importance]:
+def storage_format(name: str, setting: str = "storage", *, kind: str | None = None) -> type[Importance]:
     """The format called `name`.
 
+    Args:
+        name: as in `FORMATS`.
+        setting: what it was given for, for the message.
+        kind: the kind of importance that is to be kept; None for any.
+
     Raises:
-        ALoRAError: there is none of that name.
+        ALoRAError: there is none of that name, or it keeps importance of another kind.
     """
-    return FORMATS.find(name, "storage")
+    format = FORMATS.find(name, setting)
+    if kind is not None and format.kind != kind:
+        names = ", ".join(repr(other) for other, one in FORMATS.items() if one.kind == kind)
+        raise ALoRAError(f"{setting}={name!r} keeps {format.kind} importance, and this is {kind}: use one of {names}")
+    return format
 
 
 def listed_formats() -> list[str]:
@@ -73,7 +82,6 @@ def store(omega: torch.Tensor, format_name: str | None = None) -> Importance:
     """
     if format_name is None:
         format_name = "float64" if omega.dtype == torch.float64 else "float32"
-    format = storage_format(format_name)
-    if not issubclass(format, Elementwise):
-        raise ALoRAError(f"storage={format_name!r} keeps {format.kind} importance, and this one is element-wise")
+    format = storage_format(format_name, kind=ELEMENTWISE)
+    assert issubclass(format, Elementwise)
     return format.encode(omega)

@@ -99,6 +99,13 @@ class InBasis(Importance):
         kept = u @ ((omega[:k, :h] * both) @ v.T + omega[:k, h:] * output_only)
         return kept + (input_only * omega[k:, :h]) @ v.T + omega[k, h] * rest
 
+    def convert(self, to: type[Importance]) -> Importance:
+        """Formats of one kind differ in what they keep the directions in."""
+        if to is type(self) or to.kind != self.kind or not issubclass(to, InBasis):
+            return super().convert(to)
+        vectors = {name: part.to(to.vectors_dtype) for name, part in self.parts.items() if name.endswith("_vectors")}
+        return to(self.shape, self.parts | vectors)
+
     def check_parts(self, name: str) -> None:
         for part in (OUTPUT_VECTORS, INPUT_VECTORS):
             if part in self.parts:

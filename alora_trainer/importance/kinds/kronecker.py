@@ -90,11 +90,11 @@ class KroneckerOmega(InBasis):
 
     def check_parts(self, name: str) -> None:
         super().check_parts(name)
-        for values in (OUTPUT_VALUES, INPUT_VALUES):
-            if not bool((self.parts[values] >= 0).all()):  # two negative ones would make a product that is not
-                raise ALoRAError(
-                    f"the {values.replace('_', ' ')} of the importance of {name} hold NaN or negative values"
-                )
+        # Two negative ones would make a product that is not.
+        if not all(bool((values >= 0).all()) for values in (self.output_values, self.input_values)):
+            raise ALoRAError(
+                f"the eigenvalues of the importance of {name} hold NaN or negative values: record it again"
+            )
 
     def add(self, earlier: Importance) -> Importance:
         """The Kronecker product that is nearest to the sum of both in the Frobenius norm (Van Loan and Pitsianis 1993).

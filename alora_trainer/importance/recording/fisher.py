@@ -26,6 +26,7 @@ from alora_trainer.basics.files import replacing
 from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
 from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.recording.squared_gradients import (
     LOCATIONS,
@@ -75,7 +76,7 @@ class FisherConfig:
         for name, known in (("weights", ("adapted", "all")), ("location", LOCATIONS)):
             if getattr(self, name) not in known:
                 raise ALoRAError(f"fisher.{name}={getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
-        storage_format(self.storage)
+        storage_format(self.storage, "fisher.storage", kind=ELEMENTWISE)
 
 
 @dataclass(frozen=True)
