@@ -1,0 +1,182 @@
+"""Curvature of a model's own predictions, weight by weight: Kronecker factors, EK-FAC or the inputs' covariance, in one or two
+passes over text and without any training.
+
+For a layer y = W x, with N tokens and g the gradient by y of the summed log-likelihood of labels,
+
+    G = 1/N sum g g',    S = 1/N sum x x',    R = tr(D' G D S)                                  (K-FAC)
+    Omega_ij = 1/N sum_sequences (U_i' (sum_tokens g x') V_j)**2                                (EK-FAC, in their eigenvectors)
+
+so that ``R / 2`` estimates how much KL(p_base || p) rises a token by a movement D of this weight alone. With labels drawn from
+the model's own predictions this is the true Fisher information (Martens 2020, arXiv 1412.1193); with the text's it is the
+empirical one. Martens and Grosse 2015 (arXiv 1503.05671) have K-FAC; tokens are taken for independent ("expand" in Eschenhagen
+et al. 2023, arXiv 2311.00636). George et al. 2018 (arXiv 1806.03884) have EK-FAC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from alora_trainer.basics.modes import evaluation_mode
+from alora_trainer.errors import ALoRAError, Diverged
+from alora_trainer.importance.kinds.eigenbasis import EigenSide, eigen_side
+from alora_trainer.importance.kinds.ekfac import EKFAC, OMEGA, EkfacOmega
+from alora_trainer.importance.kinds.in_basis import INPUT_VECTORS, OUTPUT_VECTORS, InBasis
+from alora_trainer.importance.kinds.kronecker import COVARIANCE, KRONECKER, CovarianceOmega, KroneckerOmega
+from alora_trainer.importance.recording.layer_moments import LayerMoments, RotatedSquares
+from alora_trainer.weights.adapted import adapted_weights
+
+CURVATURES = (KRONECKER, EKFAC, COVARIANCE)
+LABELS = ("sampled", "text")
+_IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class CurvatureEstimate:
+    """What `estimate_curvature` found.
+
+    Attributes:
+        importance: by weight name, in host memory.
+        tokens, batches: how many went into it.
+    """
+
+    importance: dict[str, InBasis]
+    tokens: int
+    batches: int
+
+
+def estimate_curvature(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, torch.Tensor]] | Any,
+    kind: str = KRONECKER,
+    *,
+    labels: str = "sampled",
+    draws: int = 1,
+    tokens: int | None = None,
+    keep: int | None = None,
+    share: float | None = None,
+    seed: int = 0,
+    location: str = "device",
+) -> CurvatureEstimate:
+    """The curvature of the adapted weights' base, at the weights that the model has.
+
+    Args:
+        model: with a trainable LoRA adapter, whose target modules say which weights are meant. A fresh adapter is zero, so that
+            the curvature is that of the base. The model is run in evaluation mode, and its gradients are left alone.
+        batches: ``input_ids`` (B, T), perhaps ``attention_mask``, and ``labels`` (-100 where nothing is predicted) for "text";
+            gone through twice for EK-FAC.
+        kind: "kronecker", "ekfac" or "covariance".
+        labels: "sampled" from the model's predictions, or the "text"'s own.
+        draws: how often labels are sampled for each batch; each is a backward pass.
+        tokens: stop after the batch in which so many have been predicted; None takes all.
+        keep: eigenvectors on either side at most; None for all.
+        share: as many as hold this share of the trace, at most `keep`; None for `keep`.
+        seed: of the sampled labels; each batch has a generator of its own.
+        location: where sums are kept: "device" beside the weights, or "cpu" in host memory.
+
+    Raises:
+        ALoRAError: a setting is unknown; there is no token to predict; a layer's gradient is no plain outer product.
+        Diverged: the curvature of a weight is not finite.
+    """
+    for value, known, what in ((kind, CURVATURES, "kind"), (labels, LABELS, "labels")):
+        if value not in known:
+            raise ALoRAError(f"{what}={value!r} is unknown: use one of {', '.join(known)}")
+    if draws < 1 or (draws > 1 and labels != "sampled"):
+        raise ALoRAError(f"draws={draws}: sample labels at least once, and the text's own labels exactly once")
+    weights = adapted_weights(model)
+    moments = LayerMoments(weights, outputs=kind != COVARIANCE, location=location)
+    passes = _Passes(model, labels, draws, tokens, seed)
+    with moments.watching():
+        counted, number = passes.run(batches, moments.begin)
+    if counted == 0:
+        raise ALoRAError("curvature needs at least one token to predict: give it general text")
+    importance: dict[str, InBasis] = {}
+    inputs = {leader: _side(s, leader, keep, share) for leader, s in moments.inputs(counted).items()}
+    outputs = {}
+    for weight in weights:
+        output = moments.output(weight.name, counted * draws)
+        own = inputs[moments.leaders[weight.name]]
+        if kind == COVARIANCE:
+            mean = EigenSide(own.vectors.new_zeros(weight.shape[0], 0), output[None])
+            importance[weight.name] = CovarianceOmega.of(weight.shape, mean, own)
+        else:
+            outputs[weight.name] = _side(output, weight.name, keep, share)
+            importance[weight.name] = KroneckerOmega.of(weight.shape, outputs[weight.name], own)
+    if kind == EKFAC:
+        squares = RotatedSquares(weights, importance)
+        with squares.watching():
+            passes.run(batches, squares.begin)
+        for weight in weights:
+            stored = importance[weight.name]
+            parts = {name: stored.parts[name] for name in (OUTPUT_VECTORS, INPUT_VECTORS)}
+            omega = squares.omega(weight.name, counted * draws)
+            _check(omega, weight.name)
+            importance[weight.name] = EkfacOmega(weight.shape, parts | {OMEGA: omega.float().cpu()})
+    return CurvatureEstimate(importance, counted, number)
+
+
+def _side(matrix: torch.Tensor, name: str, keep: int | None, share: float | None) -> EigenSide:
+    _check(matrix, name)
+    side = eigen_side(matrix, keep, share)
+    return EigenSide(side.vectors.cpu(), side.values.cpu())
+
+
+def _check(values: torch.Tensor, name: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise Diverged("the curvature", name, advice="load the model in another dtype, such as bfloat16 or float32")
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The passes through the model, the same ones each time."""
+
+    model: nn.Module
+    labels: str
+    draws: int
+    tokens: int | None
+    seed: int
+
+    def run(self, batches: Iterable[Mapping[str, torch.Tensor]], begin: Any) -> tuple[int, int]:
+        """Pass the batches through; how many tokens were predicted, and how many batches there were.
+
+        Args:
+            begin: called with the batch's mask (B, T) of real tokens before each.
+        """
+        factors = [p for p in self.model.parameters() if p.requires_grad]
+        device = factors[0].device
+        counted = number = 0
+        with evaluation_mode(self.model), torch.enable_grad():
+            for number, batch in enumerate(batches, start=1):
+                inputs = {name: value.to(device) for name, value in batch.items()}
+                labels = inputs.pop("labels", None)
+                mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+                begin(mask)
+                logits = self.model(**inputs, use_cache=False).logits
+                rows, drawn = self._predictions(logits, labels, mask, number)
+                for chosen in drawn:
+                    loss = nn.functional.cross_entropy(rows, chosen, reduction="sum")
+                    # By the factors, which lead back to every layer; what it finds for them is of no use.
+                    torch.autograd.grad(loss, factors, retain_graph=self.draws > 1, allow_unused=True)
+                counted += len(rows)
+                if self.tokens is not None and counted >= self.tokens:
+                    break
+        return counted, number
+
+    def _predictions(
+        self, logits: torch.Tensor, labels: torch.Tensor | None, mask: torch.Tensor, number: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The logits (tokens, V) of every prediction, and the labels (tokens,) of each draw."""
+        wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        if self.labels == "text":
+            if labels is None:
+                raise ALoRAError("the text's own labels are asked for, and its batches have none: sample them")
+            kept = labels[:, 1:] != _IGNORED_LABEL
+            return wide[:, :-1][kept], [labels[:, 1:][kept]]
+        rows = wide[mask]
+        generator = torch.Generator(rows.device).manual_seed(self.seed * 1_000_003 + number)
+        probabilities = rows.detach().softmax(-1)
+        return rows, [torch.multinomial(probabilities, 1, generator=generator)[:, 0] for _ in range(self.draws)]
