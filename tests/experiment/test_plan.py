@@ -187,6 +187,8 @@ def test_the_command(recipe: Callable[..., Recipe], tmp_path: Path, capsys: pyte
     assert plan["stages"]["record"]["peak_bytes"] > plan["w_bytes"] == plan["omega_bytes"]["float32"]
     assert main(["plan", str(tmp_path / "recipe.yaml"), "--device", "H1000"]) == 2
     assert "is not in the table: use one of H100" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "--alora.storage", "kronecker"]) == 2
+    assert "keeps kronecker importance, and this is elementwise" in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "recipe.yaml"), "--model.path", "some/model"]) == 2
     assert "a plan downloads nothing: give its config.json with --config" in capsys.readouterr().err
     given = ["--model.path", "some/model", "--config", str(tmp_path / "shape" / "config.json")]

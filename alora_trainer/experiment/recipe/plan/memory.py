@@ -13,7 +13,8 @@ from torch import nn
 
 from alora_trainer.experiment.recipe.plan.models import PlannedModel
 from alora_trainer.experiment.recipe.plan.step_trace import StepTrace, trace_step
-from alora_trainer.importance.kinds.formats import FORMATS
+from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
+from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.weights.row_blocks import block_rows
 
 # Bytes a parameter of what bitsandbytes quantises: codes, and the scales of its blocks (nf4 twice quantised).
@@ -127,8 +128,13 @@ class MemoryModel:
         ]
 
     def omega_bytes(self, storage: str) -> int:
-        """Omega of all adapted weights in a format."""
-        return sum(FORMATS[storage].made_bytes(weight.shape) for weight in self.planned.weights)
+        """Omega of all adapted weights in a format.
+
+        Raises:
+            ALoRAError: the format is of another kind of importance than recipes record.
+        """
+        format = storage_format(storage, kind=ELEMENTWISE)
+        return sum(format.made_bytes(weight.shape) for weight in self.planned.weights)
 
     def trace(self, shape: Pass, checkpointing: bool) -> StepTrace:
         """One pass of this shape."""
