@@ -288,7 +288,7 @@ class ALoRAMixin(_TrainerHooks):
             publishing.save_beside_model(self.publication(), output_dir or self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        publishing.prepare_push(self, self.publication(), self._recording)
+        publishing.prepare_push(self, self.publication(), self._recording, checkpoint_folder)
         with publishing.token_kept_out(self.args):
             super()._push_from_checkpoint(checkpoint_folder)
 

@@ -19,7 +19,7 @@ from alora_trainer.artefact.cards.adapter_card import TAGS, write_adapter_card
 from alora_trainer.artefact.cards.facts import licensed_texts
 from alora_trainer.artefact.cards.tuning import TUNING_FILE, Tuning, read_tuning
 from alora_trainer.artefact.config_file import read_config
-from alora_trainer.artefact.files import CARD_FILE, CONFIG_FILE, HEATMAP_FILE
+from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, CARD_FILE, CONFIG_FILE, HEATMAP_FILE
 from alora_trainer.artefact.hub.licences import look_up
 from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.artefact.provenance import base_facts
@@ -132,7 +132,9 @@ def save_protected_adapter(
         write_adapter_card(tuning, Path(folder) / CARD_FILE)
 
 
-def prepare_push(trainer: Trainer, publication: Publication, recording: Recording | None) -> None:
+def prepare_push(
+    trainer: Trainer, publication: Publication, recording: Recording | None, checkpoint: str | Path
+) -> None:
     """Bring the output folder up to date before `Trainer` uploads it from the middle of a training.
 
     `Trainer` itself copies its own model files there, and no others. All processes call this together.
@@ -141,6 +143,7 @@ def prepare_push(trainer: Trainer, publication: Publication, recording: Recordin
         trainer: for the upload that may still be going on.
         publication: what there is to publish.
         recording: of the training; None where nothing is recorded.
+        checkpoint: the folder that `Trainer` copies from.
     """
     args = publication.args
     if args.hub_strategy == HubStrategy.END:
@@ -158,6 +161,9 @@ def prepare_push(trainer: Trainer, publication: Publication, recording: Recordin
     folder = Path(str(args.output_dir))
     if recorded is not None and recorded.mean > 0:  # zero while the learning rate has not begun to rise
         recorded.save_pretrained(folder)
+        if (Path(checkpoint) / ADAPTER_CONFIG_FILE).is_file():
+            # The map's own says the names of the weights where PEFT's has a pattern, and Trainer copies over it.
+            write_text(Path(checkpoint) / ADAPTER_CONFIG_FILE, (folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
     if publication.given is not None:
         write_text(folder / TUNING_FILE, describe_tuning(publication, publication.given).to_json())
     if publication.given is not None or recording is not None:

@@ -85,6 +85,22 @@ def test_every_save_publishes_the_map_of_the_steps_so_far(hub: Any, recording: A
         assert not [name for name, content in files_at(hub, sha).items() if ANN.encode() in content]
 
 
+def test_a_map_in_the_making_is_read_whatever_pattern_says_which_weights(
+    hub: Any, lora_model: Any, token_data: Any, training_arguments: Any
+) -> None:
+    """The map names the weights where PEFT's own configuration, which Trainer copies, has a pattern of any kind."""
+    args = training_arguments(
+        push_to_hub=True, hub_model_id=REPO, hub_token=ANN, hub_strategy="every_save", save_strategy="steps", save_steps=2,
+        hub_always_push=True,
+    )  # fmt: skip
+    model = lora_model(target_modules=r".*layers\.[01]\.self_attn\.(?:q|v)_proj")
+    trainer = ALoRATrainer(model, args, train_dataset=token_data(), alora=ALoRAConfig(record="path"))
+    trainer.train()
+    trainer._finish_current_push()
+    early = dict(commits(hub))["Training in progress, step 2"]
+    assert len(ImportanceMap.from_pretrained(REPO, revision=early)) == 4
+
+
 def same_adapter(importance: ImportanceMap, content: dict[str, bytes], folder: Path) -> bool:
     from safetensors.torch import load
 
