@@ -165,7 +165,8 @@ m, n, count = 2048, 4096, 8
 names = [f"layer.{i}" for i in range(count)]
 reference = {k: Reference(torch.zeros(1, n), torch.zeros(m, 1), 1.0) for k in names}
 state = {f"base_model.model.{k}.lora_{f}.weight": getattr(r, f.lower()) for k, r in reference.items() for f in "AB"}
-make = lambda: ImportanceMap({k: torch.rand(m, n) for k in names}, AdapterTheta(reference, state, LoraConfig(target_modules=names)))
+theta = AdapterTheta(reference, state, LoraConfig(target_modules=names))
+make = lambda: ImportanceMap({k: torch.rand(m, n) for k in names}, theta)
 importance = make()
 importance.save_pretrained(sys.argv[1] + "/warm")
 del importance

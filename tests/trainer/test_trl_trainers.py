@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRASFTTrainer
+import alora_trainer
+from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRAError, ALoRASFTTrainer
 from tests.conftest import move_factors
 from tests.penalty.test_penalty import dense_penalty, made_map
 from tests.tiny_tokenizer import TEXT, make_tokenizer
@@ -218,14 +218,11 @@ def test_sft_wraps_the_model_itself(tmp_path, tokenizer, model):
     assert list(trainer.importance) == [f"model.layers.{i}.self_attn.o_proj" for i in range(2)]
 
 
-def test_trl_is_imported_only_when_used_and_named_where_it_is_missing():
-    code = (
-        "import sys, alora_trainer\n"
-        "assert 'trl' not in sys.modules and 'torch' not in sys.modules\n"
-        "alora_trainer.ALoRATrainer\n"
-        "assert 'trl' not in sys.modules\n"
-        "sys.modules['trl'] = None\n"
-        "try:\n    alora_trainer.ALoRASFTTrainer\nexcept alora_trainer.ALoRAError as error:\n    print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'alora-trainer[trl]'" in done.stdout
+def test_trl_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing imports it before it is used, tests/test_house.py sees."""
+    monkeypatch.setitem(sys.modules, "trl", None)
+    for name in ("sft", "dpo"):
+        monkeypatch.delitem(sys.modules, f"alora_trainer.trainer.{name}")
+    for name in ("ALoRASFTTrainer", "ALoRADPOTrainer"):
+        with pytest.raises(ALoRAError, match=rf"{name} needs TRL: pip install 'alora-trainer\[trl\]'"):
+            getattr(alora_trainer, name)
