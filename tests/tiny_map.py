@@ -12,10 +12,14 @@ import torch
 from alora_trainer import ImportanceMap
 from alora_trainer.artefact.config_file import _digest
 from alora_trainer.artefact.files import CONFIG_FILE
+from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
+from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.reference import Reference
 from alora_trainer.weights.theta import AdapterTheta
 
+# What importance that is a matrix of numbers can be kept as.
+ELEMENTWISE_FORMATS = tuple(name for name, format in FORMATS.items() if format.kind == ELEMENTWISE)
 BLOCKS, RANK, ALPHA = 2, 3, 6
 SHAPES = {"q_proj": (16, 16), "v_proj": (8, 16)}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

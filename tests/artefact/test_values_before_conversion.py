@@ -15,11 +15,10 @@ from alora_trainer.artefact import files
 from alora_trainer.artefact.hub.download import pull
 from alora_trainer.basics.safetensors_writer import tensor_digest
 from alora_trainer.importance.importance_values import ImportanceValues
-from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.weights.reference import FullReference
 from alora_trainer.weights.theta import FullTheta
 from tests.artefact.test_untrusted_maps import Q0, fill, forge
-from tests.tiny_map import change_config, make_map
+from tests.tiny_map import ELEMENTWISE_FORMATS, change_config, make_map
 
 FORBIDDEN = {"NaN": (float("nan"), "NaN"), "infinite": (float("inf"), "infinite"), "negative": (-1e-30, "negative")}
 
@@ -34,7 +33,7 @@ def forbidden(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder, message
 
 
-@pytest.mark.parametrize("storage", [None, *FORMATS])
+@pytest.mark.parametrize("storage", [None, *ELEMENTWISE_FORMATS])
 def test_it_is_refused_whatever_it_is_read_as(forbidden: tuple[Path, str], storage: str | None) -> None:
     folder, message = forbidden
     with pytest.raises(ALoRAError, match=message):
@@ -80,7 +79,7 @@ def test_values_out_of_a_formats_range_are_not_made_zero(tmp_path: Path, storage
 
 def test_nothing_at_all_stays_nothing_in_every_format() -> None:
     nothing = values_of(0.0)
-    assert all(nothing.convert(storage).mean == 0 for storage in FORMATS)
+    assert all(nothing.convert(storage).mean == 0 for storage in ELEMENTWISE_FORMATS)
 
 
 def test_other_tensors_of_an_adapter_are_looked_at(tmp_path: Path) -> None:

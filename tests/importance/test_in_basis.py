@@ -33,7 +33,7 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(stored=cases)
 def test_measure_diagonal_and_product_are_those_of_the_dense_metric(stored: InBasis) -> None:
     metric, (m, n) = dense_metric(stored), stored.shape

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.basics.safetensors_writer import tensor_digest, write_tensors
 from alora_trainer.importance.kinds.factored import factorize
-from alora_trainer.importance.kinds.formats import FORMATS, store
+from alora_trainer.importance.kinds.formats import store
 from alora_trainer.importance.kinds.logarithmic import QUANTIZATION_BLOCK, LogarithmicOmega
+from tests.tiny_map import ELEMENTWISE_FORMATS
 
 
 def heavy_tailed(m: int, n: int, seed: int = 0, octaves: float = 4.0) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_logarithmic_storage_keeps_its_promised_error(m, n, seed, octaves, scale
 
 def test_all_formats_give_blocks_of_rows_of_the_whole():
     omega = heavy_tailed(37, 300)
-    for name in FORMATS:
+    for name in ELEMENTWISE_FORMATS:
         stored = store(omega, name)
         whole = stored.dense()
         assert whole.shape == omega.shape
@@ -55,7 +56,7 @@ def test_all_formats_give_blocks_of_rows_of_the_whole():
         assert measure.trace == pytest.approx(float(whole.double().sum()), rel=1e-5)
         assert measure.norm == pytest.approx(float(whole.double().square().sum()) ** 0.5, rel=1e-5)
         assert measure.least == pytest.approx(float(whole.min()), abs=1e-6) and measure.least >= 0
-    bytes_of = {name: store(omega, name).nbytes / omega.numel() for name in FORMATS}
+    bytes_of = {name: store(omega, name).nbytes / omega.numel() for name in ELEMENTWISE_FORMATS}
     assert bytes_of["float32"] == 4 and bytes_of["bfloat16"] == 2 and bytes_of["factored"] < 0.6
     assert bytes_of["log8"] < 1.1
     with pytest.raises(ALoRAError, match="storage='int4' is unknown"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
-from alora_trainer.importance.kinds.formats import FORMATS, store
+from alora_trainer.importance.kinds.formats import store
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.backends import pull as decoupled
 from alora_trainer.weights import row_blocks
@@ -21,8 +21,7 @@ from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.steps import Factors, movement_factors
 from tests.conftest import move_factors
 from tests.penalty.test_penalty import dense_penalty, made_map, relative
-
-ELEMENTWISE_FORMATS = sorted(name for name, format in FORMATS.items() if format.kind == "elementwise")
+from tests.tiny_map import ELEMENTWISE_FORMATS
 
 
 class Weight:

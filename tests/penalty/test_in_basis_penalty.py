@@ -57,7 +57,7 @@ def made_factors(m: int, n: int, r: int, seed: int, dtype: torch.dtype = torch.f
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(block=st.integers(1, 40), **shapes)
 def test_value_and_gradients_equal_autograd_through_the_dense_metric(
     dtype: torch.dtype, tolerance: float, block: int, kind: str, m: int, n: int, r: int, kept: Any, seed: int
@@ -99,7 +99,7 @@ def implicit_step(metric: torch.Tensor, a: torch.Tensor, b: torch.Tensor, target
     return a, b
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(exponent=st.floats(-5, 2), **shapes)
 def test_the_decoupled_update_is_the_implicit_step(
     exponent: float, kind: str, m: int, n: int, r: int, kept: Any, seed: int
@@ -170,8 +170,9 @@ def test_a_map_is_saved_checked_and_read_in_either_format(lora_model: Any, tmp_p
         importance.convert("log8")
 
 
-@pytest.mark.parametrize("application", ["coupled", "decoupled"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "application"), [("kronecker", "coupled"), ("kronecker", "decoupled"), ("ekfac", "decoupled")]
+)
 def test_a_training_is_held_by_it(
     lora_model: Any, token_data: Any, training_arguments: Any, kind: str, application: str
 ) -> None:

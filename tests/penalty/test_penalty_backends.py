@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.importance.kinds.formats import FORMATS, store
+from alora_trainer.importance.kinds.formats import store
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.penalty.backends.backend import PenaltyResult
 from alora_trainer.penalty.backends.choice import BACKENDS, choose
 from alora_trainer.weights import row_blocks
 from alora_trainer.weights.steps import Factors, movement_factors
+from tests.tiny_map import ELEMENTWISE_FORMATS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -28,7 +29,6 @@ needs_interpreter = pytest.mark.skipif(
     not INTERPRETED, reason="needs TRITON_INTERPRET=1: test_triton_in_the_interpreter runs it in a process of its own"
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-ELEMENTWISE_FORMATS = sorted(name for name, format in FORMATS.items() if format.kind == "elementwise")
 KERNEL_FORMATS = ("float32", "bfloat16", "log8")
 
 

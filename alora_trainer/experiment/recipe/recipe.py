@@ -189,11 +189,12 @@ class Recipe:
         """
         general = dataclasses.asdict(self.general)
         domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
+        base = self.base.resolve()
         read = [(general, ("train", "test", "probe")), *((domain, ("train", "test", "source")) for domain in domains)]
         for section, keys in read:
             for key in keys:
                 if section[key] != SELF:
-                    section[key] = _absolute(section[key], self.base)
+                    section[key] = _absolute(section[key], base)
         return {
             "name": self.name,
             "seed": self.seed,
@@ -240,7 +241,7 @@ class Recipe:
 
 def _absolute(source: Any, base: Path) -> Any:
     if isinstance(source, str):
-        return source if source.startswith("hub:") else absolute_path(source, base.resolve())
+        return source if source.startswith("hub:") else absolute_path(source, base)
     if isinstance(source, list):
         return [_absolute(item, base) for item in source]
     if isinstance(source, Mapping) and "hub" in source:
