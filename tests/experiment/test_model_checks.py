@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from alora_trainer.basics.causal_model import learned_positions
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.run.models import load_base, load_other, load_tokenizer
@@ -109,7 +110,8 @@ def test_lengths_beyond_learned_positions(folder: Path, setting: str, value: int
 
 
 def test_lengths_are_free_where_positions_are_reckoned(folder: Path) -> None:
-    load_base(load_recipe(folder / "recipe.yaml", {"general.block_length": "65"}))
+    model = load_base(load_recipe(folder / "recipe.yaml", {"general.block_length": "65"}))
+    assert model.config.max_position_embeddings < 65 and learned_positions(model) is None
 
 
 def test_what_an_architecture_refuses_by_an_assertion_is_one_line(folder: Path) -> None:

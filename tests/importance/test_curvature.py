@@ -12,6 +12,7 @@ import torch
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.kronecker import KroneckerOmega
 from alora_trainer.importance.recording.curvature import estimate_curvature
+from alora_trainer.importance.recording.layer_moments import LayerMoments
 from alora_trainer.weights.adapted import adapted_weights
 from tests.dense_metric import dense_metric
 
@@ -91,7 +92,9 @@ def test_layers_with_one_input_share_its_basis_and_others_do_not(model: Any) -> 
         ))  # fmt: skip
         assert torch.equal(q.parts["input_vectors"], k.parts["input_vectors"])
         assert torch.equal(q.parts["input_vectors"], v.parts["input_vectors"])
-        assert q.shape[1] != down.shape[1]
+        assert down.shape[1] != q.shape[1]  # another input, of another size
+    one, other = (found[f"model.layers.{layer}.self_attn.q_proj"].parts["input_vectors"] for layer in range(2))
+    assert one.shape == other.shape and not torch.equal(one, other)
 
 
 def test_sampled_labels_repeat_by_seed_and_tend_to_the_expectation(model: Any) -> None:
@@ -176,6 +179,7 @@ def test_what_it_cannot_do_is_refused(lora_model: Callable[..., Any], model: Any
     for settings, message in (
         ({"kind": "spectral"}, "kind='spectral' is unknown: use one of kronecker, ekfac, covariance"),
         ({"labels": "given"}, "labels='given' is unknown"),
+        ({"location": "gpu"}, "location='gpu' is unknown: use one of device, cpu"),
         ({"draws": 0}, "draws=0"),
         ({"draws": 2, "labels": "text"}, "draws=2"),
     ):
@@ -185,4 +189,7 @@ def test_what_it_cannot_do_is_refused(lora_model: Callable[..., Any], model: Any
         estimate_curvature(model, [])
     with pytest.raises(ALoRAError, match="knows linear layers, and model.embed_tokens"):
         estimate_curvature(lora_model(target_modules=["embed_tokens"]), batches())
+    unused = LayerMoments(adapted_weights(model), outputs=True, location="device")
+    with pytest.raises(ALoRAError, match="nothing has passed through model.layers.0.self_attn.q_proj"):
+        unused.output("model.layers.0.self_attn.q_proj", 1)
     assert not any(module._forward_hooks for module in model.modules())

@@ -166,7 +166,7 @@ def test_a_map_is_saved_checked_and_read_in_either_format(lora_model: Any, tmp_p
     assert again == half
     for name in importance:  # what bfloat16 loses is in its own measure
         assert again.layer_norms[name] == pytest.approx(importance.layer_norms[name], rel=1e-6)
-    with pytest.raises(ALoRAError, match=f"keeps elementwise importance|cannot be converted to 'log8'.*|{kind}"):
+    with pytest.raises(ALoRAError, match="cannot be converted to 'log8', which keeps elementwise importance"):
         importance.convert("log8")
 
 

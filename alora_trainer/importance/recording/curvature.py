@@ -28,6 +28,7 @@ from alora_trainer.importance.kinds.ekfac import EKFAC, OMEGA, EkfacOmega
 from alora_trainer.importance.kinds.in_basis import INPUT_VECTORS, OUTPUT_VECTORS, InBasis
 from alora_trainer.importance.kinds.kronecker import COVARIANCE, KRONECKER, CovarianceOmega, KroneckerOmega
 from alora_trainer.importance.recording.layer_moments import LayerMoments, RotatedSquares
+from alora_trainer.importance.recording.squared_gradients import LOCATIONS
 from alora_trainer.weights.adapted import adapted_weights
 
 CURVATURES = (KRONECKER, EKFAC, COVARIANCE)
@@ -79,10 +80,15 @@ def estimate_curvature(
         location: where sums are kept: "device" beside the weights, or "cpu" in host memory.
 
     Raises:
-        ALoRAError: a setting is unknown; there is no token to predict; a layer's gradient is no plain outer product.
+        ALoRAError: a setting is unknown; there is no token to predict; a layer's gradient is no plain outer product, or nothing
+            has passed through it.
         Diverged: the curvature of a weight is not finite.
     """
-    for value, known, what in ((kind, CURVATURES, "kind"), (labels, LABELS, "labels")):
+    for value, known, what in (
+        (kind, CURVATURES, "kind"),
+        (labels, LABELS, "labels"),
+        (location, LOCATIONS, "location"),
+    ):
         if value not in known:
             raise ALoRAError(f"{what}={value!r} is unknown: use one of {', '.join(known)}")
     if draws < 1 or (draws > 1 and labels != "sampled"):
@@ -95,8 +101,7 @@ def estimate_curvature(
     if counted == 0:
         raise ALoRAError("curvature needs at least one token to predict: give it general text")
     importance: dict[str, InBasis] = {}
-    inputs = {leader: _side(s, leader, keep, share) for leader, s in moments.inputs(counted).items()}
-    outputs = {}
+    inputs = {leader: _side(s, leader, keep, share) for leader, s in moments.inputs().items()}
     for weight in weights:
         output = moments.output(weight.name, counted * draws)
         own = inputs[moments.leaders[weight.name]]
@@ -104,19 +109,21 @@ def estimate_curvature(
             mean = EigenSide(own.vectors.new_zeros(weight.shape[0], 0), output[None])
             importance[weight.name] = CovarianceOmega.of(weight.shape, mean, own)
         else:
-            outputs[weight.name] = _side(output, weight.name, keep, share)
-            importance[weight.name] = KroneckerOmega.of(weight.shape, outputs[weight.name], own)
+            importance[weight.name] = KroneckerOmega.of(weight.shape, _side(output, weight.name, keep, share), own)
     if kind == EKFAC:
         squares = RotatedSquares(weights, importance)
         with squares.watching():
             passes.run(batches, squares.begin)
-        for weight in weights:
-            stored = importance[weight.name]
-            parts = {name: stored.parts[name] for name in (OUTPUT_VECTORS, INPUT_VECTORS)}
-            omega = squares.omega(weight.name, counted * draws)
-            _check(omega, weight.name)
-            importance[weight.name] = EkfacOmega(weight.shape, parts | {OMEGA: omega.float().cpu()})
+        importance = {name: _with_omega(one, squares, name, counted * draws) for name, one in importance.items()}
     return CurvatureEstimate(importance, counted, number)
+
+
+def _with_omega(bases: InBasis, squares: RotatedSquares, name: str, tokens: int) -> InBasis:
+    """A free Omega in the bases of a Kronecker product."""
+    omega = squares.omega(name, tokens)
+    _check(omega, name)
+    vectors = {part: bases.parts[part] for part in (OUTPUT_VECTORS, INPUT_VECTORS)}
+    return EkfacOmega(bases.shape, vectors | {OMEGA: omega.float().cpu()})
 
 
 def _side(matrix: torch.Tensor, name: str, keep: int | None, share: float | None) -> EigenSide:

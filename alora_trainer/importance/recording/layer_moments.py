@@ -69,12 +69,21 @@ class LayerMoments:
         """Say which tokens (B, T) of the next batch are real."""
         self._mask, self._last = mask, None
 
-    def inputs(self, tokens: int) -> dict[str, torch.Tensor]:
+    def inputs(self) -> dict[str, torch.Tensor]:
         """By leader, the mean of x x' (n, n) over the rows that it was given, in float64."""
-        return {name: total.double() / max(self._rows[name], 1) for name, total in self._inputs.items()}
+        return {name: total.double() / self._rows[name] for name, total in self._inputs.items()}
 
     def output(self, name: str, tokens: int) -> torch.Tensor:
-        """``1 / tokens sum g g'`` (m, m), or the mean of its diagonal alone, in float64."""
+        """``1 / tokens sum g g'`` (m, m), or the mean of its diagonal alone, in float64.
+
+        Raises:
+            ALoRAError: nothing has passed through the layer.
+        """
+        if name not in self._gradients:
+            raise ALoRAError(
+                f"nothing has passed through {name} that a prediction depends on: give it more text, or leave it out of "
+                "target_modules"
+            )
         return self._gradients[name].double() / tokens
 
     def _see_input(self, weight: AdaptedWeight) -> Callable[..., None]:
