@@ -44,6 +44,8 @@ _INFO_TYPES: Mapping[str, tuple[type, ...]] = {
     "base_revision": (str,),
     "estimator": (str,),
     "xi": (int, float),
+    "labels": (str,),
+    "draws": (int,),
     "steps": (int,),
     "tokens": (int,),
     "optimizer": (str,),
@@ -55,6 +57,8 @@ _INFO_TYPES: Mapping[str, tuple[type, ...]] = {
     "versions": (dict,),
     "earlier_tasks": (list,),
 }
+# Facts that maps say only where they have them, and that older ones never had.
+_MAY_BE_MISSING = ("labels", "draws")
 _NEVER_NONE = ("steps", "tokens", "data", "cost", "versions", "earlier_tasks")
 
 
@@ -68,7 +72,7 @@ def write_config(config: MapConfig, folder: Path) -> None:
         "schema_version": SCHEMA,
         "kind": config.kind,
         "storage": config.storage,
-        **_printable(asdict(config.info)),
+        **_printable(_stated(config.info)),
         "layer_norms": config.layer_norms,
         "tensors": {name: asdict(weight) for name, weight in config.weights.items()},
         "formats": {
@@ -89,6 +93,11 @@ def write_config(config: MapConfig, folder: Path) -> None:
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ALoRAError(f"the importance map cannot be saved, as nobody could read it: {error}") from error
     write_json(folder / CONFIG_FILE, content | {"sha256": _digest(content)})
+
+
+def _stated(info: ImportanceInfo) -> dict[str, Any]:
+    facts = asdict(info)
+    return {name: value for name, value in facts.items() if value is not None or name not in _MAY_BE_MISSING}
 
 
 def _printable(value: Any) -> Any:
@@ -230,7 +239,7 @@ def _parts(parts: Mapping[str, Any], shape: tuple[int, int], format: type[Import
 def _info(content: Mapping[str, Any]) -> ImportanceInfo:
     values = {}
     for item in fields(ImportanceInfo):
-        value = content[item.name]
+        value = content.get(item.name) if item.name in _MAY_BE_MISSING else content[item.name]
         if value is not None or item.name in _NEVER_NONE:
             right = isinstance(value, _INFO_TYPES[item.name]) and not isinstance(value, bool)
             demand(right, f"{item.name} is a {type(value).__name__}")

@@ -128,12 +128,7 @@ class _Parts:
         self._latest: tuple[str, Importance] | None = None
 
     def types(self, name: str) -> dict[str, PartType]:
-        stored = self._importance.stored(name)
-        return (
-            stored.present_part_types
-            if isinstance(stored, self._format)
-            else self._format.made_part_types(stored.shape)
-        )
+        return self._importance.stored(name).part_types_as(self._format)
 
     def nbytes(self, name: str) -> int:
         return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.types(name).values())

@@ -14,6 +14,9 @@ class ImportanceInfo:
     Attributes:
         base_model: Hub id (or folder) of the base model, and `base_revision` its commit.
         estimator, xi: how importance was estimated, and the damping of eq. 15.
+        labels: of an estimate from gradients without a training, what they are of: "sampled" for labels drawn from the model's
+            own predictions, "text" for the text's; None where there are none.
+        draws: how often labels were drawn for each batch of text; None as before.
         steps, tokens, optimizer, learning_rate, seed: the training that it was recorded in.
         data: what it was recorded on; `sources` in it is a list of texts or of mappings with `hub`, `name`, `split` and
             `revision`.
@@ -27,6 +30,8 @@ class ImportanceInfo:
     base_revision: str | None = None
     estimator: str | None = None
     xi: float | None = None
+    labels: str | None = None
+    draws: int | None = None
     steps: int = 0
     tokens: int = 0
     optimizer: str | None = None

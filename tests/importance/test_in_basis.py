@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.eigenbasis import eigen_side, symmetric
 from alora_trainer.importance.kinds.ekfac import EkfacOmega, uniform_ekfac
+from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.kinds.kronecker import (
     CovarianceOmega,
@@ -149,3 +150,18 @@ def test_sizes_that_do_not_fit_are_refused(kind: type[InBasis]) -> None:
         for wrong in ((9,), (6,)) if "values" in name else ((shape[0], 9),):
             with pytest.raises(ValueError, match="do not fit|does not fit|dimensions"):
                 kind.check_free_sizes(shape, parts | {name: wrong})
+
+
+@settings(max_examples=30, deadline=None)
+@given(stored=cases)
+def test_stored_bytes_are_those_of_the_parts(stored: InBasis) -> None:
+    (m, n), keep = stored.shape, 2
+    of_two = random_importance(stored.kind, m, n, (keep, keep), 0)
+    assert type(stored).stored_bytes((m, n), keep) == of_two.nbytes
+    whole = random_importance(stored.kind, m, n, (m, n), 0)
+    assert type(stored).stored_bytes((m, n)) == type(stored).made_bytes((m, n)) == whole.nbytes
+    shared = type(stored).stored_bytes((m, n), keep, inputs_shared=True)
+    assert shared == of_two.nbytes - of_two.parts["input_vectors"].nbytes
+    half = FORMATS.find(f"{stored.kind}_bfloat16")
+    assert stored.part_types_as(half) == stored.convert(half).present_part_types
+    assert stored.convert(half).part_types_as(type(stored)) == stored.present_part_types

@@ -37,6 +37,14 @@ class EkfacOmega(InBasis):
         }
 
     @classmethod
+    def kept_part_types(cls, shape: tuple[int, int], kept: tuple[int, int]) -> dict[str, PartType]:
+        return {
+            OUTPUT_VECTORS: vectors_type(shape, 0, cls.vectors_dtype, kept[0]),
+            INPUT_VECTORS: vectors_type(shape, 1, cls.vectors_dtype, kept[1]),
+            OMEGA: (torch.float32, (kept[0] + 1, kept[1] + 1)),
+        }
+
+    @classmethod
     def check_free_sizes(cls, shape: tuple[int, int], found: Mapping[str, tuple[int, ...]]) -> None:
         super().check_free_sizes(shape, found)
         if found[OMEGA] != (found[OUTPUT_VECTORS][1] + 1, found[INPUT_VECTORS][1] + 1):

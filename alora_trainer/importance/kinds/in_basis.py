@@ -34,9 +34,36 @@ class InBasis(Importance):
 
     Attributes:
         vectors_dtype: what the directions are kept in.
+        shareable: parts that another weight may have, too: the same tensor in memory, and once in a file.
     """
 
     vectors_dtype: ClassVar[torch.dtype] = torch.float32
+    shareable = (OUTPUT_VECTORS, INPUT_VECTORS)
+
+    @classmethod
+    @abstractmethod
+    def kept_part_types(cls, shape: tuple[int, int], kept: tuple[int, int]) -> dict[str, PartType]:
+        """dtype and shape of every part, where (k, h) directions are kept."""
+
+    @classmethod
+    def made_part_types(cls, shape: tuple[int, int]) -> dict[str, PartType]:
+        """With all directions kept, as they are unless fewer are asked for."""
+        return cls.kept_part_types(shape, shape)
+
+    @classmethod
+    def stored_bytes(cls, shape: tuple[int, int], keep: int | None = None, *, inputs_shared: bool = False) -> int:
+        """Bytes that the importance of a weight of `shape` takes, in memory and on disk.
+
+        Args:
+            shape: (m, n) of the weight.
+            keep: directions kept on either side at most; None for all.
+            inputs_shared: another weight with the same inputs has `input_vectors` already, and they are counted there.
+        """
+        kept = shape if keep is None else (min(keep, shape[0]), min(keep, shape[1]))
+        types = cls.kept_part_types(shape, kept)
+        if inputs_shared:
+            types.pop(INPUT_VECTORS, None)
+        return sum(math.prod(sizes) * dtype.itemsize for dtype, sizes in types.values())
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -99,6 +126,9 @@ class InBasis(Importance):
         kept = u @ ((omega[:k, :h] * both) @ v.T + omega[:k, h:] * output_only)
         return kept + (input_only * omega[k:, :h]) @ v.T + omega[k, h] * rest
 
+    def part_types_as(self, to: type[Importance]) -> dict[str, PartType]:
+        return to.kept_part_types(self.shape, self.kept) if issubclass(to, InBasis) else super().part_types_as(to)
+
     def convert(self, to: type[Importance]) -> Importance:
         """Formats of one kind differ in what they keep the directions in."""
         if to is type(self) or to.kind != self.kind or not issubclass(to, InBasis):
@@ -143,6 +173,6 @@ def _check_orthonormal(vectors: torch.Tensor, what: str) -> None:
         raise ALoRAError(f"{what} are not orthonormal (off by {worst:.2g}): record it again")
 
 
-def vectors_type(shape: tuple[int, int], side: int, dtype: torch.dtype) -> PartType:
-    """dtype and shape of the directions of one side (0 outputs, 1 inputs), of a free number."""
-    return dtype, (shape[side], -1)
+def vectors_type(shape: tuple[int, int], side: int, dtype: torch.dtype, kept: int = -1) -> PartType:
+    """dtype and shape of the directions of one side (0 outputs, 1 inputs); of a free number, unless `kept` says it."""
+    return dtype, (shape[side], kept)

@@ -45,11 +45,13 @@ class Importance(ABC):
         kind: the kind's name, as in `KINDS`.
         format: the format's name, as in `FORMATS`: lower-case letters, digits and underscores, as it is a part of file names.
         listed: whether `alora plan` says what importance takes in this format.
+        shareable: the parts that several weights may have in common, which are then kept once.
     """
 
     kind: ClassVar[str]
     format: ClassVar[str]
     listed: ClassVar[bool] = True
+    shareable: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, shape: tuple[int, int], parts: Mapping[str, torch.Tensor]) -> None:
         self.shape = shape
@@ -64,6 +66,10 @@ class Importance(ABC):
     def made_part_types(cls, shape: tuple[int, int]) -> dict[str, PartType]:
         """`part_types` as they are when importance is recorded in this format or converted to it: no size is free."""
         return cls.part_types(shape)
+
+    def part_types_as(self, to: type[Importance]) -> dict[str, PartType]:
+        """dtype and shape of the parts that this one has in another format of its kind, once converted."""
+        return self.present_part_types if to is type(self) else to.made_part_types(self.shape)
 
     @classmethod
     def made_bytes(cls, shape: tuple[int, int]) -> int:

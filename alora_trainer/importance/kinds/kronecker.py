@@ -52,6 +52,16 @@ class KroneckerOmega(InBasis):
         }
 
     @classmethod
+    def kept_part_types(cls, shape: tuple[int, int], kept: tuple[int, int]) -> dict[str, PartType]:
+        types: dict[str, PartType] = {
+            OUTPUT_VECTORS: vectors_type(shape, 0, cls.vectors_dtype, kept[0]),
+            OUTPUT_VALUES: (torch.float32, (kept[0] + 1,)),
+            INPUT_VECTORS: vectors_type(shape, 1, cls.vectors_dtype, kept[1]),
+            INPUT_VALUES: (torch.float32, (kept[1] + 1,)),
+        }
+        return {part: types[part] for part in cls.part_types(shape)}
+
+    @classmethod
     def check_free_sizes(cls, shape: tuple[int, int], found: Mapping[str, tuple[int, ...]]) -> None:
         super().check_free_sizes(shape, found)
         for vectors, values in ((OUTPUT_VECTORS, OUTPUT_VALUES), (INPUT_VECTORS, INPUT_VALUES)):
