@@ -182,6 +182,8 @@ def test_what_it_refuses(lora_model: Callable[..., Any]) -> None:
     model = lora_model()
     with pytest.raises(ALoRAError, match="fisher.kind='both' is unknown: use one of sample, batch"):
         estimate_fisher(model, batches([2]), kind="both")
+    with pytest.raises(ALoRAError, match="labels='model' is unknown: use one of sampled, text"):
+        estimate_fisher(model, batches([2]), labels="model")
     with pytest.raises(ALoRAError, match="at least one sample"):
         estimate_fisher(model, [])
     squares = AdaptedSquares(adapted_weights(model))
@@ -195,6 +197,8 @@ def test_what_it_refuses(lora_model: Callable[..., Any]) -> None:
         loss.backward()
     squares.close()
     adapted_weights(model)[0].parameter_a.data.fill_(float("nan"))
+    with pytest.raises(ALoRAError, match="a prediction is not finite"):
+        estimate_fisher(model, batches([2]), labels="sampled")
     with pytest.raises(ALoRAError, match="is not finite"):
         estimate_fisher(model, batches([2]))
 
@@ -205,3 +209,63 @@ def test_information_that_is_zero_everywhere_is_refused(lora_model):
     model.base_model.model.lm_head.weight.data.zero_()
     with pytest.raises(ALoRAError, match="over 4 samples is zero everywhere, so that it would hold nothing"):
         estimate_fisher(model, batches([2, 2]))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj", "embed_tokens"]])
+def test_with_sampled_labels_it_is_what_autograd_gives_for_the_labels_that_were_drawn(
+    lora_model: Callable[..., Any], targets: list[str]
+) -> None:
+    model = lora_model(dtype=torch.float64, moved=True, target_modules=targets)
+    data = batches([3, 1])
+    drawn = []
+    for number, batch in enumerate(data, start=1):
+        generator = torch.Generator().manual_seed(4 * 1_000_003 + number)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.detach()
+        there = batch["labels"][:, 1:] != -100
+        labels = batch["labels"].clone()
+        labels[:, 1:][there] = torch.multinomial(logits[:, :-1][there].softmax(-1), 1, generator=generator)[:, 0]
+        drawn.append(batch | {"labels": labels})
+    estimate = estimate_fisher(model, data, labels="sampled", seed=4)
+    text = estimate_fisher(model, data)
+    assert (estimate.samples, estimate.tokens) == (text.samples, text.tokens)
+    for name, values in autograd_fisher(model, drawn, "sample").items():
+        found = estimate.omega[name] if estimate.omega[name].shape == values.shape else estimate.omega[name].T
+        torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-6 * float(values.max()))
+        assert not torch.allclose(estimate.omega[name], text.omega[name], rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["sample", "batch"])
+def test_sampled_labels_tend_to_the_sum_over_all_labels(lora_model: Callable[..., Any], kind: str) -> None:
+    """The true Fisher information of a sample: of independent labels, each by its probability."""
+    model = lora_model(dtype=torch.float64, target_modules=["v_proj"]).eval()
+    ids = torch.tensor([[3, 20, 7, 31]])
+    size, count = (64, 25) if kind == "sample" else (2, 250)
+    many = {"input_ids": ids.expand(size, -1), "labels": ids.expand(size, -1)}
+    found = estimate_fisher(model, [many] * count, kind=kind, labels="sampled").omega
+    weights = whole_weights(model)
+    predictions = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    for name, weight in weights.items():
+        expected = sum(
+            value.exp().detach() * (torch.autograd.grad(value, weight, retain_graph=True)[0] / 3) ** 2
+            for value in predictions.flatten()
+        )
+        assert isinstance(expected, torch.Tensor)
+        limit = 0.1 if kind == "sample" else 0.25  # 1600 draws, and 250 of two at once
+        assert float((found[name] - expected).norm() / expected.norm()) < limit
+        assert float(found[name].sum() / expected.sum()) == pytest.approx(1, abs=limit / 3)
+
+
+def test_sampled_labels_are_the_same_ones_where_it_goes_on_and_for_no_other_seed(
+    lora_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, data, path = lora_model(), batches([2, 3, 2, 1]), tmp_path / "fisher.safetensors"
+    whole = estimate_fisher(model, data, labels="sampled", seed=1)
+    estimate_fisher(model, data[:2], labels="sampled", seed=1, checkpoint=path, checkpoint_every=2)
+    for other in ({"labels": "sampled", "seed": 2}, {"labels": "text", "seed": 1}):
+        with pytest.raises(ALoRAError, match="belongs to another estimate"):
+            estimate_fisher(model, data, checkpoint=path, **other)  # type: ignore[arg-type]
+    resumed = estimate_fisher(model, data, labels="sampled", seed=1, checkpoint=path)
+    assert (resumed.samples, resumed.batches) == (8, 4)
+    other = estimate_fisher(model, data, labels="sampled", seed=2)
+    for name, values in whole.omega.items():
+        assert torch.equal(resumed.omega[name], values) and not torch.equal(other.omega[name], values)

@@ -14,8 +14,10 @@ et al. 2023, arXiv 2311.00636). George et al. 2018 (arXiv 1806.03884) have EK-FA
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,13 +29,18 @@ from alora_trainer.importance.kinds.eigenbasis import EigenSide, eigen_side
 from alora_trainer.importance.kinds.ekfac import EKFAC, OMEGA, EkfacOmega
 from alora_trainer.importance.kinds.in_basis import INPUT_VECTORS, OUTPUT_VECTORS, InBasis
 from alora_trainer.importance.kinds.kronecker import COVARIANCE, KRONECKER, CovarianceOmega, KroneckerOmega
+from alora_trainer.importance.recording.drawn_labels import (
+    IGNORED_LABEL,
+    LABELS,
+    batch_generator,
+    draw_labels,
+    wide,
+)
 from alora_trainer.importance.recording.layer_moments import LayerMoments, RotatedSquares
 from alora_trainer.importance.recording.squared_gradients import LOCATIONS
 from alora_trainer.weights.adapted import adapted_weights
 
 CURVATURES = (KRONECKER, EKFAC, COVARIANCE)
-LABELS = ("sampled", "text")
-_IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class CurvatureEstimate:
     Attributes:
         importance: by weight name, in host memory.
         tokens, batches: how many went into it.
+        seconds: how long that took, over all the times that it was begun.
     """
 
     importance: dict[str, InBasis]
     tokens: int
     batches: int
+    seconds: float
 
 
 def estimate_curvature(
@@ -62,6 +71,8 @@ def estimate_curvature(
     share: float | None = None,
     seed: int = 0,
     location: str = "device",
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 100,
 ) -> CurvatureEstimate:
     """The curvature of the adapted weights' base, at the weights that the model has.
 
@@ -93,6 +104,7 @@ def estimate_curvature(
             raise ALoRAError(f"{what}={value!r} is unknown: use one of {', '.join(known)}")
     if draws < 1 or (draws > 1 and labels != "sampled"):
         raise ALoRAError(f"draws={draws}: sample labels at least once, and the text's own labels exactly once")
+    start = time.perf_counter()
     weights = adapted_weights(model)
     moments = LayerMoments(weights, outputs=kind != COVARIANCE, location=location)
     passes = _Passes(model, labels, draws, tokens, seed)
@@ -115,7 +127,7 @@ def estimate_curvature(
         with squares.watching():
             passes.run(batches, squares.begin)
         importance = {name: _with_omega(one, squares, name, counted * draws) for name, one in importance.items()}
-    return CurvatureEstimate(importance, counted, number)
+    return CurvatureEstimate(importance, counted, number, time.perf_counter() - start)
 
 
 def _with_omega(bases: InBasis, squares: RotatedSquares, name: str, tokens: int) -> InBasis:
@@ -177,13 +189,11 @@ class _Passes:
         self, logits: torch.Tensor, labels: torch.Tensor | None, mask: torch.Tensor, number: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The logits (tokens, V) of every prediction, and the labels (tokens,) of each draw."""
-        wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         if self.labels == "text":
             if labels is None:
                 raise ALoRAError("the text's own labels are asked for, and its batches have none: sample them")
-            kept = labels[:, 1:] != _IGNORED_LABEL
-            return wide[:, :-1][kept], [labels[:, 1:][kept]]
-        rows = wide[mask]
-        generator = torch.Generator(rows.device).manual_seed(self.seed * 1_000_003 + number)
-        probabilities = rows.detach().softmax(-1)
-        return rows, [torch.multinomial(probabilities, 1, generator=generator)[:, 0] for _ in range(self.draws)]
+            kept = labels[:, 1:] != IGNORED_LABEL
+            return wide(logits[:, :-1][kept]), [labels[:, 1:][kept]]
+        rows = wide(logits[mask])
+        generator = batch_generator(self.seed, number, rows.device)
+        return rows, [draw_labels(rows, generator) for _ in range(self.draws)]

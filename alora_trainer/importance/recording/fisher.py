@@ -7,14 +7,16 @@ At the weights that the model has, over N samples of text (Kirkpatrick et al. 20
 
 `sample` is the empirical Fisher. `batch` is what the official code of EWCLoRA computes (compute_fisher_matrix.py of
 szxiangjn/world-model-for-language-model); the two are the same for batches of one sample, and for larger ones `batch` also
-has the products of different samples' gradients.
+has the products of different samples' gradients. With labels drawn from the model's own predictions instead of the text's
+(`drawn_labels`) both are estimates of the diagonal of the *true* Fisher information of samples: drawn labels are independent,
+so that products of different ones have no mean.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,13 @@ from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
 from alora_trainer.importance.kinds.formats import storage_format
+from alora_trainer.importance.recording.drawn_labels import (
+    IGNORED_LABEL,
+    LABELS,
+    batch_generator,
+    draw_in_place_of,
+    wide,
+)
 from alora_trainer.importance.recording.squared_gradients import (
     LOCATIONS,
     AdaptedSquares,
@@ -42,8 +51,9 @@ from alora_trainer.weights.parameterization import Parameterization
 FISHER_DESCRIPTIONS = {
     "fisher": "the diagonal of the empirical Fisher information: squared gradients of the base weights, sample by sample",
     "fisher_batch": "squared gradients of the base weights over whole batches, as EWCLoRA was published",
+    "fisher_true": "the diagonal of the true Fisher information: squared gradients of the base weights, sample by sample, with "
+    "labels drawn from the model's own predictions",
 }
-_IGNORED_LABEL = -100
 _PROGRESS = ("samples", "tokens", "batches", "seconds")
 
 
@@ -102,6 +112,8 @@ def estimate_fisher(
     batches: Iterable[Mapping[str, torch.Tensor]],
     *,
     kind: str = "sample",
+    labels: str = "text",
+    seed: int = 0,
     location: str = "device",
     samples: int | None = None,
     checkpoint: Path | None = None,
@@ -116,6 +128,8 @@ def estimate_fisher(
         batches: ``input_ids``, ``labels`` (-100 where nothing is predicted) and perhaps ``attention_mask``, each (B, T);
             the same ones in the same order where a checkpoint is gone on from.
         kind: "sample" or "batch", see the module's text.
+        labels: the "text"'s own, or "sampled" from the model's predictions at the places where the text's has one.
+        seed: of the sampled labels; each batch has a generator of its own.
         location: where the sums are kept: "device" or "cpu".
         samples: stop after this many (the last batch is cut); None takes all.
         checkpoint: a file that the sums so far are kept in; if it is there, the estimate goes on from it. The caller removes
@@ -124,28 +138,35 @@ def estimate_fisher(
         parameterization: of what; FULL is the model's own trainable parameters, and there is no adapter.
 
     Raises:
-        ALoRAError: there is no sample; a gradient is not finite, or all are zero; a layer is not supported; the checkpoint is
-            of another estimate.
+        ALoRAError: a setting is unknown; there is no sample; a gradient is not finite, or all are zero; a layer is not
+            supported; the checkpoint is of another estimate.
     """
+    if labels not in LABELS:
+        raise ALoRAError(f"labels={labels!r} is unknown: use one of {', '.join(LABELS)}")
     squares = _squares(model, parameterization, kind, location)
+    # What a checkpoint must agree in: with the text's own labels no seed matters.
+    settings = {"kind": kind} | ({"labels": labels, "seed": str(seed)} if labels == "sampled" else {})
     device = next(p.device for p in model.parameters() if p.requires_grad)
     progress: dict[str, float] = dict.fromkeys(_PROGRESS, 0)
-    if checkpoint is not None and checkpoint.is_file():
-        progress = _load(squares, checkpoint)
-    start, before = time.perf_counter(), progress["seconds"]
     try:
+        if checkpoint is not None and checkpoint.is_file():
+            progress = _load(squares, settings, checkpoint)
+        start, before = time.perf_counter(), progress["seconds"]
         with evaluation_mode(model), torch.enable_grad():
             for batch in itertools.islice(batches, int(progress["batches"]), None):
                 if samples is not None and progress["samples"] >= samples:
                     break
                 left = None if samples is None else samples - int(progress["samples"])
                 taken = {key: value[:left] for key, value in batch.items()}
+                labelled = (
+                    _text_labels if labels == "text" else _drawn_labels(seed, int(progress["batches"]) + 1, device)
+                )
                 for unit in squares.units(taken):
-                    _add_unit(model, squares, unit, progress, device)
+                    _add_unit(model, squares, unit, progress, labelled)
                 progress["batches"] += 1
                 progress["seconds"] = before + time.perf_counter() - start
                 if checkpoint is not None and progress["batches"] % checkpoint_every == 0:
-                    _save(squares, progress, checkpoint)
+                    _save(squares, settings | {key: str(value) for key, value in progress.items()}, checkpoint)
     finally:
         squares.close()
         model.zero_grad(set_to_none=True)
@@ -181,20 +202,35 @@ def _squares(model: nn.Module, parameterization: Parameterization, kind: str, lo
     return AdaptedSquares(adapted_weights(model), kind, location)
 
 
+# From labels (B, T) of the text and the logits (B, T, V) to those that gradients are taken of.
+_Labelled = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _text_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return labels
+
+
+def _drawn_labels(seed: int, number: int, device: torch.device) -> _Labelled:
+    generator = batch_generator(seed, number, device)
+    return lambda labels, logits: draw_in_place_of(labels, logits, generator)
+
+
 def _add_unit(
     model: nn.Module,
     squares: SquaredGradients,
     batch: Mapping[str, torch.Tensor],
     progress: dict[str, float],
-    device: torch.device,
+    labelled: _Labelled,
 ) -> None:
+    device = next(p.device for p in model.parameters() if p.requires_grad)
     inputs = {key: value.to(device) for key, value in batch.items()}
     labels = inputs.pop("labels")[:, 1:]
     squares.begin_batch(len(labels))
     # The squared gradients come out of hooks: what autograd leaves in the small factors is of no use, and would grow.
     model.zero_grad(set_to_none=True)
-    losses = token_losses(model(**inputs, use_cache=False).logits[:, :-1], labels)
-    counts = (labels != _IGNORED_LABEL).sum(1)
+    logits = model(**inputs, use_cache=False).logits[:, :-1]
+    losses = token_losses(logits, labelled(labels, logits))
+    counts = (labels != IGNORED_LABEL).sum(1)
     if squares.kind == "sample":
         loss = (losses.sum(1) / counts.clamp_min(1)).sum()
     else:
@@ -207,24 +243,23 @@ def _add_unit(
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy in nats of every token, (B, T), from logits (B, T, V); zero where the label is -100."""
-    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     losses = nn.functional.cross_entropy(
-        wide.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=_IGNORED_LABEL
+        wide(logits).flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED_LABEL
     )
     return losses.view(labels.shape)
 
 
-def _save(squares: SquaredGradients, progress: Mapping[str, float], path: Path) -> None:
-    metadata = {"kind": squares.kind} | {key: str(value) for key, value in progress.items()}
+def _save(squares: SquaredGradients, metadata: Mapping[str, str], path: Path) -> None:
     with replacing(path) as partial:
         write_tensors(partial, squares.sums, metadata)
 
 
-def _load(squares: SquaredGradients, path: Path) -> dict[str, float]:
+def _load(squares: SquaredGradients, settings: Mapping[str, str], path: Path) -> dict[str, float]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if metadata["kind"] != squares.kind or set(file.keys()) != set(squares.sums):
+            metadata = file.metadata() or {}
+            of = {key: metadata[key] for key in ("kind", "labels", "seed") if key in metadata}
+            if of != settings or set(file.keys()) != set(squares.sums):
                 raise ALoRAError(f"{path} belongs to another estimate: remove it, and begin anew")
             for name, total in squares.sums.items():
                 total.copy_(file.get_tensor(name))
