@@ -1,4 +1,4 @@
-"""From a finished recording, or an estimate of Fisher information, to an importance map that says where it comes from."""
+"""From a finished recording, or what was measured without one, to an importance map that says where it comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from alora_trainer.basics.versions import software_versions
 from alora_trainer.importance.base_model import base_revision, commit_of
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import ImportanceInfo
-from alora_trainer.importance.recording.fisher import FisherEstimate
 from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.weights.model_weights import adapter_of, present_theta
 from alora_trainer.weights.trained_weight import TrainedWeight
@@ -32,27 +31,27 @@ def describe_recording(trainer: Any, recorder: Recorder, *, so_far: bool = False
     return map_at_present(model, weights, omega, _info(trainer, recorder, model, adapter_of(weights)))
 
 
-def describe_fisher(
-    model: Any, weights: Sequence[TrainedWeight], estimate: FisherEstimate, *, name: str, seed: int
+def describe_measured(
+    model: Any,
+    weights: Sequence[TrainedWeight],
+    omega: Mapping[str, torch.Tensor | Importance],
+    *,
+    name: str,
+    **facts: Any,
 ) -> ImportanceMap:
-    """The importance map of an estimate of Fisher information, at the weights that `model` has.
+    """The importance map of what was measured at the weights that `model` has, without a training.
 
     Args:
-        model: that the estimate was made with.
+        model: that it was measured with.
         weights: those that it is about.
-        estimate: the Fisher information.
-        name: of the estimator.
-        seed: of the data's order.
+        omega: their importance by name.
+        name: of the estimator (see `importance.recording.measured`).
+        facts: further ones of `ImportanceInfo`, such as steps (batches), tokens and seed.
     """
     info = ImportanceInfo(
-        **base_facts(model, adapter_of(weights)),
-        estimator=name,
-        steps=estimate.batches,
-        tokens=estimate.tokens,
-        seed=seed,
-        versions=software_versions(),
+        **base_facts(model, adapter_of(weights)), estimator=name, versions=software_versions(), **facts
     )
-    return map_at_present(model, weights, estimate.omega, info)
+    return map_at_present(model, weights, omega, info)
 
 
 def map_at_present(

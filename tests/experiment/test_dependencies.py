@@ -22,6 +22,7 @@ from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
 from alora_trainer.experiment.recipe.recipe import KEYS, Recipe
 from alora_trainer.experiment.run.dependencies import OVERCAUTIOUS, Dependence, recording, result, shared
+from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
 from tests.tiny_recipe import SETTINGS
@@ -80,6 +81,17 @@ OURS: dict[type, dict[str, Any]] = {
     },
     RecordedMapConfig: {"storage": "float32"},
     FisherConfig: {"samples": 3, "batch_size": 3, "weights": "all", "location": "cpu", "storage": "log8"},
+    CurvatureConfig: {
+        "tokens": 99,
+        "batch_size": 3,
+        "labels": "text",
+        "draws": 2,
+        "keep": 3,
+        "share": 0.5,
+        "weights": "all",
+        "location": "cpu",
+        "storage": "bfloat16",
+    },
     EvaluationConfig: {
         "batch_size": 3,
         "max_length": 33,
@@ -100,6 +112,7 @@ SECTION = {
     ALoRAConfig: "alora",
     RecordedMapConfig: "map",
     FisherConfig: "fisher",
+    CurvatureConfig: "curvature",
     EvaluationConfig: "evaluation",
 }
 # Of PEFT's and the Trainer's many, those that the package's own recipes set, and a few besides.
@@ -153,12 +166,13 @@ GROUNDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
 }
 # One of each kind, where not all are looked at.
-KINDS = ("base", "lora", "lora_ab", "ewclora", "alora", "replay", "si_full", "ewc_full")
+KINDS = ("base", "lora", "lora_ab", "ewclora", "kfac", "alora", "replay", "si_full", "ewc_full")
 
 
 def every_change() -> dict[str, Any]:
     """All single settings by dotted name, each with another value."""
     changes: dict[str, Any] = {"seed": 5, "name": "other", "output_dir": "elsewhere", "methods": ["base"]}
+    changes["importance"] = "kronecker"
     for kind, values in OURS.items():
         changes |= dotted(SECTION[kind], values)
     changes |= dotted("lora", LORA) | dotted("fresh_lora", LORA)

@@ -76,7 +76,13 @@ def factors(model: Any) -> dict[str, torch.Tensor]:
 def test_a_method_with_a_penalty_has_something_to_hold_by() -> None:
     with pytest.raises(ALoRAError, match="needs starts_from='recorded'"):
         Method("x", "", starts_from="fresh", importance="uniform")
-    assert get_method("ewclora").fisher_kind == "sample" and get_method("ewclora_batch").fisher_kind == "batch"
+    kinds = {name: get_method(name).measured for name in ("ewclora", "ewclora_batch", "ewclora_true", "kfac")}
+    assert [(one.squares, one.labels) for one in kinds.values() if one and not one.is_curvature] == [
+        ("sample", "text"),
+        ("batch", "text"),
+        ("sample", "sampled"),
+    ]
+    assert kinds["kfac"] is not None and kinds["kfac"].kind == "kronecker"
     assert {m.name for m in METHODS.values() if m.needs_general_text} == {"replay", "kl_anchor", "i_lora", "corda_kpm"}
 
 

@@ -160,6 +160,22 @@ def fetch_config(repo_id: str, *, revision: str | None, token: str | bool | None
     return folder, healed(lambda: read_config(folder), repo_id, folder, lambda: [CONFIG_FILE], token)
 
 
+def config_of(source: str) -> MapConfig:
+    """What a map says of itself: one in a folder, or on the Hub, of which no other file is fetched.
+
+    Args:
+        source: a folder, "organisation/name", or "organisation/name@revision".
+
+    Raises:
+        ALoRAError: there is neither such a folder nor such a repository, or it holds no importance map.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return read_config(present_folder(path))
+    repo_id, revision = split_id(source, None)
+    return fetch_config(repo_id, revision=revision, token=None)[1]
+
+
 def check_adapter_on_hub(repo_id: str) -> None:
     """Look at the configuration of an adapter on the Hub before PEFT is let at it.
 

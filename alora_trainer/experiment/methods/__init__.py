@@ -5,6 +5,7 @@ registry.py        the list of all methods
 paper.py           the base model, LoRA, ALoRA and its ablations
 controls.py        the same penalty with its claims taken away
 ewc.py             held by Fisher information
+curvature.py       held by curvature in a basis
 full_tuning.py     the model's own weights, held as published
 mlp_only.py, corda.py, osf.py     other adapters
 general_text.py    trainings that see general text beside the domain: the part that they share

@@ -13,11 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.recording.measured import MEASURED, RECORDED, Measured
 from alora_trainer.trainer.mixin import ALoRATrainer
 from alora_trainer.weights.parameterization import Parameterization
-
-# The Fisher information that a method may hold by, and how the gradients in it are squared (see `importance.recording.fisher`).
-FISHER_KINDS = {"fisher": "sample", "fisher_batch": "batch"}
 
 Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
@@ -64,8 +62,8 @@ class Method:
         starts_from: "base" is the base model as it is, without any training; "fresh" trains a new adapter on the domain;
             "recorded" goes on with the adapter that recording on general text left behind.
         importance: hold what this says is important: "recorded" in stage A; a control made from it (see
-            `importance.controls`); or the Fisher information of the base weights ("fisher" by sample, "fisher_batch" as the
-            official code of EWCLoRA computes it). None holds nothing.
+            `importance.controls`); or what is measured at the base weights (a name in `MEASURED`, such as "fisher" or
+            "kronecker"). None holds nothing.
         parameterization: whether an adapter is trained, or the model's own weights are.
         lora: fields of `peft.LoraConfig` that make the method.
         alora: fields of `ALoRAConfig` that make the method.
@@ -96,8 +94,11 @@ class Method:
     alora: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.importance is not None and not (self.needs_recording or self.fisher_kind):
-            raise ALoRAError(f"method {self.name}: a penalty needs starts_from='recorded', or Fisher information")
+        if self.importance is not None and not (self.needs_recording or self.measured):
+            known = ", ".join(MEASURED)
+            raise ALoRAError(
+                f"method {self.name}: a penalty needs starts_from='recorded', or an importance that is measured: {known}"
+            )
 
     # ---- what a method with code of its own says otherwise ----
 
@@ -160,21 +161,27 @@ class Method:
         return self.parameterization is Parameterization.FULL and self.needs_recording
 
     @property
-    def fisher_kind(self) -> str | None:
-        """Which Fisher information must be computed first ("sample" or "batch"), if any."""
-        return FISHER_KINDS.get(self.importance or "")
+    def measured(self) -> Measured | None:
+        """What must be measured at the base weights first, if anything."""
+        return MEASURED.get(self.importance or "")
+
+    @property
+    def takes_map(self) -> bool:
+        """Whether a map of somebody else's can take the place of what it starts from, or is held by."""
+        adapter = self.parameterization is Parameterization.ADAPTER
+        return adapter and (self.needs_recording or self.measured is not None)
 
     @property
     def trains_in_several_processes(self) -> bool:
         """Whether `alora tune` may be launched in several processes for it."""
         adapter = self.parameterization is Parameterization.ADAPTER
-        return adapter and not self.one_process and self.fisher_kind is None
+        return adapter and not self.one_process and (self.measured is None or self.measured.is_curvature)
 
     @property
     def learns_several_domains(self) -> bool:
         """Whether it has a meaning over several domains in a row: plain LoRA, held by nothing or by what was recorded."""
         plain = self.is_plain and self.parameterization is Parameterization.ADAPTER
-        return plain and (self.importance in (None, "recorded") or self.fisher_kind is not None)
+        return plain and (self.importance in (None, RECORDED) or self.measured is not None)
 
 
 # Sections of a recipe that may be set for one method alone.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from alora_trainer.basics.registry import Registry
 from alora_trainer.experiment.methods.controls import L2, SHUFFLED
 from alora_trainer.experiment.methods.corda import CORDA_KPM
-from alora_trainer.experiment.methods.ewc import EWCLORA, EWCLORA_BATCH
+from alora_trainer.experiment.methods.curvature import COVARIANCE, EKFAC, KFAC
+from alora_trainer.experiment.methods.ewc import EWCLORA, EWCLORA_BATCH, EWCLORA_FACTORED, EWCLORA_TRUE
 from alora_trainer.experiment.methods.full_tuning import EWC_FULL, SI_FULL
 from alora_trainer.experiment.methods.i_lora import I_LORA
 from alora_trainer.experiment.methods.kl_anchor import KL_ANCHOR
@@ -31,7 +32,8 @@ from alora_trainer.experiment.methods.replay import REPLAY
 # In the order of tables and reports, which tell methods apart by their place.
 METHODS: Registry[Method] = Registry("method")
 for _method in (
-    *(BASE, LORA, LORA_AB, RSLORA, EWCLORA, EWCLORA_BATCH, ALORA, ALORA_NO_LAYER, ALORA_NO_ELEMENT),
+    *(BASE, LORA, LORA_AB, RSLORA, EWCLORA, EWCLORA_TRUE, EWCLORA_BATCH, EWCLORA_FACTORED, KFAC, EKFAC, COVARIANCE),
+    *(ALORA, ALORA_NO_LAYER, ALORA_NO_ELEMENT),
     *(L2, SHUFFLED, MLP_ONLY, REPLAY, KL_ANCHOR, I_LORA, LORA_PRO, SI_FULL, EWC_FULL, CORDA_KPM, OSF),
 ):
     METHODS.register(_method.name, _method)

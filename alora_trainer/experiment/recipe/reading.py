@@ -38,7 +38,9 @@ from alora_trainer.experiment.recipe.settings import (
     parse_yaml,
     set_override,
 )
+from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 from alora_trainer.importance.recording.fisher import FisherConfig
+from alora_trainer.importance.recording.measured import MEASURED, RECORDED
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.weights.start import StartFrom
 
@@ -109,6 +111,8 @@ def build_recipe(
         alora=_section(ALoRAConfig, {"alora": {"record": "projected"} | sections["alora"]}, "alora"),
         map=_section(RecordedMapConfig, sections, "map"),
         fisher=_section(FisherConfig, sections, "fisher"),
+        curvature=_section(CurvatureConfig, sections, "curvature"),
+        importance=_importance(given.get("importance", RECORDED)),
         method_options=read_method_options(
             sections["method_options"],
             {
@@ -164,6 +168,14 @@ def _warn_of_code(folder: str) -> None:
         f"evaluation.task_folder: the tasks in {folder!r} may run code of their own (!function), as with lm_eval "
         "--include_path: go on only if you trust whoever wrote them"
     )
+
+
+def _importance(value: Any) -> str:
+    """What `alora record` makes."""
+    name, known = coerce(value, str, "importance"), [RECORDED, *MEASURED]
+    if name not in known:
+        raise ALoRAError(f"importance={name!r} is unknown: use one of {', '.join(known)}")
+    return str(name)
 
 
 def _methods(value: Any) -> tuple[Method, ...]:

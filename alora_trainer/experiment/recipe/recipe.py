@@ -26,7 +26,9 @@ from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import options_of
 from alora_trainer.experiment.recipe.model_section import ModelConfig, refuse_adapter
 from alora_trainer.experiment.recipe.settings import absolute_path, resolve_path
+from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 from alora_trainer.importance.recording.fisher import FisherConfig
+from alora_trainer.importance.recording.measured import MEASURED, RECORDED, Measured
 from alora_trainer.trainer.config import ALoRAConfig
 
 SECTIONS = (
@@ -40,10 +42,11 @@ SECTIONS = (
     "alora",
     "map",
     "fisher",
+    "curvature",
     "method_options",
     "evaluation",
 )
-KEYS = ("name", "seed", "output_dir", "methods", "domains", *SECTIONS)
+KEYS = ("name", "seed", "output_dir", "methods", "importance", "domains", *SECTIONS)
 # What to do where `model.path` is an adapter.
 MERGE_FIRST = "set model.path to its base model, or merge the two first (merge_and_unload) and save the whole"
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
@@ -73,6 +76,8 @@ class Recipe:
         alora: recording and protecting.
         map: how the recorded importance is saved.
         fisher: how Fisher information is estimated, for the methods that need it.
+        curvature: how curvature in a basis is, likewise.
+        importance: what `alora record` makes: "recorded" in a training on general text, or a name in `MEASURED`, without one.
         method_options: what is set for one method alone, by its name.
         evaluation: how both kinds of text are scored.
         base: the recipe's folder, which its relative paths start from.
@@ -90,6 +95,8 @@ class Recipe:
     alora: ALoRAConfig
     evaluation: EvaluationConfig
     fisher: FisherConfig
+    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
+    importance: str = RECORDED
     map: RecordedMapConfig = field(default_factory=RecordedMapConfig)
     domains: tuple[DomainConfig, ...] = ()
     method_options: dict[str, MethodOptions] = field(default_factory=dict)
@@ -105,6 +112,11 @@ class Recipe:
     def needs_recording(self) -> bool:
         """Whether any of the methods starts from the adapter that is recorded on general text."""
         return any(method.needs_recording and not method.records_alone for method in self.methods)
+
+    @property
+    def measured(self) -> Measured | None:
+        """What `alora record` measures; None where it records in a training."""
+        return MEASURED.get(self.importance)
 
     def each_domain(self) -> list[Recipe]:
         """This recipe for each of its domains alone, in their order."""
@@ -199,6 +211,7 @@ class Recipe:
             "name": self.name,
             "seed": self.seed,
             "methods": [method.name for method in self.methods],
+            "importance": self.importance,
             "model": dataclasses.asdict(self.model) | {"path": self._model_path()},
             "lora": self.lora,
             "fresh_lora": self.fresh_lora,
@@ -209,6 +222,7 @@ class Recipe:
             "alora": self.alora.resolved(),
             "map": dataclasses.asdict(self.map),
             "fisher": dataclasses.asdict(self.fisher),
+            "curvature": dataclasses.asdict(self.curvature),
             "method_options": {name: options.resolved() for name, options in self.method_options.items()},
             "evaluation": dataclasses.asdict(self.evaluation),
         }

@@ -4,7 +4,7 @@ After each domain the model is measured on all of them and on general text: row 
 domain i (row 0: before the first). The output folder holds
 
     recipe.yaml              the recipe, resolved
-    general/                 stage A, or the Fisher information, as a run of its own
+    general/                 stage A, or what is measured, as a run of its own
     data/TASK/               every domain's items
     METHOD/1-TASK, 2-...     one training each: adapter/, and map/, the importance of all that was learned so far
     results.json, table.md   all methods, as they are after the last domain, with their matrices
@@ -198,7 +198,7 @@ class ContinualRun:
     def _beginning(self, method: Method, number: int) -> Beginning:
         """What the training on the domain of this number goes on from.
 
-        Where importance adds up, it is held by that of all that was learned before it; Fisher information stays the base's.
+        Where importance adds up, it is held by that of all that was learned before it; what is measured stays the base's.
         """
         importance = first = self.general.map_folder(method)
         before = self._folder(method, number - 1) if number > 1 else None

@@ -21,6 +21,7 @@ from alora_trainer.experiment.recipe.contents import by_content
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.stage import digest, plain
 from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh, watches_probe
+from alora_trainer.importance.recording.measured import RECORDED, Measured
 from alora_trainer.trainer.config import PROTECTING
 from alora_trainer.weights.parameterization import Parameterization
 
@@ -30,9 +31,12 @@ Given: TypeAlias = str | Mapping[str, str]
 _EVERYWHERE = {
     "name": "it only names the default output folder",
     "output_dir": "it is where a run is kept",
+    "importance": "it says what `alora record` makes; every method has its own",
     "methods": "a method's result is its own, whichever others are compared with it",
     "method_options": "what is set for a method is in the sections that it stands over",
 }
+# The recipe's sections on what is measured without a training.
+MEASURING = ("fisher", "curvature")
 _HELD_OUT = ("test", "test_bytes")
 _WATCHED = ("probe", "probe_tokens")
 _TRAINED = ("train", "block_length", "train_tokens", "streaming", "self_text")
@@ -53,6 +57,7 @@ OVERCAUTIOUS = {
     "alora.omega_device": "sums in another order move the last digits",
     "alora.lam_end_factor": "nothing reads it with a constant schedule; who sets it sets both",
     "fisher.location": "sums in another order move the last digits",
+    "curvature.location": "sums in another order move the last digits",
 }
 
 
@@ -124,7 +129,7 @@ class Dependence:
 def held_out(recipe: Recipe) -> Dependence:
     """The files that a run reads: the held-out general text, and the domain's training and test items."""
     without = _EVERYWHERE | _each(
-        ("lora", "fresh_lora", "record", "tune", "alora", "map", "fisher", "evaluation"),
+        ("lora", "fresh_lora", "record", "tune", "alora", "map", "fisher", "curvature", "evaluation"),
         "the files are written before all else",
     )
     without |= _each(
@@ -142,7 +147,7 @@ def recording(recipe: Recipe, method: Method | None = None) -> Dependence:
     if own:
         assert method is not None
         recipe = recipe.for_own_recording(method)
-    without = _before_the_domain("fisher", "it is for Fisher information") | _each(
+    without = _before_the_domain(MEASURING, "it is for what is measured without a training") | _each(
         _in("alora", PROTECTING), "it is for holding what was recorded"
     )
     if own:
@@ -155,32 +160,30 @@ def recording(recipe: Recipe, method: Method | None = None) -> Dependence:
     return Dependence(settings, without, method.name, ("record",), _fixed(recipe, method, ("record",)))
 
 
-def fisher_information(recipe: Recipe, method: Method) -> Dependence:
-    """The Fisher information that `method` holds by."""
-    without = _before_the_domain("record", "nothing is trained for an estimate") | {
+def measurement(recipe: Recipe, measured: Measured, moved: Parameterization = Parameterization.ADAPTER) -> Dependence:
+    """What is measured at the base weights, without a training, of those that LoRA adapts or of all."""
+    others = [section for section in MEASURING if section != measured.section]
+    without = _before_the_domain(["record"], "nothing is trained for what is measured") | {
         "alora": "it is for recording in a training, and for holding",
         "map": "it is for what a training records",
+        **_each(others, "it is for what is measured in another way"),
     }
-    if method.parameterization is Parameterization.FULL:
+    if moved is Parameterization.FULL:
         without["lora"] = "it is of all parameters, without an adapter"
     settings = _remaining(recipe, without)
-    return Dependence(
-        settings | {"kind": method.fisher_kind, "parameterization": method.parameterization.value}, without
-    )
+    return Dependence(settings | dataclasses.asdict(measured) | {"parameterization": moved.value}, without)
 
 
 def importance(recipe: Recipe, method: Method, given: Given | None = None) -> Dependence | None:
     """What a method starts from or is held by; None if there is neither.
 
     Args:
-        given: a map in the place of the recording that methods share.
+        given: a map in the place of what the method would start from, or be held by.
     """
-    if method.fisher_kind is not None:
-        return fisher_information(recipe, method)
-    if not method.needs_recording:
-        return None
-    if given is None or method.records_alone:
-        return recording(recipe, method)
+    if not method.takes_map or given is None:
+        if method.measured is not None:
+            return measurement(recipe, method.measured, method.parameterization)
+        return recording(recipe, method) if method.needs_recording else None
     sections = [key for key in recipe.resolved() if key not in _EVERYWHERE]
     return Dependence({"given": given}, _EVERYWHERE | _each(sections, "the map was given"))
 
@@ -203,7 +206,7 @@ def training(
     own = as_trained(recipe, method, later=before is not None)
     without = _EVERYWHERE | {
         "record": "stage A is a step of its own",
-        "fisher": "Fisher information is a step of its own",
+        **_each(MEASURING, "what is measured is a step of its own"),
     }
     if not records:
         without["map"] = "this training records nothing"
@@ -224,7 +227,7 @@ def training(
         settings["options"] = dataclasses.asdict(options)
     source = importance(recipe, method, given)
     if source is not None:
-        settings["fisher" if method.fisher_kind is not None else "recording"] = source.settings.get(
+        settings["recording" if method.measured is None else method.measured.section] = source.settings.get(
             "given", source.settings
         )
     if before is not None:
@@ -244,7 +247,7 @@ def scores(recipes: Sequence[Recipe], trained: str | Dependence) -> Dependence:
     """
     data = [held_out(recipe) for recipe in recipes]
     without = _EVERYWHERE | _each(
-        ("model", "seed", "lora", "fresh_lora", "general", "domain", "record", "tune", "alora", "map", "fisher"),
+        ("model", "seed", "lora", "fresh_lora", "general", "domain", "record", "tune", "alora", "map", *MEASURING),
         "what is evaluated, and on what, was made before",
     )
     without |= _each(_in("evaluation", _CURVE), "it is for the time of training")
@@ -292,27 +295,27 @@ def base_model(recipe: Recipe) -> dict[str, Any]:
 
 
 def shared(recipe: Recipe) -> dict[str, Any]:
-    """Everything that what methods share depends on: the data, the recording, and the Fisher information."""
+    """Everything that what methods share depends on: the data, the recording, and how things are measured."""
     return {
         "data": [held_out(one).settings for one in recipe.each_domain()],
         "record": recording(recipe).settings,
-        "fisher": dataclasses.asdict(recipe.fisher),
+        **{section: dataclasses.asdict(getattr(recipe, section)) for section in MEASURING},
     }
 
 
 def records_for_later(method: Method, position: int, domains: int) -> bool:
-    """Whether a domain's importance is recorded for those after it: Fisher information stays that of the base model.
+    """Whether a domain's importance is recorded for those after it: what is measured stays that of the base model.
 
     Args:
         position: of the domain, from 0.
         domains: how many there are.
     """
-    return method.importance == "recorded" and position + 1 < domains
+    return method.importance == RECORDED and position + 1 < domains
 
 
-def _before_the_domain(other: str, reason: str) -> dict[str, str]:
-    """What neither a recording nor an estimate of Fisher information depends on."""
-    without = _EVERYWHERE | {other: reason}
+def _before_the_domain(others: Sequence[str], reason: str) -> dict[str, str]:
+    """What neither a recording nor what is measured without one depends on; and `others`, for this reason."""
+    without = _EVERYWHERE | _each(others, reason)
     without |= _each(("domain", "tune", "fresh_lora", "evaluation"), "it is done before the domain")
     without |= _each(_in("general", _HELD_OUT), "forgetting is measured on it, nothing is trained on it")
     return without | _each(_in("general", _WATCHED), "it is watched while the domain is trained")

@@ -1,4 +1,4 @@
-"""A recipe's general text: what is trained on (in stage A, for Fisher information, as replay), and the probe of stage B."""
+"""A recipe's general text: what is trained on (in stage A, for what is measured, as replay), and the probe of stage B."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def held_map(recipe: Recipe, method: Method, importance: Path, learned: Path | N
         recipe: as the method trains by it.
         method: what to train.
         importance: a map. What is recorded is, on every domain, the sum so far, at the end of the domain before.
-        learned: the adapter that the domain before left behind. Fisher information is measured at the base model and stays as
+        learned: the adapter that the domain before left behind. What is measured at the base model stays as
             it is; theta*, which `alora.anchor` and the penalty go by, is where the training starts all the same.
 
     Raises:
@@ -32,7 +32,7 @@ def held_map(recipe: Recipe, method: Method, importance: Path, learned: Path | N
     found = ImportanceMap.from_pretrained(importance, storage=recipe.alora.storage)
     if method.importance is not None and method.importance in CONTROLS:
         return control_map(method.importance, found, recipe.seed)
-    if learned is None or method.fisher_kind is None:
+    if learned is None or method.measured is None:
         return found
     model = with_saved_adapter(load_base(recipe), learned, trainable=True)
     weights = adapted_weights(model)

@@ -13,7 +13,6 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.artefact.files import LAYERS_FILE
-from alora_trainer.artefact.hub.download import fetch, pinned
 from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.basics.folder_lock import check_folder
 from alora_trainer.basics.processes import by_main, is_main, launched, main_first
@@ -26,7 +25,8 @@ from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import method_settings
 from alora_trainer.experiment.run import dependencies
 from alora_trainer.experiment.run.evaluate import evaluate
-from alora_trainer.experiment.run.fisher import compute_fisher
+from alora_trainer.experiment.run.given_map import GivenMap
+from alora_trainer.experiment.run.measure import measure_importance
 from alora_trainer.experiment.run.models import load_tokenizer
 from alora_trainer.experiment.run.observe import recorded_overlap
 from alora_trainer.experiment.run.prepare import PreparedData, write_data
@@ -35,6 +35,7 @@ from alora_trainer.experiment.run.stage import Stage, digest
 from alora_trainer.experiment.run.steps import Steps
 from alora_trainer.experiment.run.training_recipe import as_trained, check_one_domain, recorded_adapter
 from alora_trainer.experiment.run.tune import Beginning, tune
+from alora_trainer.importance.recording.measured import Measured
 from alora_trainer.weights.parameterization import Parameterization
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class Run:
         self.recipe = replace(recipe, contents=CONTENTS)
         self.folder = Path(output_dir)
         self.overwrite = overwrite
-        self.importance = str(importance) if importance is not None else None
-        self.steps = Steps(self.recipe, self.folder, variant=variant, given=lambda: self._identity_of_given)
+        self.given = None if importance is None else GivenMap(str(importance), self.recipe.alora.storage)
+        self.steps = Steps(self.recipe, self.folder, variant=variant, given=self._given_to)
         self._is_begun = False
         check_folder(self.folder)
 
@@ -93,42 +94,35 @@ class Run:
         """The base model's tokenizer."""
         return load_tokenizer(self.recipe)
 
-    @cached_property
-    def _given(self) -> str | None:
-        """The map that was given, at one commit: one run keeps to one map.
-
-        Raises:
-            ALoRAError: there is no such map.
-        """
-        return None if self.importance is None else pinned(self.importance, storage=self.recipe.alora.storage)
-
-    @cached_property
-    def _identity_of_given(self) -> dependencies.Given | None:
-        """What tells the map that was given from every other."""
-        folder = self._given is not None and Path(self._given).is_dir()
-        return CONTENTS.loaded(Path(str(self._given))) if folder else self._given
+    def _given_to(self, method: Method | None) -> dependencies.Given | None:
+        """What tells the given map from others, if it is for a method (or, for None, in the place of the recording)."""
+        return self.given.identity if self.given is not None and self.given.is_for(method) else None
 
     def _begin_run(self) -> None:
         """Note the recipe in the folder, before any work in it; that a given map is not there is known by then."""
         if self._is_begun:
             return
         with main_first():
-            _ = self._given
+            if self.given is not None:
+                _ = self.given.place
             if is_main():
                 write_recipe(self.recipe, self.folder)
         self._is_begun = True
 
     # ---- the steps ----
 
-    def check(self, *methods: Method, recording: bool = False, scores: bool = False) -> None:
+    def check(
+        self, *methods: Method, recording: bool = False, measured: Measured | None = None, scores: bool = False
+    ) -> None:
         """Refuse what cannot be done in this folder (see `Steps.check`), before anything is written in it.
 
         A given map's own adapter is looked at, too: it is what its methods train.
         """
         for method in methods:
-            given = self._given is not None and method.needs_recording and not method.records_alone
+            given = method.needs_recording and self.given is not None and self.given.is_for(method)
             as_trained(self.recipe, method, recorded=recorded_adapter(self.map_folder(method) if given else None))
-        by_main(lambda: self.steps.check(methods, recording=recording, scores=scores, overwrite=self.overwrite))
+        looked_for: dict[str, Any] = {"recording": recording, "measured": measured, "scores": scores}
+        by_main(lambda: self.steps.check(methods, **looked_for, overwrite=self.overwrite))
 
     def check_scores(self, methods: Sequence[Method], others: Mapping[str, str]) -> None:
         """The same for an evaluation of what was made before.
@@ -141,7 +135,7 @@ class Run:
         trained = {one.name: self._digest_of(self._trained(one)) for one in methods if one.trains}
 
         def check() -> None:
-            self.steps.check(untrained, recording=False, scores=True, overwrite=self.overwrite)
+            self.steps.check(untrained, recording=False, measured=None, scores=True, overwrite=self.overwrite)
             for name, made in {**trained, **others}.items():
                 self.steps.scores(name, made).finished(overwrite=self.overwrite)
 
@@ -165,13 +159,10 @@ class Run:
         Raises:
             ALoRAError: a given map cannot be fetched.
         """
-        if method.fisher_kind is not None:
-            return self.steps.fisher(method).folder / "map"
-        if not method.needs_recording:
-            return None
-        if self._given is None or method.records_alone:
-            return self.steps.recording(method).folder / "map"
-        return fetch(self._given, storage=self.recipe.alora.storage)[0]
+        if self.given is not None and self.given.is_for(method):
+            return self.given.folder(self.recipe.for_method(method).alora.storage)
+        made = self.steps.importance(method)
+        return None if made is None else made.folder / "map"
 
     # ---- the work ----
 
@@ -210,17 +201,17 @@ class Run:
         self._finish(stage, cost)
         return cost
 
-    def fisher(self, method: Method) -> dict[str, Any]:
-        """The Fisher information that `method` holds by, such as ``fisher/map`` or ``fisher_batch/map``.
+    def measure(self, measured: Measured, moved: Parameterization = Parameterization.ADAPTER) -> dict[str, Any]:
+        """Measure importance at the base weights, into a folder of its name, such as ``kronecker/map`` or ``fisher/map``.
 
         Returns:
-            seconds, peak_bytes, samples and steps of the estimate.
+            What `measure_importance` says of it.
         """
-        stage = self.steps.fisher(method)
+        stage = self.steps.measurement(measured, moved)
         finished = self._begin(stage)
         if finished is not None:
             return finished
-        cost = compute_fisher(self.recipe, method, self.tokenizer, stage.folder)
+        cost = measure_importance(self.recipe, measured, moved, self.tokenizer, stage.folder)
         self._finish(stage, cost)
         return cost
 
@@ -228,13 +219,15 @@ class Run:
         """Make what the method starts from or is held by, if it is not there; what that cost, None where nothing was made."""
         if self.steps.importance(method) is None:
             return None
-        return self.record(method) if method.fisher_kind is None else self.fisher(method)
+        if method.measured is None:
+            return self.record(method)
+        return self.measure(method.measured, method.parameterization)
 
     def tune(self, method: Method) -> dict[str, Any]:
         """Stage B: train on the domain (after stage A, if the method needs it), saving ``METHOD/adapter``.
 
         Returns:
-            train: what `tune.tune` says of this training; record: the cost of stage A or of the Fisher information, if the
+            train: what `tune.tune` says of this training; record: the cost of stage A or of what was measured, if the
             method needs one and this run made it.
         """
         stage = self.steps.training(method)
@@ -255,7 +248,7 @@ class Run:
 
     def overlap(self) -> dict[str, Any] | None:
         """Whether the text that was recorded on holds the test items (see `data.overlap`); None without a recording of ours."""
-        if self.importance is not None or not (self.folder / "record").is_dir():
+        if self.given is not None or not (self.folder / "record").is_dir():
             return None
         try:
             recorded, stage = self.steps.recording(), self.steps.overlap()
@@ -309,7 +302,7 @@ class Run:
 
     def _recorded_map(self, method: Method) -> Path | None:
         """The map that this run recorded for the method."""
-        recorded = method.needs_recording and (method.records_alone or self.importance is None)
+        recorded = method.needs_recording and (method.records_alone or self.given is None)
         return self.steps.recording(method).folder / "map" if recorded else None
 
     def trained_before(self, method: Method) -> MethodResult:

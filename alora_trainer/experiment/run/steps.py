@@ -9,6 +9,7 @@ from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run import dependencies
 from alora_trainer.experiment.run.stage import Stage
+from alora_trainer.importance.recording.measured import Measured
 from alora_trainer.weights.parameterization import Parameterization
 
 
@@ -19,11 +20,17 @@ class Steps:
         recipe: the recipe.
         folder: the run's.
         variant: names what differs from another recipe in the same folder; None for nothing.
-        given: what says which map takes the place of the recording; None where none does.
+        given: what says which map takes the place of what a method starts from or is held by (of the recording that methods
+            share, for None); None where none does.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, *, variant: str | None, given: Callable[[], dependencies.Given | None]
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        variant: str | None,
+        given: Callable[[Method | None], dependencies.Given | None],
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -44,20 +51,19 @@ class Steps:
         name = f"record_{method.name}" if method is not None and own else "record"
         return Stage(self.folder / name, dependencies.recording(self.recipe, method).settings, "training")
 
-    def fisher(self, method: Method) -> Stage:
-        """The Fisher information that the method holds by."""
-        assert method.importance is not None
-        full = method.parameterization is Parameterization.FULL
-        name = f"{method.importance}_full" if full else method.importance
-        return Stage(self.folder / name, dependencies.fisher_information(self.recipe, method).settings, "training")
+    def measurement(self, measured: Measured, moved: Parameterization = Parameterization.ADAPTER) -> Stage:
+        """What is measured at the base weights, of those that LoRA adapts or of the whole model."""
+        name = f"{measured.name}_full" if moved is Parameterization.FULL else measured.name
+        settings = dependencies.measurement(self.recipe, measured, moved).settings
+        return Stage(self.folder / name, settings, "training")
 
     def importance(self, method: Method) -> Stage | None:
         """What this run makes for the method to start from or to be held by; None where there is nothing, or it was given."""
-        if method.fisher_kind is not None:
-            return self.fisher(method)
-        if method.needs_recording and (method.records_alone or self._given() is None):
-            return self.recording(method)
-        return None
+        if self._given(method) is not None:
+            return None
+        if method.measured is not None:
+            return self.measurement(method.measured, method.parameterization)
+        return self.recording(method) if method.needs_recording else None
 
     def overlap(self) -> Stage:
         """The comparison of the recording text with the test items."""
@@ -66,19 +72,28 @@ class Steps:
 
     def training(self, method: Method) -> Stage:
         """Stage B of a method."""
-        settings = dependencies.training(self.recipe, method, self._given()).settings
+        settings = dependencies.training(self.recipe, method, self._given(method)).settings
         return Stage(self.folder / self.place(method), settings, "training")
 
     def scores(self, name: str, trained: str) -> Stage:
         """The evaluation of what depends on what `trained` is a digest of, in the folder `name`."""
         return Stage(self.folder / name, dependencies.scores([self.recipe], trained).settings, "result")
 
-    def check(self, methods: Sequence[Method], *, recording: bool, scores: bool, overwrite: bool) -> None:
+    def check(
+        self,
+        methods: Sequence[Method],
+        *,
+        recording: bool,
+        measured: Measured | None,
+        scores: bool,
+        overwrite: bool,
+    ) -> None:
         """Look at all that a command is going to do, before it writes anything.
 
         Args:
             methods: that it trains.
             recording: whether it makes the recording that methods share.
+            measured: what it measures for itself.
             scores: whether it evaluates the methods, too.
             overwrite: what other settings made is made anew.
 
@@ -86,6 +101,8 @@ class Steps:
             ALoRAError: one of the steps was made with other settings, or its folder is not ours.
         """
         used = [self.recording(), self.overlap()] if recording and scores else [self.recording()] if recording else []
+        if measured is not None:
+            used.append(self.measurement(measured))
         if scores or any(method.trains for method in methods):
             used.append(self.data())
         for method in methods:

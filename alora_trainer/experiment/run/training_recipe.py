@@ -83,7 +83,7 @@ def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given:
             f"lora.{reason}, and {method.name} takes the model without its adapter for the base model: leave it out of lora"
         )
     if method.penalty:
-        # Fisher information is of the base model's own weights, whatever adapter the domain is trained with.
+        # What is measured is of the base model's own weights, whatever adapter the domain is trained with.
         held = recorded if method.needs_recording else LoraConfig()
         check_start(own.alora.start_from, own.alora.anchor, held, fresh if makes_one else None)
 

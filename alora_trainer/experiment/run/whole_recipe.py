@@ -89,19 +89,28 @@ def _method(run: Run, method: Method, finished: Mapping[str, MethodResult]) -> M
 
 
 def record_recipe(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = False) -> Path:
-    """Stage A of a recipe alone; the folder of the importance map.
+    """The importance that a recipe's `importance` names, alone: of stage A, or measured; the folder of the map.
 
-    In several processes that were launched together (torchrun), all of them train and one writes.
+    In several processes that were launched together (torchrun), all of them take part and one writes.
 
     Raises:
         ALoRAError: as `run_recipe`.
     """
     run = _joined_run(recipe, "record", output_dir, overwrite=overwrite)
-    check_trainings(recipe, (), recording=True)
+    measured = recipe.measured
+    if measured is None:
+        check_trainings(recipe, (), recording=True)
+        with working_in(run.folder):
+            run.check(recording=True)
+            run.record()
+        return run.folder / "record" / "map"
+    if launched() > 1 and not measured.is_curvature:
+        raise ALoRAError(f"{measured.name} importance is measured in one process: start it without torchrun")
+    check_trainings(recipe, (), recording=False)
     with working_in(run.folder):
-        run.check(recording=True)
-        run.record()
-    return run.folder / "record" / "map"
+        run.check(measured=measured)
+        run.measure(measured)
+    return run.folder / measured.name / "map"
 
 
 def _joined_run(recipe: Recipe, section: str, output_dir: str | Path, **settings: Any) -> Run:
@@ -139,12 +148,14 @@ def tune_recipe(
     """
     if not method.trains:
         raise ALoRAError(f"method {method.name} trains nothing: choose another --method")
-    if importance is not None and (method.records_alone or not method.needs_recording):
+    if importance is not None and not method.takes_map:
         raise ALoRAError(f"method {method.name} takes no importance map: leave --importance out")
     if launched() > 1 and not method.trains_in_several_processes:
         raise ALoRAError(f"method {method.name} trains in one process: start it without torchrun")
     run = _joined_run(recipe, "tune", output_dir, overwrite=overwrite, importance=importance)
     records = method.needs_recording and not method.records_alone and importance is None
+    if run.given is not None:
+        run.given.check(method)
     check_trainings(recipe, (method,), recording=records)
     with working_in(run.folder):
         run.check(method)

@@ -64,6 +64,14 @@ class FactoredOmega(Elementwise):
         return DenseOmega.encode(permuted(self.dense(), generator))
 
 
+class WideFactoredOmega(FactoredOmega):
+    """The same with sixteen outer products: the bytes of importance in Kronecker form with sixteen eigenvectors a side."""
+
+    format = "factored_16"
+    components = 16
+    listed = False
+
+
 def uniform(shape: tuple[int, int], value: float) -> Elementwise:
     """An Omega that is `value` throughout, as one outer product."""
     return FactoredOmega(shape, {"rows": torch.full((shape[0], 1), value), "columns": torch.ones(shape[1], 1)})

@@ -13,7 +13,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.dense import DenseOmega, DoubleOmega, HalfOmega
 from alora_trainer.importance.kinds.ekfac import EKFAC, EkfacOmega, HalfEkfacOmega, uniform_ekfac
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE, Elementwise
-from alora_trainer.importance.kinds.factored import FactoredOmega, uniform
+from alora_trainer.importance.kinds.factored import FactoredOmega, WideFactoredOmega, uniform
 from alora_trainer.importance.kinds.kind import Importance, Kind
 from alora_trainer.importance.kinds.kronecker import (
     COVARIANCE,
@@ -37,7 +37,7 @@ for _name, _uniform in (
     KINDS.register(_name, Kind(_name, _uniform))
 
 FORMATS: Registry[type[Importance]] = Registry("storage format")
-_ELEMENTWISE_FORMATS = (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, DoubleOmega)
+_ELEMENTWISE_FORMATS = (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, WideFactoredOmega, DoubleOmega)
 _BASIS_FORMATS = (
     *(KroneckerOmega, HalfKroneckerOmega),
     *(EkfacOmega, HalfEkfacOmega),

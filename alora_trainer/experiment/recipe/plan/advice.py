@@ -70,7 +70,7 @@ def _steps(plan: Plan, stage: StagePlan) -> Iterator[tuple[dict[str, object], tu
         yield {"storage": "factored"}, ("--alora.storage factored",)
     if stage.amount is None:
         yield {"batch_divisor": 4}, ("--evaluation.batch_size a quarter",)
-    elif not stage.name.startswith("fisher"):
+    elif not stage.name.startswith("measure"):
         if not plan.variant.checkpointing:
             yield {"checkpointing": True}, (f"--{section}.gradient_checkpointing true",)
         size, accumulation = stage.amount.batch_size, stage.amount.micro_batches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from alora_trainer.experiment.recipe.plan.amounts import (
     general_blocks,
     training_amount,
 )
+from alora_trainer.experiment.recipe.plan.curvature import CurvatureModel
 from alora_trainer.experiment.recipe.plan.devices import Device
 from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.importance.kinds.ekfac import EKFAC
 from alora_trainer.importance.kinds.formats import listed_formats
+from alora_trainer.importance.recording.measured import Measured
 from alora_trainer.weights.parameterization import Parameterization
 
 # Bytes that one token of packed general text takes in host memory: ids and labels as int32.
@@ -35,7 +39,7 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        name: "record", "fisher", "tune METHOD" or "evaluate".
+        name: "record", "measure IMPORTANCE", "tune METHOD" or "evaluate".
         held: what the device holds at its peak.
         host_bytes: what the host holds at its peak, the Python process with its libraries included.
         amount: steps and tokens; None for an evaluation.
@@ -119,13 +123,7 @@ class _Planner:
         stages: list[StagePlan] = []
         if recipe.needs_recording:
             stages.append(self._record())
-        kinds = {
-            m.fisher_kind
-            for m in recipe.methods
-            if m.fisher_kind is not None and m.parameterization is Parameterization.ADAPTER
-        }
-        if kinds:
-            stages.append(self._fisher(len(kinds)))
+        stages += [self._curvature(one) if one.is_curvature else self._fisher(one) for one in self._measured]
         domains = recipe.each_domain()
         stages += [
             self._tune(each, method)
@@ -155,11 +153,37 @@ class _Planner:
         moved = 2 * once / self.recipe.alora.fold_every
         flops = 8 * self._rank * self.memory.adapted_elements
         text = (self.recipe.general.train_tokens or 0) * _TOKEN_BYTES
-        return self._stage(
-            "record", amount, shape, variant, self.memory.recording, moved, flops, host=once + text, own=flops
-        )
+        return self._stage("record", amount, shape, variant, self.memory.recording, moved, flops, host=once + text)
 
-    def _fisher(self, kinds: int) -> StagePlan:
+    @property
+    def _measured(self) -> list[Measured]:
+        """What is measured at the base weights, each once."""
+        adapted = [one for one in self.recipe.methods if one.parameterization is Parameterization.ADAPTER]
+        wanted = [method.measured for method in adapted] + [self.recipe.measured]
+        return list(dict.fromkeys(one for one in wanted if one is not None))
+
+    @cached_property
+    def _curvatures(self) -> CurvatureModel:
+        return CurvatureModel(self.memory, self.recipe.curvature)
+
+    def _curvature(self, measured: Measured) -> StagePlan:
+        settings, kind = self.recipe.curvature, measured.kind
+        length, blocks = self.recipe.general.block_length, general_blocks(self.recipe)
+        wanted = None if settings.tokens is None else -(-settings.tokens // length)
+        found = [count for count in (blocks, wanted) if count is not None]
+        blocks = min(found) if found else None
+        passes = None if blocks is None else -(-blocks // settings.batch_size)
+        twice = 2 if kind == EKFAC else 1
+        amount = Amount(blocks, passes, 1, settings.batch_size, length)
+        shape = Pass(settings.batch_size, length)
+        each = 0.0 if not passes or blocks is None else self._curvatures.flops(kind, blocks * length) / passes
+        each += (twice * settings.draws - 1) * self.memory.trace(shape, False).flops
+        return self._stage(
+            f"measure {measured.name}", amount, shape, self.variant, self._curvatures.measuring(kind),
+            0, each, host=self._curvatures.map_bytes(kind),
+        )  # fmt: skip
+
+    def _fisher(self, measured: Measured) -> StagePlan:
         settings = self.recipe.fisher
         blocks = general_blocks(self.recipe)
         samples = settings.samples if blocks is None else min(blocks, settings.samples)
@@ -168,16 +192,9 @@ class _Planner:
         shape = Pass(settings.batch_size, amount.length)
         once = self.memory.omega_bytes("float32")
         outer = 2 * self.memory.adapted_elements * settings.batch_size * amount.length
-        stage = self._stage(
-            "fisher", amount, shape, self.variant, lambda s, v: self.memory.fisher(s, settings.batch_size),
-            2 * once, outer, host=once, own=outer,
-        )  # fmt: skip
-        if kinds == 1:
-            return stage
-        times = None if stage.seconds is None else stage.seconds * kinds
-        return StagePlan(
-            "fisher, twice", stage.held, stage.host_bytes, amount,
-            None if stage.flops is None else stage.flops * kinds, times, stage.peak_of,
+        return self._stage(
+            f"measure {measured.name}", amount, shape, self.variant,
+            lambda s, v: self.memory.fisher(s, settings.batch_size), 2 * once, outer, host=once,
         )  # fmt: skip
 
     def _tune(self, each: Recipe, method: Method) -> StagePlan:
@@ -190,6 +207,15 @@ class _Planner:
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
             return self._stage(name, amount, shape, self.variant, self.memory.plain, 0, 0)
+        if method.measured is not None and method.measured.is_curvature:
+            omega = self._curvatures.map_bytes(method.measured.kind)
+            products = (
+                16 * self._rank * omega / 4
+            )  # each direction meets the drift's thin factors, twice and in both ways
+            return self._stage(
+                name, amount, shape, self.variant, lambda s, v: self.memory.held_in_basis(s, v, omega),
+                omega, products, host=omega,
+            )  # fmt: skip
         # The penalty reads Omega once a step and multiplies a drift of rank 2 r out, and its products with A and B.
         flops = 8 * self._rank * self.memory.adapted_elements
         omega = self.memory.omega_bytes(self.variant.storage)
@@ -202,7 +228,6 @@ class _Planner:
             omega,
             flops,
             host=omega,
-            own=flops,
         )
 
     def _stage(
@@ -216,7 +241,6 @@ class _Planner:
         extra_flops: float,
         *,
         host: int = 0,
-        own: float = 0,
     ) -> StagePlan:
         held = peak(shape, variant)
         host_bytes = self.libraries + host + (held.total if self.device.host else 0)
@@ -253,6 +277,11 @@ class _Planner:
     def _checkpoints(self, section: str) -> bool:
         return bool(getattr(self.recipe, section).get("gradient_checkpointing", False))
 
+    def _map_bytes(self, measured: Measured) -> int:
+        if measured.is_curvature:
+            return self._curvatures.map_bytes(measured.kind)
+        return self.memory.omega_bytes(self.recipe.fisher.storage)
+
     def _disk(self, omega: int) -> int:
         """Maps, adapters, and the checkpoints that are kept of every training (the recording's hold w)."""
         factors = self.memory.factor_bytes
@@ -261,8 +290,7 @@ class _Planner:
         if self.recipe.needs_recording:
             kept = self.recipe.training_arguments("record", ".", anywhere=True).save_total_limit or 1
             total += omega + factors + kept * (checkpoint + self.memory.omega_bytes("float32") + factors)
-        kinds = {method.importance for method in self.recipe.methods if method.fisher_kind is not None}
-        total += len(kinds) * (self.memory.omega_bytes(self.recipe.fisher.storage) + factors)
+        total += sum(self._map_bytes(one) + factors for one in self._measured)
         kept = self.recipe.training_arguments("tune", ".", anywhere=True).save_total_limit or 1
         total += sum(factors + kept * checkpoint for method in self.recipe.methods if method.trains)
         return total

@@ -181,6 +181,14 @@ class MemoryModel:
         parts["blocks"] = self._block_bytes()
         return Memory(parts)
 
+    def held_in_basis(self, shape: Pass, variant: Variant, omega: int) -> Memory:
+        """Stage B with importance in a basis, of `omega` bytes."""
+        parts = self.training(shape, variant)
+        # Not by this name, since no other storage format would help.
+        parts["bases"] = omega
+        parts["theta* and the penalty's gradients"] = 2 * self.factor_elements * 4
+        return Memory(parts)
+
     def fisher(self, shape: Pass, samples: int) -> Memory:
         """The Fisher information: its sums, and a block for every sample."""
         parts = self.training(shape, Variant())
