@@ -1,0 +1,154 @@
+"""Importance that is measured at the base weights: recorded by a command, held by the methods of its name, given to others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.cli.command_line import main
+from alora_trainer.data.domain import collator
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.run.general_text import text_to_train
+from alora_trainer.experiment.run.models import load_base, load_tokenizer, with_fresh_adapter
+from alora_trainer.experiment.run.whole_recipe import record_recipe, tune_recipe
+from alora_trainer.importance.recording.curvature import estimate_curvature
+from tests.tiny_recipe import write_all
+
+COMMON = {"curvature.tokens": "100", "curvature.batch_size": "2", "curvature.keep": "4", "tune.max_steps": "2"}
+COMMON |= {"tune.save_strategy": "no", "record.save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
+    path = write_all(tmp_path_factory.mktemp("measured"))
+    return lambda **settings: load_recipe(path, COMMON | settings)
+
+
+@pytest.fixture(scope="module")
+def kronecker(recipe: Callable[..., Recipe]) -> Path:
+    one = recipe(importance="kronecker")
+    return record_recipe(one, output_dir=one.base / "recorded")
+
+
+def test_a_record_without_training(recipe: Callable[..., Recipe], kronecker: Path) -> None:
+    one = recipe()
+    assert kronecker == one.base / "recorded" / "kronecker" / "map"
+    assert not (one.base / "recorded" / "record").exists()
+    made = ImportanceMap.from_pretrained(kronecker)
+    assert (made.kind, made.storage, made.info.estimator) == ("kronecker", "kronecker", "kronecker")
+    assert (made.info.labels, made.info.draws) == ("sampled", 1) and made.info.data["sources"]
+    again = json.loads((kronecker.parent / "training.json").read_text())
+    assert again["tokens"] == made.info.tokens >= 100 and again["steps"] == made.info.steps
+    # The very same by the function that it stands on.
+    tokenizer = load_tokenizer(one)
+    rows = text_to_train(one, tokenizer, one.base / "elsewhere")
+    model = with_fresh_adapter(load_base(one), one)
+    batches = DataLoader(rows, batch_size=2, collate_fn=collator(tokenizer))
+    estimate = estimate_curvature(model, batches, "kronecker", tokens=100, keep=4, seed=one.seed)
+    assert set(estimate.importance) == set(made)
+    for name, importance in estimate.importance.items():
+        for part, values in importance.parts.items():
+            assert torch.equal(values, made.stored(name).parts[part]), (name, part)
+
+
+def test_a_second_record_does_nothing_again(
+    recipe: Callable[..., Recipe], kronecker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("alora_trainer.experiment.run.run.measure_importance", refuse)
+    one = recipe(importance="kronecker")
+    assert record_recipe(one, output_dir=one.base / "recorded") == kronecker
+    with pytest.raises(AssertionError, match="measured again"):
+        record_recipe(recipe(importance="covariance"), output_dir=one.base / "recorded")
+    with pytest.raises(ALoRAError, match="with other settings"):
+        other = recipe(importance="kronecker", **{"curvature.keep": "3"})
+        record_recipe(other, output_dir=one.base / "recorded")
+
+
+def test_a_map_that_is_given_holds_as_one_that_is_made(recipe: Callable[..., Recipe], kronecker: Path) -> None:
+    one = recipe(**{"alora.lam": "5"})
+    given = tune_recipe(one, get_method("kfac"), output_dir=one.base / "given", importance=kronecker)
+    assert not (one.base / "given" / "kronecker").exists()
+    made = tune_recipe(one, get_method("kfac"), output_dir=one.base / "made")
+    assert (one.base / "made" / "kronecker" / "map").is_dir()
+    free = tune_recipe(recipe(), get_method("lora"), output_dir=one.base / "given")
+    adapters = [load_file(folder / "adapter_model.safetensors") for folder in (given, made, free)]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    assert any(not torch.equal(adapters[0][name], adapters[2][name]) for name in adapters[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("alora", "is of kronecker importance, and alora takes one that was recorded in one"),
+        ("ekfac", "is of kronecker importance, and ekfac takes one of ekfac importance"),
+        ("lora", "method lora takes no importance map"),
+        ("ewc_full", "method ewc_full takes no importance map"),
+    ],
+)
+def test_a_map_for_another_method_is_refused(
+    recipe: Callable[..., Recipe], kronecker: Path, method: str, message: str
+) -> None:
+    one = recipe()
+    with pytest.raises(ALoRAError, match=message):
+        tune_recipe(one, get_method(method), output_dir=one.base / "refused", importance=kronecker)
+    assert not (one.base / "refused" / method).exists()
+
+
+def test_what_is_recorded_is_not_for_kfac(recipe: Callable[..., Recipe]) -> None:
+    one = recipe()
+    recorded = record_recipe(one, output_dir=one.base / "stage-a")
+    with pytest.raises(ALoRAError, match="recorded in a training, and kfac takes one of kronecker importance"):
+        tune_recipe(one, get_method("kfac"), output_dir=one.base / "refused", importance=recorded)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"importance": "kronecke"}, "importance='kronecke' is unknown: use one of recorded, fisher"),
+        ({"curvature.keep": "-1"}, "curvature.keep=-1 must be at least 0"),
+        ({"curvature.tokens": "0"}, "curvature.tokens=0 must be at least 1"),
+        ({"curvature.share": "1.5"}, "curvature.share=1.5 must lie between 0 and 1"),
+        ({"curvature.labels": "drawn"}, "curvature.labels='drawn' is unknown: use one of sampled, text"),
+        ({"curvature.storage": "log8"}, "curvature.storage='log8' is unknown: use one of float32, bfloat16"),
+        ({"curvature.labels": "text", "curvature.draws": "2"}, "curvature.draws=2 is for labels that are sampled"),
+        ({"curvature.kep": "3"}, "unknown key curvature.kep: did you mean curvature.keep"),
+    ],
+)
+def test_settings_that_cannot_be(recipe: Callable[..., Recipe], settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ALoRAError, match=message):
+        recipe(**settings)
+
+
+def test_formats_of_other_kinds_are_for_other_methods(recipe: Callable[..., Recipe], kronecker: Path) -> None:
+    """`alora.storage` and `alora.backend` are said of element-wise importance, and a recipe may compare both."""
+    one = recipe(**{"alora.storage": "log8", "alora.backend": "blocked"})
+    tune_recipe(one, get_method("kfac"), output_dir=one.base / "log8", importance=kronecker)
+    half = recipe(**{"method_options.kfac.alora.storage": "kronecker_bfloat16"})
+    tune_recipe(half, get_method("kfac"), output_dir=one.base / "half", importance=kronecker)
+
+
+def test_the_command(
+    recipe: Callable[..., Recipe], kronecker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(recipe().base / "recipe.yaml")
+    settings = [word for key, value in COMMON.items() for word in (f"--{key}", value)]
+    command = ["record", path, "--importance", "covariance", "--output_dir", str(tmp_path), *settings]
+    assert main(command) == 0
+    assert f"importance map: {tmp_path / 'covariance' / 'map'}" in capsys.readouterr().out
+    assert ImportanceMap.from_pretrained(tmp_path / "covariance" / "map").kind == "covariance"
+    assert main(["tune", path, "--method", "alora", "--importance", str(kronecker), "--output_dir", str(tmp_path)]) == 2
+    assert "alora takes one that was recorded in one" in capsys.readouterr().err
