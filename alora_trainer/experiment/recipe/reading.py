@@ -214,7 +214,13 @@ def _checked(
             raise ALoRAError(f"{name}.{key} cannot be set: {instead} sets it")
     known = {item.name for item in dataclasses.fields(kind) if item.init}
     check_keys(values, known - set(reserved or {}), name)
-    return coerce_all(values, typing.get_type_hints(kind), name)
+    return coerce_all(values, _types(kind), name)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields: slow to find for the Trainer's hundred."""
+    return typing.get_type_hints(kind)
 
 
 def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,9 @@ class Recipe:
 
     def each_domain(self) -> list[Recipe]:
         """This recipe for each of its domains alone, in their order."""
-        return [dataclasses.replace(self, domain=domain, domains=()) for domain in self.domains or (self.domain,)]
+        if not self.domains:
+            return [self]
+        return [dataclasses.replace(self, domain=domain, domains=()) for domain in self.domains]
 
     def options(self, method: Method) -> MethodOptions:
         """What is set for `method`."""
@@ -197,8 +200,13 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain data, with defaults of ours, variables replaced and paths absolute.
 
-        Written to a file, it is a recipe that does the same from any folder.
+        Written to a file, it is a recipe that does the same from any folder. Each call has sections of its own.
         """
+        return {key: dict(value) if isinstance(value, dict) else value for key, value in self._resolved.items()}
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        # A run asks for it again and again, for everything that depends on it.
         general = dataclasses.asdict(self.general)
         domains = [dataclasses.asdict(domain) for domain in self.domains or (self.domain,)]
         base = self.base.resolve()
