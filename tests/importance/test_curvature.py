@@ -187,9 +187,15 @@ def test_what_it_cannot_do_is_refused(lora_model: Callable[..., Any], model: Any
             estimate_curvature(model, batches(), **settings)  # type: ignore[arg-type]
     with pytest.raises(ALoRAError, match="at least one token"):
         estimate_curvature(model, [])
-    with pytest.raises(ALoRAError, match="knows linear layers, and model.embed_tokens"):
-        estimate_curvature(lora_model(target_modules=["embed_tokens"]), batches())
+    with pytest.raises(ALoRAError, match="curvature knows linear and embedding layers"):
+        estimate_curvature(lora_model(target_modules=["q_proj"], target_parameters=["mlp.down_proj.weight"]), batches())
+    with pytest.raises(ALoRAError, match=r"attention_mask is of shape \(1, 1, 2, 2\)"):
+        estimate_curvature(model, [{"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.ones(1, 1, 2, 2)}])
+    with pytest.raises(ALoRAError, match="its batches have none: sample them"):
+        estimate_curvature(model, [{"input_ids": torch.ones(1, 2).long()}], labels="text")
+    with pytest.raises(ALoRAError, match="goes through the text twice"):
+        estimate_curvature(model, iter(batches()), "ekfac")
     unused = LayerMoments(adapted_weights(model), outputs=True, location="device")
     with pytest.raises(ALoRAError, match="nothing has passed through model.layers.0.self_attn.q_proj"):
-        unused.output("model.layers.0.self_attn.q_proj", 1)
+        unused.check_seen()
     assert not any(module._forward_hooks for module in model.modules())

@@ -37,13 +37,20 @@ def eigen_side(matrix: torch.Tensor, keep: int | None = None, share: float | Non
         In the matrix's dtype. Eigenvalues that rounding has made negative are 0.
     """
     values, vectors = torch.linalg.eigh(matrix)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    values = values.flip(0).clamp_min(0)
+    kept = kept_directions(values, keep, share)
+    rest = values[kept:].mean() if kept < len(values) else values.new_zeros(())
+    leading = vectors[:, vectors.shape[1] - kept :].flip(1)
+    return EigenSide(leading.contiguous(), torch.cat([values[:kept], rest[None]]))
+
+
+def kept_directions(values: torch.Tensor, keep: int | None, share: float | None) -> int:
+    """How many of the eigenvalues (d,), which fall, `eigen_side` keeps."""
     kept = len(values) if keep is None else min(keep, len(values))
     if share is not None:
         reached = values.cumsum(0) >= share * values.sum() * (1 - 1e-12)
         kept = min(kept, int(reached.to(torch.uint8).argmax()) + 1)
-    rest = values[kept:].mean() if kept < len(values) else values.new_zeros(())
-    return EigenSide(vectors[:, :kept].contiguous(), torch.cat([values[:kept], rest[None]]))
+    return kept
 
 
 def multiply(vectors: torch.Tensor, values: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

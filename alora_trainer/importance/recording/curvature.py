@@ -15,30 +15,31 @@ et al. 2023, arXiv 2311.00636). George et al. 2018 (arXiv 1806.03884) have EK-FA
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from alora_trainer.basics.modes import evaluation_mode
-from alora_trainer.errors import ALoRAError, Diverged
-from alora_trainer.importance.kinds.eigenbasis import EigenSide, eigen_side
+from alora_trainer.basics.processes import Processes, place
+from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.ekfac import EKFAC, OMEGA, EkfacOmega
 from alora_trainer.importance.kinds.in_basis import INPUT_VECTORS, OUTPUT_VECTORS, InBasis
 from alora_trainer.importance.kinds.kronecker import COVARIANCE, KRONECKER, CovarianceOmega, KroneckerOmega
-from alora_trainer.importance.recording.drawn_labels import (
-    IGNORED_LABEL,
-    LABELS,
-    batch_generator,
-    draw_labels,
-    wide,
+from alora_trainer.importance.recording.curvature_checkpoint import (
+    CurvatureCheckpoint,
+    Progress,
+    Saved,
+    own_checkpoint,
 )
-from alora_trainer.importance.recording.layer_moments import LayerMoments, RotatedSquares
+from alora_trainer.importance.recording.curvature_passes import Passes
+from alora_trainer.importance.recording.curvature_sides import check_sides, decompose, not_finite
+from alora_trainer.importance.recording.drawn_labels import LABELS
+from alora_trainer.importance.recording.layer_moments import LayerMoments, check_layers
+from alora_trainer.importance.recording.rotated_squares import Bases, RotatedSquares
 from alora_trainer.importance.recording.squared_gradients import LOCATIONS
-from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 
 CURVATURES = (KRONECKER, EKFAC, COVARIANCE)
 
@@ -61,7 +62,7 @@ class CurvatureEstimate:
 
 def estimate_curvature(
     model: nn.Module,
-    batches: Sequence[Mapping[str, torch.Tensor]] | Any,
+    batches: Iterable[Mapping[str, torch.Tensor]],
     kind: str = KRONECKER,
     *,
     labels: str = "sampled",
@@ -80,19 +81,24 @@ def estimate_curvature(
         model: with a trainable LoRA adapter, whose target modules say which weights are meant. A fresh adapter is zero, so that
             the curvature is that of the base. The model is run in evaluation mode, and its gradients are left alone.
         batches: ``input_ids`` (B, T), perhaps ``attention_mask``, and ``labels`` (-100 where nothing is predicted) for "text";
-            gone through twice for EK-FAC.
+            gone through twice for EK-FAC, and again from the beginning where a checkpoint is gone on from. Of several
+            processes, each gives its own share.
         kind: "kronecker", "ekfac" or "covariance".
         labels: "sampled" from the model's predictions, or the "text"'s own.
         draws: how often labels are sampled for each batch; each is a backward pass.
-        tokens: stop after the batch in which so many have been predicted; None takes all.
+        tokens: stop after the batch in which so many have been predicted (each process after its share); None takes all.
         keep: eigenvectors on either side at most; None for all.
         share: as many as hold this share of the trace, at most `keep`; None for `keep`.
-        seed: of the sampled labels; each batch has a generator of its own.
-        location: where sums are kept: "device" beside the weights, or "cpu" in host memory.
+        seed: of the sampled labels; each batch of each process has a generator of its own (`batch_generator`).
+        location: where sums are kept: "device" beside the weights, or "cpu" in host memory. Either way they are decomposed on
+            the device, one at a time, in float64.
+        checkpoint: a file that what was found so far is kept in; if it is there, the estimate goes on from it, to the same
+            bits. The caller removes it. Of several processes each has its own (`own_checkpoint`).
+        checkpoint_every: batches between two writings of it.
 
     Raises:
         ALoRAError: a setting is unknown; there is no token to predict; a layer's gradient is no plain outer product, or nothing
-            has passed through it.
+            has passed through it; a side of a weight is too large to decompose; the checkpoint is of another estimate.
         Diverged: the curvature of a weight is not finite.
     """
     for value, known, what in (
@@ -104,96 +110,119 @@ def estimate_curvature(
             raise ALoRAError(f"{what}={value!r} is unknown: use one of {', '.join(known)}")
     if draws < 1 or (draws > 1 and labels != "sampled"):
         raise ALoRAError(f"draws={draws}: sample labels at least once, and the text's own labels exactly once")
-    start = time.perf_counter()
+    if checkpoint_every < 1:
+        raise ALoRAError(f"checkpoint_every={checkpoint_every} must be at least 1")
+    if kind == EKFAC and isinstance(batches, Iterator):
+        raise ALoRAError(
+            "EK-FAC goes through the text twice, and it comes from an iterator: give a list or a DataLoader"
+        )
     weights = adapted_weights(model)
-    moments = LayerMoments(weights, outputs=kind != COVARIANCE, location=location)
-    passes = _Passes(model, labels, draws, tokens, seed)
-    with moments.watching():
-        counted, number = passes.run(batches, moments.begin)
-    if counted == 0:
-        raise ALoRAError("curvature needs at least one token to predict: give it general text")
-    importance: dict[str, InBasis] = {}
-    inputs = {leader: _side(s, leader, keep, share) for leader, s in moments.inputs().items()}
-    for weight in weights:
-        output = moments.output(weight.name, counted * draws)
-        own = inputs[moments.leaders[weight.name]]
-        if kind == COVARIANCE:
-            mean = EigenSide(own.vectors.new_zeros(weight.shape[0], 0), output[None])
-            importance[weight.name] = CovarianceOmega.of(weight.shape, mean, own)
-        else:
-            importance[weight.name] = KroneckerOmega.of(weight.shape, _side(output, weight.name, keep, share), own)
-    if kind == EKFAC:
-        squares = RotatedSquares(weights, importance)
-        with squares.watching():
-            passes.run(batches, squares.begin)
-        importance = {name: _with_omega(one, squares, name, counted * draws) for name, one in importance.items()}
-    return CurvatureEstimate(importance, counted, number, time.perf_counter() - start)
+    check_layers(weights)
+    embeddings = frozenset(w.name for w in weights if w.is_embedding)
+    check_sides({w.name: w.shape for w in weights}, embeddings, kind != COVARIANCE, keep)
+    settings = {
+        "kind": kind, "labels": labels, "draws": draws, "tokens": tokens, "keep": keep, "share": share, "seed": seed,
+        "processes": list(place()), "weights": {w.name: [list(w.shape), str(w.dtype), w.base_sample()] for w in weights},
+    }  # fmt: skip
+    file = CurvatureCheckpoint(own_checkpoint(checkpoint) if checkpoint else None, checkpoint_every, settings)
+    own_tokens = None if tokens is None else -(-tokens // place()[1])
+    passes = Passes(model, labels, draws, own_tokens, seed, file)
+    return _Estimate(kind, weights, passes, keep, share, location).of(batches)
 
 
-def _with_omega(bases: InBasis, squares: RotatedSquares, name: str, tokens: int) -> InBasis:
-    """A free Omega in the bases of a Kronecker product."""
-    omega = squares.omega(name, tokens)
-    _check(omega, name)
-    vectors = {part: bases.parts[part] for part in (OUTPUT_VECTORS, INPUT_VECTORS)}
-    return EkfacOmega(bases.shape, vectors | {OMEGA: omega.float().cpu()})
+@dataclass
+class _Estimate:
+    """One estimate on its way.
 
+    Attributes:
+        kind, weights, passes, keep, share, location: as `estimate_curvature` has them.
+    """
 
-def _side(matrix: torch.Tensor, name: str, keep: int | None, share: float | None) -> EigenSide:
-    _check(matrix, name)
-    side = eigen_side(matrix, keep, share)
-    return EigenSide(side.vectors.cpu(), side.values.cpu())
+    kind: str
+    weights: list[AdaptedWeight]
+    passes: Passes
+    keep: int | None
+    share: float | None
+    location: str
 
+    def of(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> CurvatureEstimate:
+        """Pass the batches through, from where a checkpoint is."""
+        saved = self.passes.checkpoint.read()
+        if self.kind == EKFAC and _second(saved, self.weights[0].device):
+            assert saved is not None
+            bases, progress = Bases.of_state(saved.tensors, saved.facts), saved.progress
+            return self._squared(batches, bases, progress, saved.tensors)
+        clock = time.perf_counter()
+        moments = LayerMoments(self.weights, outputs=self.kind != COVARIANCE, location=self.location)
+        progress = Progress()
+        if saved is not None:
+            moments.restore(saved.tensors, saved.facts)
+            progress = saved.progress
+            clock -= progress.seconds
+        self.passes.run(1, batches, moments, progress)
+        tokens, number = self._counted(progress)
+        moments.agree(Processes())
+        moments.check_seen()
+        sizes = {w.name: w.shape[0] for w in self.weights}
+        leaders = moments.leaders
+        outputs, inputs = decompose(moments, sizes, tokens * self.passes.draws, self.keep, self.share)
+        seconds = time.perf_counter() - clock
+        if self.kind == EKFAC:
+            vectors = ({name: one.vectors for name, one in sides.items()} for sides in (outputs, inputs))
+            return self._squared(batches, Bases(*vectors, leaders, tokens, number), Progress(seconds=seconds), None)
+        made = CovarianceOmega if self.kind == COVARIANCE else KroneckerOmega
+        importance: dict[str, InBasis] = {
+            w.name: made.of(w.shape, outputs[w.name], inputs[leaders[w.name]]) for w in self.weights
+        }
+        return CurvatureEstimate(importance, tokens, number, seconds)
 
-def _check(values: torch.Tensor, name: str) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise Diverged("the curvature", name, advice="load the model in another dtype, such as bfloat16 or float32")
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """The passes through the model, the same ones each time."""
-
-    model: nn.Module
-    labels: str
-    draws: int
-    tokens: int | None
-    seed: int
-
-    def run(self, batches: Iterable[Mapping[str, torch.Tensor]], begin: Any) -> tuple[int, int]:
-        """Pass the batches through; how many tokens were predicted, and how many batches there were.
+    def _squared(
+        self,
+        batches: Iterable[Mapping[str, torch.Tensor]],
+        bases: Bases,
+        progress: Progress,
+        tensors: Mapping[str, torch.Tensor] | None,
+    ) -> CurvatureEstimate:
+        """The second pass of EK-FAC.
 
         Args:
-            begin: called with the batch's mask (B, T) of real tokens before each.
+            tensors: of a checkpoint of it.
         """
-        factors = [p for p in self.model.parameters() if p.requires_grad]
-        device = factors[0].device
-        counted = number = 0
-        with evaluation_mode(self.model), torch.enable_grad():
-            for number, batch in enumerate(batches, start=1):
-                inputs = {name: value.to(device) for name, value in batch.items()}
-                labels = inputs.pop("labels", None)
-                mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-                begin(mask)
-                logits = self.model(**inputs, use_cache=False).logits
-                rows, drawn = self._predictions(logits, labels, mask, number)
-                for chosen in drawn:
-                    loss = nn.functional.cross_entropy(rows, chosen, reduction="sum")
-                    # By the factors, which lead back to every layer; what it finds for them is of no use.
-                    torch.autograd.grad(loss, factors, retain_graph=self.draws > 1, allow_unused=True)
-                counted += len(rows)
-                if self.tokens is not None and counted >= self.tokens:
-                    break
-        return counted, number
+        clock = time.perf_counter() - progress.seconds
+        squares = RotatedSquares(self.weights, bases, self.passes.draws)
+        if tensors is not None:
+            squares.restore(tensors)
+        elif self.passes.checkpoint.path is not None:
+            self.passes.checkpoint.write(Saved(2, progress, *squares.state()))
+        self.passes.run(2, batches, squares, progress)
+        importance: dict[str, InBasis] = {}
+        processes = Processes()
+        for weight in self.weights:
+            name = weight.name
+            processes.sum([squares.sums[name]])
+            omega = squares.omega(name, bases.tokens * self.passes.draws)
+            if not bool(torch.isfinite(omega).all()):
+                raise not_finite(name)
+            vectors = {OUTPUT_VECTORS: bases.outputs[name], INPUT_VECTORS: bases.inputs[bases.leaders[name]]}
+            importance[name] = EkfacOmega(weight.shape, vectors | {OMEGA: omega.float().cpu()})
+        return CurvatureEstimate(importance, bases.tokens, bases.batches, time.perf_counter() - clock)
 
-    def _predictions(
-        self, logits: torch.Tensor, labels: torch.Tensor | None, mask: torch.Tensor, number: int
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The logits (tokens, V) of every prediction, and the labels (tokens,) of each draw."""
-        if self.labels == "text":
-            if labels is None:
-                raise ALoRAError("the text's own labels are asked for, and its batches have none: sample them")
-            kept = labels[:, 1:] != IGNORED_LABEL
-            return wide(logits[:, :-1][kept]), [labels[:, 1:][kept]]
-        rows = wide(logits[mask])
-        generator = batch_generator(self.seed, number, rows.device)
-        return rows, [draw_labels(rows, generator) for _ in range(self.draws)]
+    def _counted(self, progress: Progress) -> tuple[int, int]:
+        """Tokens and batches of all processes."""
+        counts = {"tokens": progress.tokens, "batches": progress.batches}
+        totals = Processes().totals(counts, self.weights[0].device)
+        if totals["tokens"] == 0:
+            raise ALoRAError("curvature needs at least one token to predict: give it general text")
+        return int(totals["tokens"]), int(totals["batches"])
+
+
+def _second(saved: Saved | None, device: torch.device) -> bool:
+    """Whether the second pass is gone on with, on all processes alike."""
+    processes = Processes()
+    there = processes.total(float(saved is not None and saved.number == 2), device)
+    if there not in (0, processes.count):
+        raise ALoRAError(
+            "some processes were stopped in the first pass over the text and others in the second: remove their checkpoints, "
+            "and begin anew"
+        )
+    return there > 0
