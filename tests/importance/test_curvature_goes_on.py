@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from alora_trainer.basics.processes import own_share
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording import curvature_passes
 from alora_trainer.importance.recording.curvature import CurvatureEstimate, estimate_curvature
+from alora_trainer.importance.recording.curvature_checkpoint import own_checkpoint
+from tests.dense_metric import dense_metric
 from tests.importance.test_curvature import batches
-from tests.launching import launch_two
 from tests.tiny_training import tiny_llama, with_lora
 
 KINDS = ["kronecker", "ekfac", "covariance"]
@@ -106,22 +110,56 @@ def test_it_goes_on_from_nothing_but_its_own(model: Any, lora_model: Callable[..
         estimate_curvature(model, data, checkpoint=path, checkpoint_every=0)
 
 
+def work_in_two(rank: int, folder: Path) -> None:
+    """What each of two processes does; its outcomes go into `folder`."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    model = with_lora(tiny_llama(), target_modules=TARGETS)
+    data = list(own_share(batches(rows=10, size=2)))
+    found = {kind: estimate_curvature(model, data, kind, seed=5, keep=4) for kind in KINDS}
+    for kind, one in found.items():
+        parts = {name: stored.parts for name, stored in one.importance.items()}
+        torch.save({"parts": parts, "tokens": one.tokens, "batches": one.batches}, folder / f"{kind}-{rank}.pt")
+    path = folder / "at.safetensors"
+    settings: dict[str, Any] = {"seed": 5, "keep": 4, "checkpoint": path}
+    estimate_curvature(model, data, "ekfac", checkpoint_every=2, **settings)
+    # What is there now is of the second pass: after its second batch.
+    again = estimate_curvature(model, data, "ekfac", **settings)
+    facts: dict[str, Any] = {"files": sorted(file.name for file in folder.glob("at-*"))}
+    assert_same_bits(again, found["ekfac"])
+    if rank == 0:
+        own_checkpoint(path).unlink()
+    with pytest.raises(ALoRAError) as apart:
+        estimate_curvature(model, data, "ekfac", **settings)
+    torch.save(facts | {"apart": str(apart.value)}, folder / f"facts-{rank}.pt")
+    # A process without text, and layers that only the other has seen.
+    alone = estimate_curvature(model, batches(rows=2) if rank == 0 else [], labels="text", keep=3)
+    torch.save({name: stored.parts for name, stored in alone.importance.items()}, folder / f"alone-{rank}.pt")
+    dist.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the outcomes of two processes: forked, since starting Python anew takes longer than all they do."""
     folder = tmp_path_factory.mktemp("two")
-    launch_two("curvature_worker.py", str(folder))
-    yield folder
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=work_in_two, args=(rank, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_find_what_one_does(two: Path, model: Any, kind: str) -> None:
-    """Of five batches one process has three; what it draws is what one process draws for all five in turn."""
+    """Of five batches one process has three; what they draw is what one process draws for all five in turn."""
     one = estimate_curvature(model, batches(rows=10, size=2), kind, seed=5, keep=4)
     assert one.batches == 5
     first, second = (torch.load(two / f"{kind}-{rank}.pt") for rank in range(2))
     assert (first["tokens"], first["batches"]) == (one.tokens, one.batches)
-    from tests.dense_metric import dense_metric
-
     for name, stored in one.importance.items():
         for part, values in first["parts"][name].items():
             assert torch.equal(values, second["parts"][name][part])  # bit for bit
@@ -130,7 +168,19 @@ def test_two_processes_find_what_one_does(two: Path, model: Any, kind: str) -> N
         torch.testing.assert_close(dense_metric(there), expected, rtol=1e-3, atol=1e-4 * float(expected.norm()))
 
 
+def test_a_process_without_text_has_the_others_map(two: Path, model: Any) -> None:
+    one = estimate_curvature(model, batches(rows=2), labels="text", keep=3).importance
+    for rank in range(2):
+        there = torch.load(two / f"alone-{rank}.pt")
+        for name, stored in one.items():
+            expected = dense_metric(stored)
+            found = dense_metric(type(stored)(stored.shape, there[name]))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.norm()))
+
+
 def test_two_processes_go_on_to_the_same_bits_and_say_when_they_are_apart(two: Path) -> None:
-    facts = torch.load(two / "facts-0.pt")
-    assert facts["same bits"] and facts["files"] == ["at-1-of-2.safetensors", "at-2-of-2.safetensors"]
-    assert "some processes were stopped in the first pass" in facts["apart"]
+    for rank in range(2):
+        facts = torch.load(two / f"facts-{rank}.pt")
+        assert set(facts["files"]) <= {"at-1-of-2.safetensors", "at-2-of-2.safetensors"}
+        assert f"at-{rank + 1}-of-2.safetensors" in facts["files"]
+        assert "some processes were stopped in the first pass" in facts["apart"]

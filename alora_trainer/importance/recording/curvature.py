@@ -168,8 +168,8 @@ class _Estimate:
         outputs, inputs = decompose(moments, sizes, tokens * self.passes.draws, self.keep, self.share)
         seconds = time.perf_counter() - clock
         if self.kind == EKFAC:
-            vectors = ({name: one.vectors for name, one in sides.items()} for sides in (outputs, inputs))
-            return self._squared(batches, Bases(*vectors, leaders, tokens, number), Progress(seconds=seconds), None)
+            u, v = ({name: one.vectors for name, one in sides.items()} for sides in (outputs, inputs))
+            return self._squared(batches, Bases(u, v, leaders, tokens, number), Progress(seconds=seconds), None)
         made = CovarianceOmega if self.kind == COVARIANCE else KroneckerOmega
         importance: dict[str, InBasis] = {
             w.name: made.of(w.shape, outputs[w.name], inputs[leaders[w.name]]) for w in self.weights
