@@ -13,7 +13,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.kronecker import KroneckerOmega
 from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.importance.recording.layer_moments import LayerMoments
-from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from tests.dense_metric import dense_metric
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]
@@ -175,12 +175,18 @@ def kl_of(model: Any, layer: Any, movement: torch.Tensor, data: list[dict[str, t
     return total / count
 
 
-def test_what_it_cannot_do_is_refused(lora_model: Callable[..., Any], model: Any) -> None:
+def test_what_it_cannot_do_is_refused(
+    lora_model: Callable[..., Any], model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for settings, message in (
         ({"kind": "spectral"}, "kind='spectral' is unknown: use one of kronecker, ekfac, covariance"),
         ({"labels": "given"}, "labels='given' is unknown"),
         ({"location": "gpu"}, "location='gpu' is unknown: use one of device, cpu"),
         ({"draws": 0}, "draws=0"),
+        ({"keep": -1}, "keep=-1 must be at least 0"),
+        ({"tokens": 0}, "tokens=0 must be at least 1"),
+        ({"share": 0.0}, "share=0.0 must be more than 0"),
+        ({"share": 1.5}, "share=1.5 must be more than 0 and at most 1"),
         ({"draws": 2, "labels": "text"}, "draws=2"),
     ):
         with pytest.raises(ALoRAError, match=message):
@@ -195,6 +201,9 @@ def test_what_it_cannot_do_is_refused(lora_model: Callable[..., Any], model: Any
         estimate_curvature(model, [{"input_ids": torch.ones(1, 2).long()}], labels="text")
     with pytest.raises(ALoRAError, match="goes through the text twice"):
         estimate_curvature(model, iter(batches()), "ekfac")
+    with monkeypatch.context() as patched, pytest.raises(ALoRAError, match="is spread over processes"):
+        patched.setattr(AdaptedWeight, "is_sharded", True)
+        estimate_curvature(model, batches())
     unused = LayerMoments(adapted_weights(model), outputs=True, location="device")
     with pytest.raises(ALoRAError, match="nothing has passed through model.layers.0.self_attn.q_proj"):
         unused.check_seen()

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from alora_trainer.importance.kinds.eigenbasis import eigen_side, symmetric
 from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.recording import curvature, curvature_sides
 from alora_trainer.importance.recording.curvature import estimate_curvature
@@ -135,3 +138,33 @@ def test_a_sum_is_let_go_before_the_next_one_is_decomposed(
     found: dict[str, InBasis] = estimate_curvature(model, batches(), keep=3).importance
     assert len(found) == 6 and len(refs) == 10  # q and v share their inputs
     assert alive == list(range(9, -1, -1))
+
+
+def test_no_direction_kept_is_a_scaled_l2_and_all_of_them_is_no_truncation(lora_model: Callable[..., Any]) -> None:
+    model, data = lora_model(target_modules=["k_proj"]), batches()
+    for kind in ("kronecker", "ekfac", "covariance"):
+        none, everything, free = (
+            estimate_curvature(model, data, kind, keep=keep).importance["model.layers.0.self_attn.k_proj"]
+            for keep in (0, 10**6, None)
+        )
+        assert none.kept == (0, 0)
+        trace, elements = free.measure().trace, none.shape[0] * none.shape[1]
+        expected = trace / elements * torch.eye(elements, dtype=torch.float64)
+        torch.testing.assert_close(dense_metric(none), expected, rtol=1e-4, atol=0)
+        assert all(torch.equal(values, free.parts[part]) for part, values in everything.parts.items())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.floats(0, 1e3), min_size=1, max_size=8, unique=True),
+    st.none() | st.integers(0, 9),
+    st.none() | st.floats(0.01, 1),
+)
+def test_a_diagonals_side_is_that_of_the_matrix(diagonal: list[float], keep: int | None, share: float | None) -> None:
+    values = torch.tensor(diagonal, dtype=torch.float64)
+    found = curvature_sides._diagonal_side(values, keep, share)
+    expected = eigen_side(values.diag(), keep, share)
+    assert found.vectors.shape == expected.vectors.shape
+    both = [symmetric(one.vectors.double(), one.values) for one in (found, expected)]
+    torch.testing.assert_close(both[0], both[1], rtol=1e-12, atol=1e-9)
+    assert float(both[0].trace()) == pytest.approx(sum(diagonal))

@@ -78,8 +78,9 @@ def estimate_curvature(
     """The curvature of the adapted weights' base, at the weights that the model has.
 
     Args:
-        model: with a trainable LoRA adapter, whose target modules say which weights are meant. A fresh adapter is zero, so that
-            the curvature is that of the base. The model is run in evaluation mode, and its gradients are left alone.
+        model: itself, in no wrapper of several processes, with a trainable LoRA adapter, whose target modules say which weights
+            are meant. A fresh adapter is zero, so that the curvature is that of the base. The model is run in evaluation mode,
+            and its gradients are left alone.
         batches: ``input_ids`` (B, T), perhaps ``attention_mask``, and ``labels`` (-100 where nothing is predicted) for "text";
             gone through twice for EK-FAC, and again from the beginning where a checkpoint is gone on from. Of several
             processes, each gives its own share.
@@ -110,8 +111,11 @@ def estimate_curvature(
             raise ALoRAError(f"{what}={value!r} is unknown: use one of {', '.join(known)}")
     if draws < 1 or (draws > 1 and labels != "sampled"):
         raise ALoRAError(f"draws={draws}: sample labels at least once, and the text's own labels exactly once")
-    if checkpoint_every < 1:
-        raise ALoRAError(f"checkpoint_every={checkpoint_every} must be at least 1")
+    for name, number, least in (("tokens", tokens, 1), ("keep", keep, 0), ("checkpoint_every", checkpoint_every, 1)):
+        if number is not None and number < least:
+            raise ALoRAError(f"{name}={number} must be at least {least}")
+    if share is not None and not 0 < share <= 1:
+        raise ALoRAError(f"share={share} must be more than 0 and at most 1, the whole trace")
     if kind == EKFAC and isinstance(batches, Iterator):
         raise ALoRAError(
             "EK-FAC goes through the text twice, and it comes from an iterator: give a list or a DataLoader"
@@ -159,6 +163,7 @@ class _Estimate:
             moments.restore(saved.tensors, saved.facts)
             progress = saved.progress
             clock -= progress.seconds
+            del saved  # or what is decomposed would stay in memory
         self.passes.run(1, batches, moments, progress)
         tokens, number = self._counted(progress)
         moments.agree(Processes())

@@ -27,7 +27,7 @@ def check_sides(
         keep: how many eigenvectors at most.
     """
     for name, (rows, columns) in shapes.items():
-        if name in embeddings and keep is None and columns > LARGEST_SIDE:
+        if name in embeddings and min(columns, columns if keep is None else keep) > LARGEST_SIDE:
             raise ALoRAError(
                 f"{name} has {columns:,} tokens, and all of them would be kept as directions: keep fewer (keep=64, say), or "
                 "leave it out of target_modules"
@@ -127,7 +127,8 @@ def _from_owner(own: EigenSide | None, length: int, owner: int, processes: Proce
     kept = processes.from_owner(torch.tensor([0 if own is None else own.vectors.shape[1]]), owner)
     vectors, values = torch.zeros(length, int(kept)), torch.zeros(int(kept) + 1, dtype=torch.float64)
     here = EigenSide(vectors, values) if own is None else own
-    return EigenSide(processes.from_owner(here.vectors, owner), processes.from_owner(here.values, owner))
+    there = processes.from_owner(here.vectors, owner) if int(kept) else here.vectors
+    return EigenSide(there, processes.from_owner(here.values, owner))
 
 
 def not_finite(name: str) -> Diverged:

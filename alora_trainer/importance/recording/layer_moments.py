@@ -19,6 +19,11 @@ INPUTS, GRADIENTS = "inputs", "gradients"
 def check_layers(weights: Sequence[AdaptedWeight]) -> None:
     """Raises ALoRAError unless all weights are of linear layers or embeddings, with a matrix of their own."""
     for weight in weights:
+        if weight.is_sharded:
+            raise ALoRAError(
+                f"{weight.name} is spread over processes, and curvature needs the whole model on each: give each process the "
+                "model and its share of the text"
+            )
         if isinstance(weight.layer, (lora_layers._ConvNd, lora_layers.ParamWrapper)):
             raise ALoRAError(
                 f"curvature knows linear and embedding layers, and {weight.name} is a {type(weight.layer).__name__}: leave it "
