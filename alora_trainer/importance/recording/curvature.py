@@ -87,7 +87,7 @@ def estimate_curvature(
         kind: "kronecker", "ekfac" or "covariance".
         labels: "sampled" from the model's predictions, or the "text"'s own.
         draws: how often labels are sampled for each batch; each is a backward pass.
-        tokens: stop after the batch in which so many have been predicted (each process after its share); None takes all.
+        tokens: stop after the batch in which so many have been predicted (by this process); None takes all.
         keep: eigenvectors on either side at most; None for all.
         share: as many as hold this share of the trace, at most `keep`; None for `keep`.
         seed: of the sampled labels; each batch of each process has a generator of its own (`batch_generator`).
@@ -109,13 +109,7 @@ def estimate_curvature(
     ):
         if value not in known:
             raise ALoRAError(f"{what}={value!r} is unknown: use one of {', '.join(known)}")
-    if draws < 1 or (draws > 1 and labels != "sampled"):
-        raise ALoRAError(f"draws={draws}: sample labels at least once, and the text's own labels exactly once")
-    for name, number, least in (("tokens", tokens, 1), ("keep", keep, 0), ("checkpoint_every", checkpoint_every, 1)):
-        if number is not None and number < least:
-            raise ALoRAError(f"{name}={number} must be at least {least}")
-    if share is not None and not 0 < share <= 1:
-        raise ALoRAError(f"share={share} must be more than 0 and at most 1, the whole trace")
+    _check_numbers(labels, draws=draws, tokens=tokens, keep=keep, share=share, checkpoint_every=checkpoint_every)
     if kind == EKFAC and isinstance(batches, Iterator):
         raise ALoRAError(
             "EK-FAC goes through the text twice, and it comes from an iterator: give a list or a DataLoader"
@@ -129,9 +123,20 @@ def estimate_curvature(
         "processes": list(place()), "weights": {w.name: [list(w.shape), str(w.dtype), w.base_sample()] for w in weights},
     }  # fmt: skip
     file = CurvatureCheckpoint(own_checkpoint(checkpoint) if checkpoint else None, checkpoint_every, settings)
-    own_tokens = None if tokens is None else -(-tokens // place()[1])
-    passes = Passes(model, labels, draws, own_tokens, seed, file)
+    passes = Passes(model, labels, draws, tokens, seed, file)
     return _Estimate(kind, weights, passes, keep, share, location).of(batches)
+
+
+def _check_numbers(
+    labels: str, *, draws: int, tokens: int | None, keep: int | None, share: float | None, checkpoint_every: int
+) -> None:
+    if draws < 1 or (draws > 1 and labels != "sampled"):
+        raise ALoRAError(f"draws={draws}: sample labels at least once, and the text's own labels exactly once")
+    for name, number, least in (("tokens", tokens, 1), ("keep", keep, 0), ("checkpoint_every", checkpoint_every, 1)):
+        if number is not None and number < least:
+            raise ALoRAError(f"{name}={number} must be at least {least}")
+    if share is not None and not 0 < share <= 1:
+        raise ALoRAError(f"share={share} must be more than 0 and at most 1, the whole trace")
 
 
 @dataclass
