@@ -31,7 +31,6 @@ from alora_trainer.artefact.theta_storage import ThetaReader, ThetaStorage
 from alora_trainer.basics.safetensors_writer import write_safetensors
 from alora_trainer.basics.sizes import size_text
 from alora_trainer.errors import ALoRAError
-from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
 from alora_trainer.weights.theta import AdapterTheta, Theta
 
@@ -57,7 +56,7 @@ class AdapterStorage(ThetaStorage):
         digests = write_safetensors(folder / ADAPTER_FILE, types, state.__getitem__)
         write_json(folder / ADAPTER_CONFIG_FILE, settings)
         tensors = described_tensors(ADAPTER_FILE, types, digests)
-        return ThetaEntries(Parameterization.ADAPTER, tensors, settings_digest(settings))
+        return ThetaEntries(AdapterTheta, tensors, settings_digest(settings))
 
     def weight_entry(self, reference: Reference, base_sample: list[float] | None) -> WeightEntry:
         return WeightEntry(reference.shape, reference.scaling, base_sample, reference.stack)
@@ -68,7 +67,7 @@ class AdapterStorage(ThetaStorage):
 
     def parse_section(self, content: Mapping[str, Any]) -> ThetaEntries:
         tensors = {key: checked_tensor(entry) for key, entry in content["tensors"].items()}
-        return ThetaEntries(Parameterization.ADAPTER, tensors, checked_text(content["settings_sha256"]))
+        return ThetaEntries(AdapterTheta, tensors, checked_text(content["settings_sha256"]))
 
     def check(self, config: MapConfig) -> None:
         demand({ADAPTER_FILE, ADAPTER_CONFIG_FILE} <= set(config.files), "the adapter's files are not listed")

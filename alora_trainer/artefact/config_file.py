@@ -36,8 +36,11 @@ from alora_trainer.importance.kinds.formats import KINDS, storage_format
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.reference import Stack
+from alora_trainer.weights.theta import BaseTheta
 
-SCHEMA = 2
+# A map is written in the oldest schema that can say it, so that older versions go on reading what they could.
+# 3: weights share tensors, or theta* is the base weights.
+OLDEST, NEWEST = 2, 3
 
 _INFO_TYPES: Mapping[str, tuple[type, ...]] = {
     "base_model": (str,),
@@ -69,7 +72,7 @@ def write_config(config: MapConfig, folder: Path) -> None:
         ALoRAError: a fact in it is of another kind than reading takes, so that nobody could read the map.
     """
     content: dict[str, Any] = {
-        "schema_version": SCHEMA,
+        "schema_version": _schema(config),
         "kind": config.kind,
         "storage": config.storage,
         **_printable(_stated(config.info)),
@@ -86,13 +89,19 @@ def write_config(config: MapConfig, folder: Path) -> None:
         },
         "files": config.files,
     }
-    files = THETA_FILES[config.parameterization]
+    if config.kept_trace:
+        content["kept_trace"] = dict(config.kept_trace)
+    files = THETA_FILES[config.theta.type]
     content[files.section] = files.section_content(config.theta)
     try:
         _parse(content)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ALoRAError(f"the importance map cannot be saved, as nobody could read it: {error}") from error
     write_json(folder / CONFIG_FILE, content | {"sha256": _digest(content)})
+
+
+def _schema(config: MapConfig) -> int:
+    return 3 if config.theta.type is BaseTheta or config.shares_tensors else OLDEST
 
 
 def _stated(info: ImportanceInfo) -> dict[str, Any]:
@@ -130,12 +139,14 @@ def read_config(folder: Path) -> MapConfig:
     content = read_json(check_inside(folder, CONFIG_FILE))
     try:
         schema = content["schema_version"]
-        if schema != SCHEMA:
-            older = isinstance(schema, int) and schema < SCHEMA
+        if type(schema) is not int or not OLDEST <= schema <= NEWEST:
+            older = isinstance(schema, int) and schema < OLDEST
             advice = (
                 "it was written before the first release: record the map again" if older else "update alora-trainer"
             )
-            raise ALoRAError(f"{path} has schema {shown(schema)}, and this version reads {SCHEMA}: {advice}")
+            raise ALoRAError(
+                f"{path} has schema {shown(schema)}, and this version reads {OLDEST} to {NEWEST}: {advice}"
+            )
         if _digest({key: value for key, value in content.items() if key != "sha256"}) != content["sha256"]:
             raise ALoRAError(
                 f"{path} does not match its own checksum: it was changed by hand or damaged; fetch it again"
@@ -167,16 +178,39 @@ def _parse(content: Mapping[str, Any]) -> MapConfig:
         formats=formats,
         theta=_theta(content),
         files=files,
+        kept_trace=_kept_trace(content.get("kept_trace", {})),
     )
     demand(config.storage in formats, f"Omega is not there in its first format {shown(config.storage)}")
-    THETA_FILES[config.parameterization].check(config)
+    THETA_FILES[config.theta.type].check(config)
     demand(set(config.layer_norms) == set(weights), "layer_norms names other weights")
     entries = [part for parts in formats.values() for weight in parts.values() for part in weight.values()]
     demand(all(is_omega_file(entry.file) for entry in entries), "a file with Omega has another name")
     demand(all(entry.file in files for entry in entries), "a file with Omega is not listed")
-    places = [(entry.file, entry.key) for entry in entries]
-    demand(len(set(places)) == len(places), "two parts are one tensor")
+    _check_shared(formats)
+    demand(_schema(config) <= content["schema_version"], "it says more than a map of its schema can")
     return config
+
+
+def _check_shared(formats: Mapping[str, Mapping[str, Mapping[str, TensorEntry]]]) -> None:
+    """Two weights may share a tensor of one format that is the same part of both, and that their format shares at all."""
+    met: dict[tuple[str, str], tuple[str, str, TensorEntry]] = {}
+    for storage, weights in formats.items():
+        for name, parts in weights.items():
+            for part, entry in parts.items():
+                there = met.setdefault(entry.place, (storage, part, entry))
+                if there[2] is entry:
+                    continue
+                shared = f"two parts are one tensor: {shown(name)} has its {part!r} where another weight"
+                demand(there[:2] == (storage, part), f"{shared} has its {there[1]!r} as {there[0]}")
+                demand(part in storage_format(storage).shareable, f"{shared} has it, and {storage} shares none")
+                demand(there[2] == entry, f"{shared} has it, and they differ in dtype, shape or checksum")
+
+
+def _kept_trace(shares: Mapping[str, Any]) -> dict[str, float]:
+    found = {side: checked_number(share, "a share of the trace", 0) for side, share in shares.items()}
+    demand(set(found) <= {"outputs", "inputs"}, "the trace has other sides than outputs and inputs")
+    demand(all(share <= 1 for share in found.values()), "a share of the trace is more than all of it")
+    return found
 
 
 def _theta(content: Mapping[str, Any]) -> ThetaEntries:
@@ -237,7 +271,7 @@ def _parts(parts: Mapping[str, Any], shape: tuple[int, int], format: type[Import
 
 
 def _info(content: Mapping[str, Any]) -> ImportanceInfo:
-    values = {}
+    values: dict[str, Any] = {}
     for item in fields(ImportanceInfo):
         value = content.get(item.name) if item.name in _MAY_BE_MISSING else content[item.name]
         if value is not None or item.name in _NEVER_NONE:

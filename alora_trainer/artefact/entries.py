@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import Stack
+from alora_trainer.weights.theta import Theta
 
 LARGEST_SIDE = 1 << 31
 LONGEST_TEXT = 2000
@@ -21,13 +22,21 @@ LONGEST_TEXT = 2000
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file; `shape` as stored, `dtype` as torch calls it, `sha256` of its bytes."""
+    """One tensor of a file; `shape` as stored, `dtype` as torch calls it, `sha256` of its bytes.
+
+    Weights that share a tensor have one and the same entry of it.
+    """
 
     file: str
     key: str
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where it lies: file and key."""
+        return self.file, self.key
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,12 @@ class ThetaEntries:
     """Where theta* is in a map's folder.
 
     Attributes:
-        parameterization: what was trained, which says how theta* is kept (`theta_files.THETA_FILES`).
+        type: what theta* is, which says how it is kept (`theta_files.THETA_FILES`).
         tensors: an adapter's by their key in its file; the weights themselves by name.
         settings: digest of what an adapter's configuration says (`adapter_config.settings_digest`); None without one.
     """
 
-    parameterization: Parameterization
+    type: type[Theta]
     tensors: dict[str, TensorEntry]
     settings: str | None = None
 
@@ -69,6 +78,8 @@ class MapConfig:
         formats: storage format -> weight name -> part -> where it is.
         theta: where theta* is.
         files: bytes of every file but the config and the card.
+        kept_trace: of importance in a basis, by side ("outputs", "inputs"), the share of all weights' trace that is in kept
+            directions; empty where no directions are kept.
     """
 
     kind: str
@@ -79,11 +90,18 @@ class MapConfig:
     formats: dict[str, dict[str, dict[str, TensorEntry]]]
     theta: ThetaEntries
     files: dict[str, int]
+    kept_trace: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def shares_tensors(self) -> bool:
+        """Whether weights have a tensor in common."""
+        places = [entry.place for weights in self.formats.values() for p in weights.values() for entry in p.values()]
+        return len(set(places)) < len(places)
 
     @property
     def parameterization(self) -> Parameterization:
         """What was trained while importance was recorded: an adapter, or the weights themselves."""
-        return self.theta.parameterization
+        return self.theta.type.parameterization
 
     def format_for(self, storage: str | None) -> str:
         """The stored format to read when `storage` is wanted: that one, or the first, to convert from."""

@@ -35,7 +35,7 @@ class ImportanceMap(ImportanceValues):
         self,
         model: torch.nn.Module,
         *,
-        start: StartFrom | str = StartFrom.RECORDED,
+        start: StartFrom | str | None = None,
         fresh_base: str | None = None,
         missing: str = "error",
         parameterization: Parameterization = Parameterization.ADAPTER,
@@ -49,7 +49,8 @@ class ImportanceMap(ImportanceValues):
 
         Args:
             model: what is to be trained.
-            start: as in `ALoRAConfig`: for "merged", the recorded adapter must be in the base weights, else it must not.
+            start: as in `ALoRAConfig`: for "merged", the recorded adapter must be in the base weights, else (and for None) it
+                must not.
             fresh_base: of an older spelling, see `StartFrom.parse`.
             missing: "error", or anything else to let weights without an importance pass.
             parameterization: what of the model is trained: a LoRA adapter, or the model itself.
@@ -63,7 +64,7 @@ class ImportanceMap(ImportanceValues):
         return match_model(
             self,
             model,
-            start=StartFrom.parse(start, fresh_base),
+            start=None if start is None and fresh_base is None else StartFrom.parse(start or "recorded", fresh_base),
             missing=missing,
             parameterization=parameterization if full_parameters is None else Parameterization.of(full_parameters),
             allow_other_revision=allow_other_revision,
@@ -176,6 +177,10 @@ def load_reference(model: nn.Module, importance: ImportanceMap | str | os.PathLi
         ALoRAError: there is no map; it is of an adapter; a weight of it is not in the model, or of another shape.
     """
     importance = as_map(importance)
+    if importance.at_base:
+        raise ALoRAError(
+            "the importance map was measured at the base weights, where a model is as it was loaded: there is nothing to set"
+        )
     if importance.parameterization is not Parameterization.FULL:
         raise ALoRAError(
             "the importance map was recorded with a LoRA adapter: load that with PeftModel.from_pretrained(base, MAP)"

@@ -9,11 +9,15 @@ import torch
 
 from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.basics.versions import software_versions
+from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.base_model import base_revision, commit_of
+from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.recording.recorder import Recorder
+from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.model_weights import adapter_of, present_theta
+from alora_trainer.weights.theta import BaseTheta
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
@@ -41,17 +45,50 @@ def describe_measured(
 ) -> ImportanceMap:
     """The importance map of what was measured at the weights that `model` has, without a training.
 
+    Importance in a basis is measured at the base weights, and no adapter belongs to its map.
+
     Args:
         model: that it was measured with.
         weights: those that it is about.
         omega: their importance by name.
         name: of the estimator (see `importance.recording.measured`).
         facts: further ones of `ImportanceInfo`, such as steps (batches), tokens and seed.
+
+    Raises:
+        ALoRAError: as `map_at_base`.
     """
     info = ImportanceInfo(
         **base_facts(model, adapter_of(weights)), estimator=name, versions=software_versions(), **facts
     )
+    if omega and all(isinstance(each, InBasis) for each in omega.values()):
+        return map_at_base(weights, omega, info)
     return map_at_present(model, weights, omega, info)
+
+
+def map_at_base(
+    weights: Sequence[TrainedWeight], omega: Mapping[str, torch.Tensor | Importance], info: ImportanceInfo
+) -> ImportanceMap:
+    """An importance map whose theta* is the base weights: no adapter belongs to it.
+
+    Args:
+        weights: those that the map is about, with an adapter that was there to find them by and is zero.
+        omega: their importance by name, measured with that adapter.
+        info: where it comes from.
+
+    Raises:
+        ALoRAError: the adapter is not zero, so that importance was measured somewhere else.
+    """
+    moved = next(
+        (w.name for w in weights if isinstance(w, AdaptedWeight) and bool(w.a.any()) and bool(w.b.any())), None
+    )
+    if moved is not None:
+        raise ALoRAError(
+            f"importance was not measured at the base weights: the adapter of {moved} is not zero. Measure it with a fresh "
+            "adapter, of the usual initialization"
+        )
+    samples = {weight.name: weight.base_sample() for weight in weights}
+    theta = BaseTheta({weight.name: weight.shape for weight in weights})
+    return ImportanceMap(omega, theta, base_samples=samples, info=info)
 
 
 def map_at_present(

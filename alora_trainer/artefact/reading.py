@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.entries import MapConfig, TensorEntry
@@ -17,9 +20,10 @@ from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.kinds.checks import converted
 from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.kinds.sharing import SharedParts
 from alora_trainer.importance.origin import Origin
 from alora_trainer.importance.selection import Layers, select_weights
-from alora_trainer.weights.parameterization import Parameterization
+from alora_trainer.weights.theta import AdapterTheta, BaseTheta
 
 Values = TypeVar("Values", bound=ImportanceValues)
 
@@ -47,7 +51,7 @@ def load_map(
     folder = present_folder(folder)
     config = read_config(folder)
     names = select_weights(config.weights, layers)
-    theta = THETA_FILES[config.parameterization].open(folder, config).theta(names)
+    theta = THETA_FILES[config.theta.type].open(folder, config).theta(names)
     return as_type(
         dict(read_omega(folder, config, names, storage)),
         theta,
@@ -63,15 +67,35 @@ def read_omega(
     """The importance of the weights in `names`, one by one, in the format `storage` (None: as it is stored)."""
     stored = config.format_for(storage)
     wanted = storage_format(storage or stored)
-    headers = OmegaFiles(folder, config, stored)
+    tensors, shared = _Tensors(folder, config, stored, names), SharedParts()
     for name in names:
-        parts = {
-            part: read_tensor(folder / entry.file, headers.header(entry), entry)
-            for part, entry in config.formats[stored][name].items()
-        }
+        entries = config.formats[stored][name]
+        parts = {part: tensors.read(entry) for part, entry in entries.items()}
         omega = storage_format(stored)(config.weights[name].shape, parts)
         omega.check_parts(name)
-        yield name, converted(name, omega, wanted)
+        there = converted(name, omega, wanted)
+        # Without a conversion they are one tensor already, and whoever looks at one weight at a time lets it go.
+        keys = {part: entries[part].place for part in omega.shareable if part in entries} if there is not omega else {}
+        yield name, shared.joined(there, keys)
+
+
+class _Tensors:
+    """The tensors of some weights, each read once: one that several weights share is held until the last of them has it."""
+
+    def __init__(self, folder: Path, config: MapConfig, storage: str, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._headers = OmegaFiles(folder, config, storage)
+        self._uses = Counter(entry.place for name in names for entry in config.formats[storage][name].values())
+        self._held: dict[tuple[str, str], torch.Tensor] = {}
+
+    def read(self, entry: TensorEntry) -> torch.Tensor:
+        tensor = self._held.pop(entry.place, None)
+        if tensor is None:
+            tensor = read_tensor(self._folder / entry.file, self._headers.header(entry), entry)
+        self._uses[entry.place] -= 1
+        if self._uses[entry.place]:
+            self._held[entry.place] = tensor
+        return tensor
 
 
 class OmegaFiles:
@@ -115,11 +139,16 @@ def check_reference(folder: Path) -> None:
     """
     folder = present_folder(folder)
     config = read_config(folder)
-    if config.parameterization is not Parameterization.ADAPTER:
+    if config.theta.type is BaseTheta:
+        raise ALoRAError(
+            f"the importance map in {folder} was measured at the base weights, so that no adapter belongs to it: put a fresh "
+            "one on the base model"
+        )
+    if config.theta.type is not AdapterTheta:
         raise ALoRAError(
             f"the importance map in {folder} is of a training without adapters: there is none to put on a model"
         )
-    THETA_FILES[config.parameterization].open(folder, config)
+    THETA_FILES[config.theta.type].open(folder, config)
 
 
 def verify_map(folder: Path, storages: Sequence[str] | None = None) -> MapConfig:
@@ -133,7 +162,7 @@ def verify_map(folder: Path, storages: Sequence[str] | None = None) -> MapConfig
     """
     folder = present_folder(folder)
     config = read_config(folder)
-    reader = THETA_FILES[config.parameterization].open(folder, config)
+    reader = THETA_FILES[config.theta.type].open(folder, config)
     for storage in storages if storages is not None else list(config.formats):
         for name, omega in read_omega(folder, config, list(config.weights), storage):
             ImportanceValues({name: omega}, reader.theta_of(name))

@@ -24,7 +24,6 @@ from alora_trainer.artefact.theta_storage import ThetaReader, ThetaStorage
 from alora_trainer.basics.safetensors_writer import write_safetensors
 from alora_trainer.basics.sizes import size_text
 from alora_trainer.errors import ALoRAError
-from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import FullReference
 from alora_trainer.weights.theta import FullTheta, Theta
 
@@ -44,7 +43,7 @@ class ReferenceStorage(ThetaStorage):
             name: (reference.weight.dtype, reference.shape) for name, reference in theta.items()
         }
         digests = write_safetensors(folder / REFERENCE_FILE, types, lambda name: theta[name].weight)
-        return ThetaEntries(Parameterization.FULL, described_tensors(REFERENCE_FILE, types, digests))
+        return ThetaEntries(FullTheta, described_tensors(REFERENCE_FILE, types, digests))
 
     def weight_entry(self, reference: FullReference, base_sample: list[float] | None) -> WeightEntry:
         return WeightEntry(reference.shape, None, base_sample)
@@ -54,7 +53,7 @@ class ReferenceStorage(ThetaStorage):
 
     def parse_section(self, content: Mapping[str, Any]) -> ThetaEntries:
         tensors = {checked_text(name): checked_tensor(entry) for name, entry in content.items()}
-        return ThetaEntries(Parameterization.FULL, tensors)
+        return ThetaEntries(FullTheta, tensors)
 
     def check(self, config: MapConfig) -> None:
         demand(REFERENCE_FILE in config.files, "the reference's file is not listed")

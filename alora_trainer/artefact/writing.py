@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,12 +23,13 @@ from alora_trainer.artefact.files import (
 from alora_trainer.artefact.heatmap import draw_heatmap
 from alora_trainer.artefact.map_folder import write_folder
 from alora_trainer.artefact.theta_files import THETA_FILES
-from alora_trainer.basics.safetensors_writer import write_safetensors
+from alora_trainer.basics.safetensors_writer import tensor_digest, write_safetensors
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.kinds.checks import converted
 from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.kinds.kind import Importance, PartType
+from alora_trainer.importance.kinds.sharing import identities
 from alora_trainer.importance.selection import block_name
 
 # Large enough for a few files only, small enough for some transformer blocks to be fetched without the others.
@@ -72,7 +73,7 @@ def write_map(importance: ImportanceValues, folder: Path, formats: Sequence[str]
     entries: Formats = {}
     for number, storage in enumerate(formats):
         entries[storage] = _write_omega(importance, folder, storage, storage if number else None, max_shard_bytes)
-    theta_files = THETA_FILES[importance.parameterization]
+    theta_files = THETA_FILES[type(importance.theta)]
     theta = theta_files.write(folder, importance.theta)
     write_json(folder / LAYERS_FILE, layer_table(importance))
     draw_heatmap(importance.layer_norms, folder / HEATMAP_FILE)
@@ -88,6 +89,7 @@ def write_map(importance: ImportanceValues, folder: Path, formats: Sequence[str]
         formats=entries,
         theta=theta,
         files=dict(sizes(folder)),
+        kept_trace=importance.kept_trace,
     )
     write_map_card(config, folder / CARD_FILE, picture=(folder / HEATMAP_FILE).is_file())
     write_config(config, folder)
@@ -99,39 +101,66 @@ def _write_omega(
     """Write Omega, weight by weight, into one file or several; where every weight's parts are."""
     source = _Parts(importance, storage)
     shards = plan_shards({name: source.nbytes(name) for name in importance}, max_shard_bytes)
-    entries: dict[str, dict[str, TensorEntry]] = {}
+    described: dict[str, TensorEntry] = {}
     for number, names in enumerate(shards, start=1):
         file = omega_file(infix, number, len(shards))
-        types = {_key(name, part): type_ for name in names for part, type_ in source.types(name).items()}
-        described = described_tensors(file, types, write_safetensors(folder / file, types, source.read))
-        for name in names:
-            entries[name] = {part: described[_key(name, part)] for part in source.types(name)}
+        types = {source.key(name, part): type_ for name in names for part, type_ in source.own_types(name).items()}
+        described |= described_tensors(file, types, write_safetensors(folder / file, types, source.read))
+    entries = {name: {part: described[source.key(name, part)] for part in source.types(name)} for name in importance}
     if len(shards) > 1:
         weight_map = {part.key: part.file for parts in entries.values() for part in parts.values()}
         size = sum((folder / file).stat().st_size for file in set(weight_map.values()))
         write_json(folder / index_file(infix), {"metadata": {"total_size": size}, "weight_map": weight_map})
-    return {name: entries[name] for name in importance}
-
-
-def _key(name: str, part: str) -> str:
-    """The key of a part in the safetensors file: the weight's own name if its format has one part only."""
-    return f"{name}.{part}" if part else name
+    return entries
 
 
 class _Parts:
-    """The parts of a map's weights in a storage format, converted one weight at a time when they are asked for."""
+    """The parts of a map's weights in a storage format, converted one weight at a time when they are asked for.
+
+    What a format may share, several weights with the same bytes have once: in the file of the first of them, which is the
+    others', too, unless a single transformer block takes more than one file.
+    """
 
     def __init__(self, importance: ImportanceValues, storage: str) -> None:
         self._importance = importance
         self._format = storage_format(storage)
-        self._homes = {_key(name, part): (name, part) for name in importance for part in self.types(name)}
+        self._types = {name: importance.stored(name).part_types_as(self._format) for name in importance}
+        self._owners = self._shared()
+        self._homes = {self.key(name, part): (name, part) for name in importance for part in self.own_types(name)}
         self._latest: tuple[str, Importance] | None = None
 
+    def _shared(self) -> dict[tuple[str, str], str]:
+        """By weight and part, the first weight that has the same bytes there."""
+        digests: dict[Hashable, str] = {}
+        first: dict[Hashable, str] = {}
+        owners = {}
+        for name in self._importance:
+            stored = self._importance.stored(name)
+            for part, place in identities(stored).items():
+                tensor = stored.parts[part]
+                if part in self._format.shareable and part in self._types[name] and tensor.numel() > 0:
+                    if place not in digests:
+                        digests[place] = tensor_digest(tensor)
+                    digest = digests[place]
+                    owners[name, part] = first.setdefault((part, tensor.dtype, tuple(tensor.shape), digest), name)
+        return owners
+
     def types(self, name: str) -> dict[str, PartType]:
-        return self._importance.stored(name).part_types_as(self._format)
+        return self._types[name]
+
+    def own_types(self, name: str) -> dict[str, PartType]:
+        """`types` of what no weight before this one has."""
+        return {
+            part: type_ for part, type_ in self._types[name].items() if self._owners.get((name, part), name) == name
+        }
+
+    def key(self, name: str, part: str) -> str:
+        """A part's key in the safetensors file: the weight's own name if its format has one part only."""
+        owner = self._owners.get((name, part), name)
+        return f"{owner}.{part}" if part else owner
 
     def nbytes(self, name: str) -> int:
-        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.types(name).values())
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.own_types(name).values())
 
     def read(self, key: str) -> torch.Tensor:
         name, part = self._homes[key]

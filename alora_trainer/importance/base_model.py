@@ -16,7 +16,7 @@ from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.weights.adapted import AdaptedWeight
-from alora_trainer.weights.trained_weight import TrainedWeight
+from alora_trainer.weights.trained_weight import TrainedWeight, sampled
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,29 @@ def check_base(
             )
         logger.warning(f"the importance map was recorded on {complaint}{named}; going on, as allow_other_revision says")
     _check_merged(compared, merged)
+
+
+def check_whole_base(importance: ImportanceValues, weights: Sequence[TrainedWeight]) -> None:
+    """Refuse whole weights that are to be held at the base weights a map was measured at, and are others.
+
+    Args:
+        importance: the map.
+        weights: of the model, before they were tuned.
+
+    Raises:
+        ALoRAError: a weight is not as it was.
+    """
+    for weight in weights:
+        recorded = importance.base_samples.get(weight.name)
+        if not recorded:
+            continue
+        flat = weight.matrices[0].flatten()
+        here = flat[sampled(flat.numel())].float().cpu().tolist()
+        if len(here) != len(recorded) or not _close(here, recorded):
+            raise ALoRAError(
+                f"the importance map holds weights at those of the base model{named_base(importance)}, and {weight.name} is "
+                "another one: load the base model as it was measured (a checkpoint is named to train, not loaded before)"
+            )
 
 
 def _compared(

@@ -14,11 +14,13 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.checks import checked_measure, converted
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
 from alora_trainer.importance.kinds.formats import KINDS, storage_format, store
+from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.kinds.sharing import SharedParts, identities, total_bytes
 from alora_trainer.importance.origin import ImportanceInfo, Origin
 from alora_trainer.importance.selection import Layers, select_weights
 from alora_trainer.weights.parameterization import Parameterization
-from alora_trainer.weights.theta import AdapterTheta, Theta
+from alora_trainer.weights.theta import AdapterTheta, BaseTheta, Theta
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 if TYPE_CHECKING:
@@ -91,8 +93,13 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
         return self.theta.config if isinstance(self.theta, AdapterTheta) else None
 
     @property
+    def at_base(self) -> bool:
+        """Whether theta* is the base weights: no adapter belongs to the map, and it holds any that starts there."""
+        return isinstance(self.theta, BaseTheta)
+
+    @property
     def parameterization(self) -> Parameterization:
-        """What was trained while importance was recorded: an adapter, or the weights themselves."""
+        """What was trained while importance was recorded: an adapter (or, `at_base`, nothing), or the weights themselves."""
         return self.theta.parameterization
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -116,9 +123,14 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
         return next(iter(self._omega.values())).kind if self._omega else ELEMENTWISE
 
     @property
+    def layer_weights(self) -> str:
+        """The setting of w_l that is meant for this kind of importance where none is given: "l2" or "none"."""
+        return next(iter(self._omega.values())).layer_weights if self._omega else "l2"
+
+    @property
     def nbytes(self) -> int:
-        """Bytes that Omega takes in memory and on disk."""
-        return sum(omega.nbytes for omega in self._omega.values())
+        """Bytes that Omega takes in memory and on disk, what several weights have in common counted once."""
+        return total_bytes(self._omega.values())
 
     def convert(self, storage: str) -> Self:
         """The same map in another storage format.
@@ -132,7 +144,11 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
         if storage == self.storage:
             return self
         format = storage_format(storage)
-        omega = {name: converted(name, stored, format) for name, stored in self._omega.items()}
+        shared = SharedParts()
+        omega = {
+            name: shared.joined(converted(name, stored, format), identities(stored))
+            for name, stored in self._omega.items()
+        }
         return self.with_omega(omega, origin=self.origin)
 
     def select(self, layers: Layers) -> Self:
@@ -204,6 +220,16 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
     def total(self, names: Sequence[str]) -> float:
         """The sum of Omega over all elements of the weights in `names`: the trace of their metrics."""
         return sum(self._traces[name] for name in names)
+
+    @property
+    def kept_trace(self) -> dict[str, float]:
+        """Of importance in a basis, the share of the whole trace in kept directions, by side; no side without directions."""
+        stored = [omega for omega in self._omega.values() if isinstance(omega, InBasis)]
+        whole = sum(self._traces.values())
+        if not stored or whole == 0:
+            return {}
+        shares = [sum(side) / whole for side in zip(*(omega.kept_trace() for omega in stored), strict=True)]
+        return {name: min(share, 1.0) for name, share in zip(("outputs", "inputs"), shares, strict=True) if share > 0}
 
     def after(self, earlier: ImportanceValues) -> Self:
         """The importance of both tasks, at this task's theta*, where this one was learned after `earlier`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -21,17 +21,23 @@ def match_model(
     importance: ImportanceValues,
     model: torch.nn.Module,
     *,
-    start: StartFrom = StartFrom.RECORDED,
+    start: StartFrom | None = None,
     missing: str = "error",
     parameterization: Parameterization = Parameterization.ADAPTER,
     allow_other_revision: bool = False,
 ) -> Sequence[TrainedWeight]:
     """The trained weights of `model`, after checking that `importance` was made for it; see `ImportanceMap.check_model`."""
+    if importance.at_base and start is StartFrom.MERGED:
+        raise ALoRAError(
+            "the importance map was measured at the base weights, so that it has no adapter to merge: say start='bare'"
+        )
     weights = trained_weights(model, parameterization)
     _check_parameterization(importance, parameterization)
     known = {weight.name: weight for weight in weights}
     recorded = {name: weight for name, weight in known.items() if name in importance}
     _check_names(importance, model, [name for name in known if name not in recorded], missing)
+    if importance.at_base:
+        _check_layouts(model, recorded)
     for name, weight in recorded.items():
         if importance.stored(name).shape != weight.shape:
             raise ALoRAError(
@@ -45,11 +51,23 @@ def match_model(
 
 def _check_parameterization(importance: ImportanceValues, parameterization: Parameterization) -> None:
     recorded = importance.parameterization
-    if recorded is not parameterization and importance.theta:
+    if importance.theta and not importance.theta.holds(parameterization):
         raise ALoRAError(
             f"the importance map was recorded for {recorded.words} (full_parameters={recorded.full_parameters}): set "
             f"full_parameters={recorded.full_parameters}, or record another map"
         )
+
+
+def _check_layouts(model: torch.nn.Module, weights: Mapping[str, TrainedWeight]) -> None:
+    """A map for adapters is of outputs by inputs; weights that are tuned themselves are as the model stores them."""
+    modules = dict(model.named_modules())
+    for name, weight in weights.items():
+        if weight.parameterization is Parameterization.FULL and not isinstance(modules.get(name), torch.nn.Linear):
+            kind = type(modules[name]).__name__ if name in modules else "parameter of its own"
+            raise ALoRAError(
+                f"{name} is a {kind}, and of whole weights the importance map holds linear layers alone, stored as "
+                "outputs by inputs: adapt it with LoRA, or leave it out of the map (ImportanceMap.select)"
+            )
 
 
 def _check_names(importance: ImportanceValues, model: torch.nn.Module, missing: Sequence[str], policy: str) -> None:

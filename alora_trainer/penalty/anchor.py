@@ -15,6 +15,7 @@ from typing import Any
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.weights.adapter_settings import base_weights_changed
+from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import FullReference, Reference, no_movement
 from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
@@ -30,11 +31,14 @@ def anchor_of(
     """The anchor of one weight as factors: a (k, n), b (m, k); k is 0 where the anchor is the model's own base weight.
 
     Args:
-        weight: a trained weight; a full one (tuned itself) is anchored at theta* alone.
+        weight: a trained weight; a full one (tuned itself) is anchored at theta* alone, and where that is the base weights,
+            at what it is now.
         importance: has theta* of it, unless the weight was not recorded (its anchor is then its base weight).
         start: where the training starts.
         anchor: "reference" or "base", as in `ALoRAConfig`.
     """
+    if importance.at_base and weight.parameterization is Parameterization.FULL:
+        return weight.reference()
     recorded = importance.reference.get(weight.name)
     if recorded is not None:
         if start is StartFrom.RECORDED and anchor == "reference":
@@ -44,18 +48,18 @@ def anchor_of(
     return no_movement(weight.shape)
 
 
-def check_anchor(start: StartFrom, anchor: str, *, recorded: Any, trained: Any) -> None:
+def check_anchor(start: StartFrom, anchor: str | None, *, recorded: Any, trained: Any) -> None:
     """Refuse an anchor that means the base model's own weights, where an adapter has others beside its factors (PiSSA).
 
     Args:
-        start, anchor: as `anchor_of` takes them.
+        start, anchor: as `anchor_of` takes them; None is "reference".
         recorded: PEFT's configuration of the adapter that was recorded; None where it is not known.
         trained: likewise, of the one that is trained.
 
     Raises:
         ALoRAError: naming the setting.
     """
-    if start is StartFrom.RECORDED and anchor == "reference":
+    if start is StartFrom.RECORDED and anchor in (None, "reference"):
         return  # theta* and the weights are said relative to the same ones, whatever these are
     for config, what in ((recorded, "recorded"), (trained, "new")):
         reason = None if config is None else base_weights_changed(config)

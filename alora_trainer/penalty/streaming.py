@@ -7,13 +7,14 @@ Omega is on its way. On a GPU the copies run on a stream of their own from pinne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.kinds.sharing import SharedParts, identities
 
 _ALIGNMENT = 256  # bytes between the parts of an Omega in a staging buffer
 
@@ -22,7 +23,7 @@ class ResidentOmegas:
     """Every Omega on its weight's device, for good."""
 
     def __init__(self, omegas: Sequence[Importance], devices: Sequence[torch.device]) -> None:
-        self._omegas = [omega.to(device) for omega, device in zip(omegas, devices, strict=True)]
+        self._omegas = _brought(omegas, devices, lambda omega, device: omega.to(device))
 
     def in_order(self) -> Iterator[Importance]:
         """Every weight's Omega, on its weight's device."""
@@ -33,7 +34,7 @@ class StreamedOmegas:
     """Every Omega in host memory (pinned, if its weight is on a GPU), on the device only while it is used."""
 
     def __init__(self, omegas: Sequence[Importance], devices: Sequence[torch.device]) -> None:
-        self._omegas = [_in_host_memory(omega, device) for omega, device in zip(omegas, devices, strict=True)]
+        self._omegas = _brought(omegas, devices, _in_host_memory)
         self._devices = list(devices)
         self._stages = {device: _Stages(device, self._largest(device)) for device in dict.fromkeys(devices)}
 
@@ -103,6 +104,19 @@ class _Stage:
         """What the present stream has been given to do was the last to read the buffer."""
         if self._released is not None:
             self._released.record(torch.cuda.current_stream(self._buffer.device))
+
+
+def _brought(
+    omegas: Sequence[Importance],
+    devices: Sequence[torch.device],
+    bring: Callable[[Importance, torch.device], Importance],
+) -> list[Importance]:
+    """Every Omega brought to where it lives for its device; what several have in common is brought once."""
+    shared: dict[torch.device, SharedParts] = {device: SharedParts() for device in devices}
+    return [
+        shared[device].joined(bring(omega, device), identities(omega))
+        for omega, device in zip(omegas, devices, strict=True)
+    ]
 
 
 def _in_host_memory(omega: Importance, device: torch.device) -> Importance:

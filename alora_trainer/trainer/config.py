@@ -6,12 +6,13 @@ import json
 import math
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import InitVar, asdict, dataclass, field, fields
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeGuard
 
 from alora_trainer.basics.output import OlderSpelling
 from alora_trainer.basics.registry import Registry
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.integral import LOCATIONS
@@ -143,18 +144,19 @@ class ALoRAConfig:
         "Evaluate the probe_dataset every this many optimizer steps.",
         "protecting",
     )
-    start: str = _option(
-        "recorded",
+    start: str | None = _option(
+        None,
         "Where the protected training starts, and what the penalty is on: 'recorded' goes on with the recorded adapter; "
         "'merged' trains a new one (of any rank and target modules) on the base with the recorded adapter merged into it, "
-        "'bare' one on the base as it was, and the penalty is on the new adapter's own movement.",
+        "'bare' one on the base as it was, and the penalty is on the new adapter's own movement. None is 'recorded', or 'bare' "
+        "for a map that was measured at the base weights.",
         "protecting",
         tuple(start.value for start in StartFrom),
     )
-    anchor: str = _option(
-        "reference",
+    anchor: str | None = _option(
+        None,
         "What the penalty pulls towards: 'reference' is where the training starts (theta*, eq. 16), 'base' the base model's "
-        "own weights.",
+        "own weights. None is 'reference', or 'base' for a map that was measured there.",
         "protecting",
         ("reference", "base"),
     )
@@ -167,10 +169,10 @@ class ALoRAConfig:
     )
     # A parser takes text for this order of types alone; TRL's dictionaries have it, too.
     layer_weights: dict[str, float] | str | None = _option(
-        "l2",
+        None,
         "Weight w_l of each layer's penalty: 'l2' is the norm of its importance (eq. 17), 'none' is 1 for all; or a mapping "
         "of names or patterns, as PEFT's rank_pattern has them, to weights (the first that fits counts), which may be text "
-        "in JSON. None is 'l2'.",
+        "in JSON. None is 'l2', or 'none' for importance in a basis, which is on one scale over all layers.",
         "protecting",
     )
     normalize: bool = _option(
@@ -196,7 +198,8 @@ class ALoRAConfig:
     fresh_base: InitVar[str | None] = None
 
     def __post_init__(self, fresh_base: str | None) -> None:
-        self.start = StartFrom.parse(self.start, fresh_base).value
+        if self.start is not None or fresh_base is not None:
+            self.start = StartFrom.parse(StartFrom.RECORDED if self.start is None else self.start, fresh_base).value
         if self.backend == "factored":
             warnings.warn("backend='factored' is an older spelling: say backend='gram'", OlderSpelling, stacklevel=3)
             self.backend = "gram"
@@ -217,8 +220,6 @@ class ALoRAConfig:
         """Numbers and mappings that came as text, as command lines and YAML 1.1 (``1e-3``) have them."""
         for name in ("xi", "lam", "lam_end_factor", "budget", "fold_every", "record_tokens", "probe_steps"):
             setattr(self, name, _number_in(getattr(self, name)))
-        if self.layer_weights is None:
-            self.layer_weights = "l2"
         if isinstance(self.layer_weights, str) and self.layer_weights.lstrip().startswith("{"):
             try:
                 self.layer_weights = json.loads(self.layer_weights)
@@ -253,7 +254,7 @@ class ALoRAConfig:
     def _check_layer_weights(self) -> None:
         given = self.layer_weights
         if not isinstance(given, Mapping):
-            if given not in LAYER_WEIGHTS:
+            if given not in (None, *LAYER_WEIGHTS):
                 names = ", ".join(map(repr, LAYER_WEIGHTS))
                 raise ALoRAError(f"layer_weights={given!r} is unknown: use one of {names}, or map names to weights")
             return
@@ -292,13 +293,39 @@ class ALoRAConfig:
 
     @property
     def start_from(self) -> StartFrom:
-        """`start` as a member of the enumeration."""
-        return StartFrom(self.start)
+        """`start` as a member of the enumeration; "recorded" for None, as for every map with a theta* of its own."""
+        return StartFrom.RECORDED if self.start is None else StartFrom(self.start)
 
     @property
     def parameterization(self) -> Parameterization:
         """What the training moves: an adapter, or the model's own weights (`full_parameters`)."""
         return Parameterization.of(self.full_parameters)
+
+    def meant_for(self, importance: ImportanceValues | None) -> ALoRAConfig:
+        """The same with `start`, `anchor` and `layer_weights` as they are meant where they are None.
+
+        This alone says what None means. A map that was measured at the base weights has no adapter to start from or to be
+        pulled to; importance in a basis is curvature, which needs no layer weights (see `Importance.layer_weights`).
+
+        Args:
+            importance: the map that holds the training; None for none.
+
+        Raises:
+            ALoRAError: `start` asks for the recorded adapter of a map that has none.
+        """
+        at_base = importance is not None and importance.at_base and not self.full_parameters
+        if at_base and self.start not in (None, StartFrom.BARE.value):
+            raise ALoRAError(
+                f"start={self.start!r} needs the adapter that a map was recorded with, and this one was measured at the base "
+                "weights, without any: train a fresh adapter with start='bare' and anchor='base', or leave both out"
+            )
+        meant = importance.layer_weights if importance is not None else "l2"
+        return replace(
+            self,
+            start=self.start or (StartFrom.BARE if at_base else StartFrom.RECORDED).value,
+            anchor=self.anchor or ("base" if at_base else "reference"),
+            layer_weights=meant if self.layer_weights is None else self.layer_weights,
+        )
 
     def resolved(self) -> dict[str, Any]:
         """All settings by name as plain data, with the lambda that is meant (`strength`) for `lam`."""
@@ -316,8 +343,8 @@ del ALoRAConfig.__annotations__["fresh_base"]
 # What only the protected training depends on; all other settings are about recording, or about both.
 PROTECTING = tuple(each.name for each in fields(ALoRAConfig) if each.metadata["help"].read_by == "protecting")
 _WITH_FULL_PARAMETERS = {
-    "start": (StartFrom.RECORDED.value,),
-    "anchor": ("reference",),
+    "start": (None, StartFrom.RECORDED.value),
+    "anchor": (None, "reference"),
     "missing": ("error", "free"),
     "backend": (None,),
 }

@@ -76,6 +76,7 @@ class ALoRAMixin(_TrainerHooks):
             raise ALoRAError(f"alora is of type {type(alora).__name__}: pass an ALoRAConfig, as alora=ALoRAConfig(...)")
         self.alora = alora if alora is not None else ALoRAConfig()
         self.given_importance = None if importance is None else as_map(importance, self.alora.storage)
+        self.alora = self.alora.meant_for(self.given_importance)
         self._recording = Recording(self.alora, self.given_importance) if self.alora.record is not None else None
         if self.given_importance is None and self._recording is None and alora is not None and alora.strength != 0:
             raise ALoRAError(
@@ -160,6 +161,8 @@ class ALoRAMixin(_TrainerHooks):
         elif resume_from_checkpoint:
             check_whole(resume_from_checkpoint)
         self._resumed_from = None
+        for part in self.parts:
+            part.before_training(self._weights)
         try:
             with making_steps(self) if self.parts else nullcontext():
                 return self._losses.corrected(super().train(resume_from_checkpoint, *args, **kwargs))

@@ -15,6 +15,7 @@ class Part:
 
     In this order; within an optimizer step, every part is called at one moment before any is at the next:
 
+        before_training      of `train`: nothing has been loaded from a checkpoint yet
         begin, load          before the first step; `load` where the training goes on from a checkpoint
         before_forward       of an optimizer step's last micro-batch
         add_data_loss        after every micro-batch's forward pass
@@ -42,6 +43,13 @@ class Part:
     def ends_training(self) -> bool:
         """Whether the present optimizer step is to be the last one; asked at its end."""
         return False
+
+    def before_training(self, weights: Sequence[TrainedWeight]) -> None:
+        """`train` was called, and no checkpoint has been loaded into the model yet.
+
+        Args:
+            weights: those that train, as the model was given; empty if no part has `needs_weights`.
+        """
 
     def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
         """A training begins in this process.

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.base_model import check_whole_base
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.loss_term import penalty_loss
 from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
@@ -20,6 +21,7 @@ from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.loss_parts import LossParts
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.steering import Steering
+from alora_trainer.weights.reference import FullReference, Reference
 from alora_trainer.weights.trained_weight import (
     Matrices,
     TrainedWeight,
@@ -75,11 +77,23 @@ class Protecting(Part):
 
     def __init__(self, importance: ImportanceMap, config: ALoRAConfig, probe: Probe | None = None) -> None:
         self._importance = importance
-        self._config = config
+        self._config = config.meant_for(importance)
         self._probe = probe
         self._decoupled = config.application == "decoupled"
+        self._base: dict[str, Reference | FullReference] = {}  # of whole weights, where these are held at the base
         self._step: PenaltyStep | None = None
         self.value: torch.Tensor | None = None
+
+    def before_training(self, weights: Sequence[TrainedWeight]) -> None:
+        """Keep whole weights that are to be held at the base, where they are now: later, a checkpoint is in their place.
+
+        Raises:
+            ALoRAError: they are not those that the map was measured at.
+        """
+        if self._importance.at_base and self._config.full_parameters and not self._base:
+            held = [weight for weight in weights if weight.name in self._importance]
+            check_whole_base(self._importance, held)
+            self._base = {weight.name: anchor_of(weight, self._importance) for weight in held}
 
     def prepare(self, weights: Sequence[TrainedWeight], *, steps: int) -> None:
         """Make the penalty on those of the trained `weights` that have an importance, for a training of so many steps.
@@ -93,7 +107,7 @@ class Protecting(Part):
         self.weights = [weight for weight in weights if weight.name in importance]
         if not self.weights:
             raise ALoRAError("the importance map has none of the adapted weights, so that nothing would be held")
-        assert config.layer_weights is not None  # None stands for the default, which it is by now
+        assert config.layer_weights is not None and config.anchor is not None  # as `meant_for` has them
         self.penalty = QuadraticPenalty(
             self.weights,
             importance,
@@ -104,7 +118,8 @@ class Protecting(Part):
             streamed=config.storage_device == "cpu",
             pulls=config.application == "decoupled" or config.budget is not None,
             anchors={
-                weight.name: anchor_of(weight, importance, start=config.start_from, anchor=config.anchor)
+                weight.name: self._base.get(weight.name)
+                or anchor_of(weight, importance, start=config.start_from, anchor=config.anchor)
                 for weight in self.weights
             },
         )

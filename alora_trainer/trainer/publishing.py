@@ -128,7 +128,7 @@ def save_protected_adapter(
     if over_merged is not None:
         tuning = replace(tuning, over_merged=over_merged)
     write_text(Path(folder) / TUNING_FILE, tuning.to_json())
-    if publication.given.parameterization is Parameterization.ADAPTER:
+    if publication.config.parameterization is Parameterization.ADAPTER:
         write_adapter_card(tuning, Path(folder) / CARD_FILE)
 
 
@@ -188,7 +188,7 @@ def write_card(publication: Publication, stated: Mapping[str, Any]) -> bool:
         return True
     # Full tuning makes a model and no adapter: the trainer's own card is the right one.
     held = publication.given
-    adapts = held is not None and held.parameterization is Parameterization.ADAPTER
+    adapts = held is not None and publication.config.parameterization is Parameterization.ADAPTER
     if adapts and (folder / TUNING_FILE).is_file():
         tuning = read_tuning(folder)
         common |= _stated(stated, TAGS)

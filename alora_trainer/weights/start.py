@@ -82,7 +82,7 @@ def with_start(
     if "fresh_base" not in settings and settings.get("start") not in _OLDER_STARTS:
         return dict(settings)
     before = over or {}
-    start = settings.get("start", before.get("start", StartFrom.RECORDED.value))
+    start = settings.get("start", before.get("start")) or StartFrom.RECORDED.value
     fresh_base = settings.get("fresh_base", before.get("fresh_base"))
     kept = {key: value for key, value in settings.items() if key != "fresh_base"}
     meant = _older_spelling(start, fresh_base) if quiet else StartFrom.parse(start, fresh_base)

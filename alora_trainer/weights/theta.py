@@ -1,4 +1,4 @@
-"""theta* of all weights together: an adapter with its configuration, or the weights themselves."""
+"""theta* of all weights together: an adapter with its configuration, the weights themselves, or the base as it was."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class Theta(Mapping[str, Any], ABC):
     """
 
     parameterization: ClassVar[Parameterization]
+
+    def holds(self, parameterization: Parameterization) -> bool:
+        """Whether a training of this parameterization can be held at theta*."""
+        return self.parameterization is parameterization
 
     def __init__(self, references: Mapping[str, Any]) -> None:
         self._references = dict(references)
@@ -114,6 +118,37 @@ class AdapterTheta(Theta):
     def with_unmoved(self, shapes: Mapping[str, tuple[int, int]]) -> AdapterTheta:
         unmoved = {name: no_movement(shape) for name, shape in shapes.items()}
         return AdapterTheta(self._references | unmoved, self.state, self.config)
+
+
+class BaseTheta(Theta):
+    """theta* is the base weights themselves: importance was measured there, and no adapter belongs to it.
+
+    Any adapter that starts at zero is at this theta*, whatever its rank and target modules, and so is the base model itself.
+
+    Args:
+        shapes: (m, n) of every weight, by name.
+    """
+
+    parameterization = Parameterization.ADAPTER  # in whose terms it is said: a movement of zero
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__({name: no_movement(shape) for name, shape in shapes.items()})
+
+    def holds(self, parameterization: Parameterization) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, BaseTheta)
+            and self.keys() == other.keys()
+            and all(self[name].shape == other[name].shape for name in self)
+        )
+
+    def restricted(self, names: Sequence[str]) -> BaseTheta:
+        return BaseTheta({name: self[name].shape for name in names})
+
+    def with_unmoved(self, shapes: Mapping[str, tuple[int, int]]) -> BaseTheta:
+        return BaseTheta({name: reference.shape for name, reference in self.items()} | dict(shapes))
 
 
 class FullTheta(Theta):

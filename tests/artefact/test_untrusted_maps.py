@@ -118,7 +118,7 @@ CONFIG_LIES: dict[str, tuple[str, Any, str]] = {
     "adapter shape": (f"adapter/tensors/base_model.model.{Q0}.lora_A.weight/shape", [3, 15], "is float32"),
     "adapter settings": ("adapter/settings_sha256", "0" * 64, "not the adapter's configuration"),
     "other adapter tensors": ("adapter/tensors", {}, "other tensors"),
-    "schema": ("schema_version", 3, "update alora-trainer"),
+    "schema": ("schema_version", 4, "update alora-trainer"),
 }
 
 

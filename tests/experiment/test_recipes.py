@@ -159,7 +159,7 @@ def test_the_paper_recipes_have_its_hyperparameters() -> None:
         for section in (recipe.record, recipe.tune):
             assert section["learning_rate"] == 8e-4 and section["num_train_epochs"] == 5
             assert section["per_device_train_batch_size"] == 20
-        assert recipe.alora.record == "paper" and recipe.alora.layer_weights == "l2"
+        assert recipe.alora.record == "paper" and recipe.alora.meant_for(None).layer_weights == "l2"
         assert recipe.fisher.samples == 20000 and recipe.fisher.batch_size == 8
         assert recipe.model.path in CONFIGURATIONS
         assert [m.name for m in recipe.methods] == ["base", "lora", "lora_ab", "rslora", "ewclora_batch", "alora"]

@@ -66,7 +66,7 @@ def test_todays_spelling_is_silent_and_copied():
         ({"start": ["bare"]}, r"start=\['bare'\] is unknown: use one of 'recorded', 'merged', 'bare'"),
         ({"storage": ["log8"]}, r"storage=\['log8'\] is unknown: .*use one of 'float32', "),
         ({"normalize": 1}, "normalize=1 must be true or false"),
-        ({"full_parameters": True, "start": "bare"}, "start='bare' is for LoRA: .* start must be 'recorded'"),
+        ({"full_parameters": True, "start": "bare"}, "start='bare' is for LoRA: .* start must be None or 'recorded'"),
         ({"full_parameters": True, "record": "exact"}, "record='exact' is for LoRA: .* must be None or 'projected'"),
     ],
 )

@@ -72,7 +72,7 @@ class MapCard:
 
 def map_tags(config: MapConfig) -> tuple[str, ...]:
     """The tags of a map's card: that it is one, the kind of importance, and what was trained."""
-    return (MAP_TAG, f"{config.kind}-importance", *THETA_FILES[config.parameterization].tags, "forgetting")
+    return (MAP_TAG, f"{config.kind}-importance", *THETA_FILES[config.theta.type].tags, "forgetting")
 
 
 def estimator_text(name: str) -> str:
@@ -151,7 +151,7 @@ def map_card(
 
 def _metadata(config: MapConfig, licences: Licences) -> dict[str, Any]:
     """What the Hub is to know of a map; None for what is not known."""
-    info, theta_files = config.info, THETA_FILES[config.parameterization]
+    info, theta_files = config.info, THETA_FILES[config.theta.type]
     return {
         "library_name": theta_files.library,
         "license": licences.for_metadata,

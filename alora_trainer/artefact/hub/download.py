@@ -200,7 +200,7 @@ def needed_files(config: MapConfig, storage: str | None, layers: Layers | None, 
     names = select_weights(config.weights, layers)
     files = [
         CONFIG_FILE,
-        *THETA_FILES[config.parameterization].files,
+        *THETA_FILES[config.theta.type].files,
         *config.omega_files(config.format_for(storage), names),
     ]
     if extras:

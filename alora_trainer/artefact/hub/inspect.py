@@ -84,7 +84,7 @@ def _lines(config: MapConfig) -> list[str]:
     kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in config.weights))
     within = f", blocks {blocks[0]} to {blocks[-1]}" if blocks else ""
     revision = f", revision {info.base_revision}" if info.base_revision else ""
-    theta_label, theta_text = THETA_FILES[config.parameterization].described(config)
+    theta_label, theta_text = THETA_FILES[config.theta.type].described(config)
     rows = {
         "base model": f"{info.base_model or 'not named'}{revision}",
         "weights": f"{len(config.weights)} ({kinds}{within}), {elements:,} elements",

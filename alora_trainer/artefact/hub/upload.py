@@ -138,7 +138,7 @@ def _prepare_map(folder: Path, rewritten: Path, statement: _Statement) -> tuple[
     config = public_config(verify_map(folder), statement.base_model, statement.license)
     _warn_unnamed(config.info.base_model)
     files = {name: check_inside(folder, name) for name in config.files}
-    changed = THETA_FILES[config.parameterization].rewritten_for_public(folder, rewritten, config.info.base_model)
+    changed = THETA_FILES[config.theta.type].rewritten_for_public(folder, rewritten, config.info.base_model)
     files |= changed
     config = replace(config, files=config.files | {name: path.stat().st_size for name, path in changed.items()})
     write_config(config, rewritten)

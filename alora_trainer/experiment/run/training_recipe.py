@@ -104,7 +104,7 @@ def check_saved(adapter: LoraConfig, what: str, *, given: bool) -> None:
         )
 
 
-def check_start(start: StartFrom, anchor: str, recorded: LoraConfig, fresh: LoraConfig | None) -> None:
+def check_start(start: StartFrom, anchor: str | None, recorded: LoraConfig, fresh: LoraConfig | None) -> None:
     """Refuse adapters with which a protected training would be held, or saved, as another model than it is.
 
     Args:

@@ -28,13 +28,31 @@ from alora_trainer.importance.kinds.kronecker import (
 from alora_trainer.importance.kinds.logarithmic import LogarithmicOmega
 
 KINDS: Registry[Kind] = Registry("kind of importance")
-for _name, _uniform in (
-    (ELEMENTWISE, uniform),
-    (KRONECKER, uniform_kronecker),
-    (EKFAC, uniform_ekfac),
-    (COVARIANCE, uniform_covariance),
+for _kind in (
+    Kind(ELEMENTWISE, uniform),
+    Kind(
+        KRONECKER,
+        uniform_kronecker,
+        "R = tr(D' G D S)",
+        "The Kronecker factors of the Fisher information (K-FAC): G, the second moments of the log-likelihood's gradients by a "
+        "layer's outputs, and S, those of its inputs. A movement costs what it does to outputs that matter, on inputs that "
+        "occur.",
+    ),
+    Kind(
+        EKFAC,
+        uniform_ekfac,
+        "R = sum_ij Omega_ij (U_i' D V_j)^2",
+        "The Fisher information's diagonal in the eigenvectors U, V of its Kronecker factors (EK-FAC).",
+    ),
+    Kind(
+        COVARIANCE,
+        uniform_covariance,
+        "R = c tr(D S D')",
+        "The second moments S of the layer's inputs, and one number c for its outputs. A movement costs what it does on inputs "
+        "that occur.",
+    ),
 ):
-    KINDS.register(_name, Kind(_name, _uniform))
+    KINDS.register(_kind.name, _kind)
 
 FORMATS: Registry[type[Importance]] = Registry("storage format")
 _ELEMENTWISE_FORMATS = (DenseOmega, HalfOmega, LogarithmicOmega, FactoredOmega, WideFactoredOmega, DoubleOmega)

@@ -39,6 +39,7 @@ class InBasis(Importance):
 
     vectors_dtype: ClassVar[torch.dtype] = torch.float32
     shareable = (OUTPUT_VECTORS, INPUT_VECTORS)
+    layer_weights = "none"
 
     @classmethod
     @abstractmethod
@@ -108,6 +109,16 @@ class InBasis(Importance):
             # Of what has no dimensions the number counts, too: it is a stranger's, and none may be negative or NaN.
             least = min(least, float(omega.min()))
         return Measure(trace, math.sqrt(squares) if squares >= 0 else math.nan, least)
+
+    def kept_trace(self) -> tuple[float, float]:
+        """How much of the trace is in kept directions of the outputs, and how much in kept directions of the inputs."""
+        (m, n), (k, h) = self.shape, self.kept
+        columns, of_outputs, of_inputs = _dimensions(h, n), 0.0, 0.0
+        for rows in row_blocks(k + 1, h + 1):
+            traces = self.omega_rows(rows, torch.float64).cpu() * _dimensions(k, m)[rows, None] * columns
+            of_outputs += float(traces[: max(k - (rows.start or 0), 0)].sum())
+            of_inputs += float(traces[:, :h].sum())
+        return of_outputs, of_inputs
 
     def diagonal(self) -> torch.Tensor:
         outputs = _shares(self.output_vectors(torch.float32))

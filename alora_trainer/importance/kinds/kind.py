@@ -45,6 +45,8 @@ class Importance(ABC):
         kind: the kind's name, as in `KINDS`.
         format: the format's name, as in `FORMATS`: lower-case letters, digits and underscores, as it is a part of file names.
         listed: whether `alora plan` says what importance takes in this format.
+        layer_weights: the setting of w_l that is meant where none is given: "l2" for its norm, "none" for importance that is
+            on one scale over all layers as it is measured.
         shareable: the parts that several weights may have in common, which are then kept once.
     """
 
@@ -52,6 +54,7 @@ class Importance(ABC):
     format: ClassVar[str]
     listed: ClassVar[bool] = True
     shareable: ClassVar[tuple[str, ...]] = ()
+    layer_weights: ClassVar[str] = "l2"
 
     def __init__(self, shape: tuple[int, int], parts: Mapping[str, torch.Tensor]) -> None:
         self.shape = shape
@@ -178,7 +181,11 @@ class Kind:
         name: as in `Importance.kind`.
         uniform: ``uniform(shape, value)``: importance ``M = value I`` of this kind for a weight (m, n), in a format that takes
             no memory of the weight's size where there is one.
+        formula: R of one weight's movement D, in plain characters; empty where a card need not say it.
+        meaning: what it is, for a card: a sentence or two.
     """
 
     name: str
     uniform: Callable[[tuple[int, int], float], Importance]
+    formula: str = ""
+    meaning: str = ""
