@@ -162,7 +162,7 @@ def test_from_one_person_to_another_as_documented(
     for line in second:
         assert main(shlex.split(line)[1:]) == 0, line
     printed = capsys.readouterr().out
-    assert "ann/tiny-llama-importance  projected" in printed and "float32" in printed
+    assert "ann/tiny-llama-importance  elementwise  projected" in printed and "float32" in printed
     stored = hub.store.repos["model", "bob/tiny-llama-domain"]
     card = stored.commits[stored.refs["main"]]["README.md"].content.decode()
     source = hub.store.repos["model", "ann/tiny-llama-importance"]

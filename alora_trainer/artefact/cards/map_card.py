@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from alora_trainer.artefact.cards.basis import CURVATURE_DESCRIPTIONS, BasisFacts, basis_facts, labels_text
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import (
     Licences,
@@ -27,8 +28,10 @@ from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.basics.sizes import size_text
 from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.fisher import FISHER_DESCRIPTIONS
+from alora_trainer.weights.theta import BaseTheta
 
 TEMPLATE = Path(__file__).parent / "map_card.md"
 # By these tags a map is found. None of them can be taken for PEFT's "Activated LoRA".
@@ -57,6 +60,8 @@ class MapCard:
     earlier_tasks: int
     weights: int
     kinds: str
+    kind: str
+    targets: tuple[str, ...]
     elements: int
     formats: Mapping[str, str]
     first_format: str
@@ -64,6 +69,8 @@ class MapCard:
     licences: str
     versions: str
     parameterization: str
+    at_base: bool
+    basis: BasisFacts | None
     picture: str | None
     measured: str | None
     metadata: Mapping[str, Any] = field(repr=False)
@@ -75,11 +82,15 @@ def map_tags(config: MapConfig) -> tuple[str, ...]:
     return (MAP_TAG, f"{config.kind}-importance", *THETA_FILES[config.theta.type].tags, "forgetting")
 
 
-def estimator_text(name: str) -> str:
+def estimator_text(info: ImportanceInfo) -> str:
     """How importance was estimated, as a part of a sentence."""
+    name = info.estimator or "unknown"
     if name in ESTIMATORS:
         return ESTIMATORS[name].description
-    return FISHER_DESCRIPTIONS.get(name, f"the estimator `{name}` of alora-trainer")
+    known = {**FISHER_DESCRIPTIONS, **CURVATURE_DESCRIPTIONS}
+    if name not in known:
+        return f"the estimator `{name}` of alora-trainer"
+    return known[name] + (labels_text(info.labels, info.draws) if name in CURVATURE_DESCRIPTIONS else "")
 
 
 def layer_table(importance: ImportanceValues) -> dict[str, dict[str, float | None]]:
@@ -116,6 +127,7 @@ def map_card(
     info = config.info
     licences = licences or Licences(stated=info.license)
     estimator = info.estimator or "unknown"
+    modules = tuple(dict.fromkeys(name.rpartition(".")[2] for name in config.weights))
     stated = {**_metadata(config, licences), **(metadata or {})}
     formats = {storage: size_text(config.format_bytes(storage)) for storage in config.formats}
     return MapCard(
@@ -124,7 +136,7 @@ def map_card(
         base_source=loadable_name(info.base_model),
         base_revision=info.base_revision,
         estimator=estimator,
-        how=estimator_text(estimator),
+        how=estimator_text(info),
         xi=info.xi,
         steps=info.steps,
         tokens=info.tokens,
@@ -134,7 +146,9 @@ def map_card(
         data=data_text(info.data),
         earlier_tasks=len(info.earlier_tasks),
         weights=len(config.weights),
-        kinds=", ".join(dict.fromkeys(name.rpartition(".")[2] for name in config.weights)),
+        kinds=", ".join(modules),
+        kind=config.kind,
+        targets=modules,
         elements=_elements(config),
         formats=formats,
         first_format=config.storage,
@@ -142,6 +156,8 @@ def map_card(
         licences=licences.text,
         versions=", ".join(f"{name} {version}" for name, version in info.versions.items()) or "not recorded",
         parameterization=config.parameterization.value,
+        at_base=config.theta.type is BaseTheta,
+        basis=basis_facts(config),
         picture=HEATMAP_FILE if picture else None,
         measured=forgotten_text(results) if results else None,
         metadata={key: value for key, value in stated.items() if value is not None},
@@ -160,6 +176,7 @@ def _metadata(config: MapConfig, licences: Licences) -> dict[str, Any]:
         "datasets": dataset_ids(info.data) or None,
         "tags": list(map_tags(config)),
         "importance_map": {
+            "kind": config.kind,
             "estimator": info.estimator or "unknown",
             "tokens": info.tokens,
             "weights": len(config.weights),

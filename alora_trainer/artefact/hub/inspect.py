@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from alora_trainer.artefact.cards.basis import kept_text, labels_text
 from alora_trainer.artefact.cards.facts import data_text
 from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.entries import MapConfig, TensorEntry
@@ -18,7 +19,10 @@ from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.tensor_file import TORCH_NAMES, TensorHeader, check_header, read_header
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.basics.sizes import size_text
+from alora_trainer.importance.kinds.formats import KINDS, storage_format
+from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.selection import block_number
+from alora_trainer.weights.theta import BaseTheta
 
 Header = Callable[[str], dict[str, TensorHeader]]
 
@@ -88,9 +92,15 @@ def _lines(config: MapConfig) -> list[str]:
     rows = {
         "base model": f"{info.base_model or 'not named'}{revision}",
         "weights": f"{len(config.weights)} ({kinds}{within}), {elements:,} elements",
-        "kind": config.kind,
+        "kind": f"{config.kind}: {formula}" if (formula := KINDS.find(config.kind).formula) else config.kind,
+        "kept": kept_text(config) if issubclass(storage_format(config.storage), InBasis) else "",
         "estimator": f"{info.estimator}, xi {info.xi}" if info.xi is not None else str(info.estimator),
-        "recorded": f"{info.steps:,} steps, {info.tokens:,} tokens, {info.optimizer}, learning rate {info.learning_rate}",
+        "labels": labels_text(info.labels, info.draws).removeprefix("; ").removeprefix("labels "),
+        "recorded": (
+            f"{info.steps:,} batches, {info.tokens:,} tokens, at the base weights"
+            if config.theta.type is BaseTheta
+            else f"{info.steps:,} steps, {info.tokens:,} tokens, {info.optimizer}, learning rate {info.learning_rate}"
+        ),
         "text": data_text(info.data),
         "earlier tasks": str(len(info.earlier_tasks)) if info.earlier_tasks else "",
         "formats": ", ".join(

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from alora_trainer.artefact.cards.map_card import MAP_TAG
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.basics.sizes import size_text
-from alora_trainer.importance.kinds.formats import FORMATS
+from alora_trainer.importance.kinds.formats import FORMATS, KINDS
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,12 @@ class FoundMap:
 
     Attributes:
         repo_id: what `from_pretrained` and ``--importance`` take.
+        kind: of importance.
         formats: bytes by storage format, the largest (which is the most exact) first.
     """
 
     repo_id: str
+    kind: str | None
     estimator: str | None
     tokens: int | None
     formats: Mapping[str, int]
@@ -58,9 +60,10 @@ def _found(model: Any) -> FoundMap:
     known = [name for name in stated if name in FORMATS and type(stated[name]) is int]
     sizes = {name: stated[name] for name in sorted(known, key=lambda name: -stated[name])}
     datasets = card.get("datasets") or []
-    estimator, tokens = facts.get("estimator"), facts.get("tokens")
+    kind, estimator, tokens = facts.get("kind"), facts.get("estimator"), facts.get("tokens")
     return FoundMap(
         repo_id=model.id,
+        kind=_shown(kind) if isinstance(kind, str) else _tagged(model.tags),
         estimator=_shown(estimator) if isinstance(estimator, str) else None,
         tokens=tokens if type(tokens) is int else None,
         formats=sizes,
@@ -70,6 +73,11 @@ def _found(model: Any) -> FoundMap:
     )
 
 
+def _tagged(tags: Sequence[str] | None) -> str | None:
+    """The kind by a map's tags, where its card is of before it was stated there."""
+    return next((kind for kind in KINDS if f"{kind}-importance" in (tags or ())), None)
+
+
 def _shown(text: str) -> str:
     """A stranger's text without what a terminal would obey."""
     return "".join(character for character in text if character.isprintable())[:80]
@@ -77,11 +85,12 @@ def _shown(text: str) -> str:
 
 def table(maps: Sequence[FoundMap]) -> str:
     """The maps as lines of aligned columns."""
-    rows = [("repository", "estimator", "tokens", "formats", "recorded on", "updated")]
+    rows = [("repository", "kind", "estimator", "tokens", "formats", "recorded on", "updated")]
     for found in maps:
         tokens = f"{found.tokens:,}" if found.tokens is not None else "-"
         texts = ", ".join(found.datasets) or "-"
-        rows.append((found.repo_id, found.estimator or "-", tokens, found.formats_text, texts, found.updated or "-"))
+        facts = (found.kind or "-", found.estimator or "-", tokens, found.formats_text, texts, found.updated or "-")
+        rows.append((found.repo_id, *facts))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
