@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from alora_trainer.weights.row_blocks import row_blocks
+
 
 @dataclass(frozen=True)
 class EigenSide:
@@ -53,10 +55,34 @@ def kept_directions(values: torch.Tensor, keep: int | None, share: float | None)
     return kept
 
 
+def turned(vectors: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``U' right``, (k, p), for U (d, k), in the dtype of `right` (d, p); in blocks where U is kept in another.
+
+    As (right' U)': BLAS takes up to twenty times as long for U' right where p is as small as LoRA's ranks are.
+    """
+    if vectors.dtype == right.dtype:
+        return (right.T @ vectors).T
+    total = right.new_zeros(right.shape[1], vectors.shape[1])
+    for rows in row_blocks(*vectors.shape, vectors.device) if vectors.numel() else ():
+        total.addmm_(right[rows].T, vectors[rows].to(right.dtype))
+    return total.T
+
+
+def turned_back(vectors: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
+    """``U within``, (d, p), for U (d, k), in the dtype of `within` (k, p); in blocks where U is kept in another."""
+    within = within.T.contiguous().T  # column by column, which BLAS multiplies twice as fast
+    if vectors.dtype == within.dtype:
+        return vectors @ within
+    result = within.new_zeros(vectors.shape[0], within.shape[1])
+    for rows in row_blocks(*vectors.shape, vectors.device) if vectors.numel() else ():
+        torch.mm(vectors[rows].to(within.dtype), within, out=result[rows])
+    return result
+
+
 def multiply(vectors: torch.Tensor, values: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """``(U diag(values) U' + rest (I - U U')) right`` for U (d, k), values (k + 1,) and right (d, p): never (d, d)."""
     rest = values[-1]
-    return vectors @ ((values[:-1] - rest)[:, None] * (vectors.T @ right)) + rest * right
+    return turned_back(vectors, (values[:-1] - rest)[:, None] * turned(vectors, right)).add_(rest * right)
 
 
 def symmetric(vectors: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -72,17 +72,18 @@ class InBasis(Importance):
         k, h = (self.parts[part].shape[1] if part in self.parts else 0 for part in (OUTPUT_VECTORS, INPUT_VECTORS))
         return k, h
 
-    def output_vectors(self, dtype: torch.dtype) -> torch.Tensor:
-        """U (m, k)."""
+    def output_vectors(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """U (m, k); as it is kept, if no dtype is asked for."""
         return self._vectors(OUTPUT_VECTORS, self.shape[0], dtype)
 
-    def input_vectors(self, dtype: torch.dtype) -> torch.Tensor:
-        """V (n, h)."""
+    def input_vectors(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """V (n, h); as it is kept, if no dtype is asked for."""
         return self._vectors(INPUT_VECTORS, self.shape[1], dtype)
 
-    def _vectors(self, part: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+    def _vectors(self, part: str, size: int, dtype: torch.dtype | None) -> torch.Tensor:
         if part in self.parts:
             return self.parts[part].to(dtype)
+        dtype = self.vectors_dtype if dtype is None else dtype
         return torch.zeros(size, 0, dtype=dtype, device=next(iter(self.parts.values())).device)
 
     @abstractmethod

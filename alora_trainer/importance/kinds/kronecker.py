@@ -89,11 +89,11 @@ class KroneckerOmega(InBasis):
 
     def multiply_outputs(self, left: torch.Tensor) -> torch.Tensor:
         """``G left``, (m, p)."""
-        return multiply(self.output_vectors(left.dtype), self.output_values.to(left.dtype), left)
+        return multiply(self.output_vectors(), self.output_values.to(left.dtype), left)
 
     def multiply_inputs(self, right: torch.Tensor) -> torch.Tensor:
         """``right S``, (p, n)."""
-        return multiply(self.input_vectors(right.dtype), self.input_values.to(right.dtype), right.T).T
+        return multiply(self.input_vectors(), self.input_values.to(right.dtype), right.T).T
 
     def apply(self, movement: torch.Tensor) -> torch.Tensor:
         return self.multiply_inputs(self.multiply_outputs(movement))
