@@ -39,14 +39,23 @@ def seconds(device: str, work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def take_turns(device: str, rounds: int, works: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of every work in every round, after one round to warm up."""
+def processor_seconds(work: Callable[[], Any]) -> float:
+    """Seconds of processor time, of all threads: what other processes take of a shared machine is not in it."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def take_turns(
+    device: str, rounds: int, works: Mapping[str, Callable[[], Any]], clock: Callable[..., float] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every work in every round, after one round to warm up; by `clock` (work), if not by the wall's."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            times[name].append(seconds(device, work))
+            times[name].append(seconds(device, work) if clock is None else clock(work))
     return times
 
 

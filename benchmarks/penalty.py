@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from alora_trainer.penalty.backends.choice import choose
 from alora_trainer.penalty.backends.dense import dense_penalty
 from alora_trainer.penalty.loss_term import penalty_loss
 from alora_trainer.weights.adapted import adapted_weights
-from alora_trainer.weights.reference import Reference
+from alora_trainer.weights.reference import Reference, no_movement
 from alora_trainer.weights.steps import Factors, movement_factors
 from alora_trainer.weights.theta import AdapterTheta
 
@@ -138,10 +138,18 @@ class Training:
 
     def penalty(self, storage: str, *, streamed: bool = False) -> QuadraticPenalty:
         where = "cpu" if streamed else self.device
-        importance = ImportanceMap(
-            {w.name: made_omega(w.shape, storage, where) for w in self.weights},
-            AdapterTheta({w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in self.weights}),
-        )
+        omega = {w.name: made_omega(w.shape, storage, where) for w in self.weights}
+        return self.held_by(omega, streamed=streamed)
+
+    def held_by(
+        self, omega: Mapping[str, Importance], *, at_the_base: bool = False, streamed: bool = False
+    ) -> QuadraticPenalty:
+        """What holds the weights by `omega`, at where they are now or at the base weights."""
+        references = {
+            w.name: no_movement(w.shape) if at_the_base else Reference(w.a.clone(), w.b.clone(), w.scaling)
+            for w in self.weights
+        }
+        importance = ImportanceMap(omega, AdapterTheta(references))
         return QuadraticPenalty(self.weights, importance, lam=LAM, streamed=streamed)
 
     def held_loss(self, penalty: QuadraticPenalty, loss: torch.Tensor) -> torch.Tensor:
