@@ -2,11 +2,11 @@
 
     python benchmarks/curvature.py [--quick] [--rounds 5] [--decoupled] [--output_dir results/benchmarks]
 
-Kronecker, EK-FAC and covariance importance with k directions kept on either side, beside today's element-wise Omega in float32
-and beside plain LoRA: in a small model, and in single layers of Llama-3.2-3B's widths, 4 x 1024 tokens. A new adapter is held to
-the base weights (the default of these kinds), and a recorded one to theta*. What is compared takes turns in one process, and seconds are
-processor time of all threads, which other processes disturb least. Bases are random and scaled like orthonormal ones, which
-costs the same. Writes curvature-cpu.json.
+Kronecker, EK-FAC and covariance importance with k directions kept on either side, beside today's element-wise Omega in
+float32 and beside plain LoRA: in a small model, and in single layers of Llama-3.2-3B's widths, 4 x 1024 tokens. A new adapter
+is held to the base weights (the default of these kinds), and a recorded one to theta*. What is compared takes turns in one
+process, and seconds are processor time of all threads, which other processes disturb least. Bases are random and scaled like
+orthonormal ones, which costs the same. Writes curvature-cpu.json.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def model_bytes(model: Llama, targets: Iterable[str], format: type[InBasis], kee
 
 
 def bytes_of_models() -> dict[str, Any]:
-    """By model and targets: bytes of element-wise importance, and of each kind, number of directions and dtype of the vectors."""
+    """By model and targets: bytes of element-wise importance, and of each kind by directions and dtype of the vectors."""
     report: dict[str, Any] = {}
     for model_name, model in MODELS.items():
         for targets_name, targets in TARGETS.items():

@@ -1,4 +1,4 @@
-"""What estimating curvature costs, in seconds per 100,000 tokens: beside stage A, the diagonal Fisher and EWCLoRA's official way.
+"""What estimating curvature costs in seconds per 100,000 tokens: beside stage A, the diagonal Fisher and the official EWCLoRA.
 
     python benchmarks/curvature_recording.py [--quick] [--rounds 3] [--output_dir results/benchmarks]
 
@@ -160,7 +160,7 @@ def main() -> None:
     path.write_text(json.dumps(report, indent=2) + "\n")
     for way, found in report["ways"].items():
         print(
-            f"{way}: {found['seconds_a_hundred_thousand_tokens']:.1f} s per {PER} tokens ({found['of_it_once']:.1f} of them once), "
+            f"{way}: {found['seconds_a_hundred_thousand_tokens']:.1f} s per {PER} tokens ({found['of_it_once']:.1f} once), "
             f"{found['over_official']:.2f} of the official way, {found['over_stage_a']:.2f} of stage A"
         )
     print(f"written: {path}")

@@ -6,8 +6,8 @@ For every seed, importance in a basis is estimated at the base model on the reci
 and more tokens and with fewer and more directions kept, and each holds a training of its own: a fresh adapter on the bare
 base, held to the base, layer weights 1, importance divided by the mean of its diagonal, one strength for all. Measured are
 general cross-entropy on the held-out text, and the cross-entropy over the choices and the accuracy on the domain's items.
-Beside them the base itself and a training that nothing holds. Runs on one thread; what was finished in --work_dir is not done again. Writes
-results/studies/curvature-RECIPE.json.
+Beside them the base itself and a training that nothing holds. Runs on one thread; what was finished in --work_dir is not done
+again. Writes results/studies/curvature-RECIPE.json.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from alora_trainer.importance.kinds.ekfac import EkfacOmega
 from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.formats import store
 from alora_trainer.importance.kinds.in_basis import InBasis
+from alora_trainer.importance.kinds.kronecker import HalfKroneckerOmega
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.backends import pull as elementwise_pull
 from alora_trainer.penalty.backends.choice import choose
@@ -141,6 +142,39 @@ def test_unit_vectors_for_bases_are_element_wise_importance() -> None:
     elementwise_pull.pull_back(weights[1], plain, drift, 0.3, 0.2)  # type: ignore[arg-type]
     torch.testing.assert_close(weights[0].a, weights[1].a)
     torch.testing.assert_close(weights[0].b, weights[1].b)
+
+
+@pytest.mark.parametrize("kept", [(3, 2), (5, 6), (0, 0)])
+def test_an_omega_of_rank_one_is_a_kronecker_product(kept: tuple[int, int]) -> None:
+    """The one idea's second case, and for an adapter that is held to the base as well as to where it was recorded."""
+    m, n, r = 5, 6, 2
+    product = random_importance("kronecker", m, n, kept, 3)
+    bases = {name: part for name, part in product.parts.items() if name.endswith("_vectors")}
+    free = EkfacOmega((m, n), bases | {"omega": product.omega_rows(slice(0, kept[0] + 1), torch.float32)})
+    a, b, a_star, b_star = made_factors(m, n, r, 1)
+    for drift in (Factors(1.7 * b, a), movement_factors(a_star, b_star, a, b, 1.7)):
+        one, other = (basis_penalty(stored, drift, a, b, 1.7) for stored in (product, free))
+        tolerance = {"rtol": 1e-5, "atol": 1e-5 * float(one.gradient_b.norm())}
+        torch.testing.assert_close(one.value, other.value, rtol=1e-5, atol=0.0)
+        torch.testing.assert_close(one.gradient_a, other.gradient_a, **tolerance)
+        torch.testing.assert_close(one.gradient_b, other.gradient_b, **tolerance)
+
+
+def test_a_basis_in_bfloat16_is_read_in_blocks_of_its_rows() -> None:
+    """Without a copy in float32, and with the metric's own value and gradients, which its rounded directions make, too."""
+    m, n, r = 9, 7, 2
+    half = random_importance("kronecker", m, n, (4, 3), 5).convert(HalfKroneckerOmega)
+    a, b, _, _ = made_factors(m, n, r, 1)
+    size, row_blocks.BLOCK_ELEMENTS = row_blocks.BLOCK_ELEMENTS, 8
+    try:
+        result = basis_penalty(half, Factors(1.7 * b, a), a, b, 1.7)
+    finally:
+        row_blocks.BLOCK_ELEMENTS = size
+    movement = 1.7 * b @ a
+    product = half.apply(movement)
+    torch.testing.assert_close(result.value, (product * movement).sum())
+    torch.testing.assert_close(result.gradient_a, 2 * 1.7 * b.T @ product)
+    torch.testing.assert_close(result.gradient_b, 2 * 1.7 * product @ a.T)
 
 
 # ---- whole maps and trainings ----

@@ -5,9 +5,9 @@ With ``D = L R`` (L (m, p), R (p, n)), ``P = U' L`` and ``Q = R V`` in the kept 
     M D = U X V' + U Y R0 + L0 Z V' + w L0 R0,    L0 = L - U P,    R0 = R - Q V'
     X = Omega * (P Q),    Y = diag(Omega's last column) P,    Z = Q diag(Omega's last row),    w Omega's last element
 
-Neither L0 nor R0 is formed: U is read twice, for ``U' L`` (and ``U' B``, where that is no part of it) and for ``U`` times (k, r), and
-V likewise. A Kronecker
-product has no need of X, either: it is ``(g P) (Q s)``, for g and s the eigenvalues of both sides.
+Neither L0 nor R0 is formed: U is read twice, for ``U' L`` (and ``U' B``, where that is no part of it) and for ``U`` times
+(k, r), and V likewise. A Kronecker product has no need of X, either: it is ``(g P) (Q s)``, for g and s the eigenvalues of
+both sides.
 """
 
 from __future__ import annotations
