@@ -1,4 +1,4 @@
-"""What importance in a basis costs while it protects: a held step over a plain one, memory, and bytes of whole models.
+"""What importance in a basis costs while it protects: a held step over a plain one, and memory.
 
     python benchmarks/curvature.py [--quick] [--rounds 5] [--decoupled] [--output_dir results/benchmarks]
 
@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from curvature_bytes import bytes_of_models, print_bytes
 from measuring import machine, peak_bytes, processor_seconds, ratios, spread, take_turns
 from models import ATTENTION, CPU_SHAPE, LINEAR
 from peft import LoraConfig, get_peft_model
@@ -118,28 +117,32 @@ def shapes_of(training: Training) -> list[tuple[int, int]]:
     return [weight.shape for weight in training.weights]
 
 
-def layers_report(quick: bool, **settings: Any) -> dict[str, Any]:
-    """Single layers of true widths, both anchors of the first."""
-    report = {}
-    for shape in [(256, 256), (128, 256)] if quick else LAYERS:
-        for anchor in ("base", "theta*") if shape[0] == shape[1] else ("base",):
-            training = LayerTraining(shape, batch=4, length=64 if quick else 1024)
-            found = against_plain(training, at_the_base=anchor == "base", **settings)
-            report[f"{shape[0]} x {shape[1]}, held to {anchor}"] = {"shape": shape, "anchor": anchor} | found
-            print(f"{shape}, {anchor}: measured", flush=True)
-    return report
+def cases(quick: bool) -> Iterator[tuple[dict[str, Any], Training]]:
+    """What is measured, and the training: single layers of true widths, and the small model of benchmarks/penalty.py."""
+    batch = {"batch": 4, "length": 64 if quick else 1024}
+    model = CPU_SHAPE | ({"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4} if quick else {})
+    square, narrow, *wide = [(256, 256), (128, 256)] if quick else LAYERS
+    for layer in (square, narrow):
+        yield {"layer": layer, "held_to": "base"}, LayerTraining(layer, **batch)
+    for targets in (ATTENTION, LINEAR):
+        yield (
+            {"model": model, "targets": targets, "held_to": "base"},
+            Training(model, targets=targets, device="cpu", **batch),
+        )
+    yield {"layer": square, "held_to": "theta*"}, LayerTraining(square, **batch)
+    for layer in wide:
+        yield {"layer": layer, "held_to": "base"}, LayerTraining(layer, **batch)
 
 
-def models_report(quick: bool, **settings: Any) -> dict[str, Any]:
-    """The small model that benchmarks/penalty.py has, with q and v and with all linear layers adapted."""
-    report = {}
-    shape = CPU_SHAPE | ({"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4} if quick else {})
-    for name, targets in (("q,v", ATTENTION), ("all linear", LINEAR)):
-        training = Training(shape, batch=4, length=64 if quick else 1024, targets=targets, device="cpu")
-        found = against_plain(training, at_the_base=True, **settings)
-        report[f"hidden {shape['hidden_size']}, 4 layers, {name}"] = {"shape": shape, "targets": targets} | found
-        print(f"model, {name}: measured", flush=True)
-    return report
+def print_case(case: dict[str, Any]) -> None:
+    what = " x ".join(map(str, case["layer"])) if "layer" in case else f"model, {len(case['targets'])} kinds of layers"
+    print(f"{what}, held to {case['held_to']}: plain {case['plain_step_seconds']['median']:.3f} s", flush=True)
+    for name, found in case["held_by"].items():
+        print(
+            f"  {name}: held/plain {found['held_over_plain']:.4f}; "
+            f"{found['importance_bytes'] / 1e6:.2f} MB and {found['temporary_bytes'] / 1e6:.2f} MB beside",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -151,28 +154,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     settings = {"rounds": 2 if options.quick else options.rounds, "decoupled": options.decoupled}
-    report = {
-        "schema": 1,
-        "command": f"python benchmarks/curvature.py --rounds {options.rounds}{' --decoupled' * options.decoupled}",
-        "machine": machine("cpu"),
-        "quick": options.quick,
-        "batch": 4,
-        "length": 64 if options.quick else 1024,
-        "layers": layers_report(options.quick, **settings),
-        "models": models_report(options.quick, **settings),
-        "bytes": bytes_of_models(),
-    }
+    command = f"python benchmarks/curvature.py --rounds {settings['rounds']}{' --decoupled' * options.decoupled}"
+    report: dict[str, Any] = {
+        "schema": 1, "command": command, "machine": machine("cpu"), "quick": options.quick,
+        "batch": 4, "length": 64 if options.quick else 1024, "cases": [],
+    }  # fmt: skip
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / "curvature-cpu.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    for where, case in {**report["layers"], **report["models"]}.items():
-        print(f"{where}: plain {case['plain_step_seconds']['median']:.3f} s")
-        for name, found in case["held_by"].items():
-            print(
-                f"  {name}: held/plain {found['held_over_plain']:.4f}; "
-                f"{found['importance_bytes'] / 1e6:.2f} MB and {found['temporary_bytes'] / 1e6:.2f} MB beside"
-            )
-    print_bytes(report["bytes"])
+    for what, training in cases(options.quick):
+        report["cases"].append(what | against_plain(training, at_the_base=what["held_to"] == "base", **settings))
+        path.write_text(json.dumps(report, indent=2) + "\n")  # so that what is measured is kept, should the rest fail
+        print_case(report["cases"][-1])
     print(f"written: {path}")
 
 

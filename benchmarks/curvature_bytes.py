@@ -5,13 +5,15 @@ python benchmarks/curvature_bytes.py
 
 from __future__ import annotations
 
-import math
+import argparse
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from alora_trainer.importance.kinds.formats import FORMATS
-from alora_trainer.importance.kinds.in_basis import INPUT_VECTORS, OUTPUT_VECTORS, InBasis
+from alora_trainer.importance.kinds.in_basis import InBasis
 
 KEPT: tuple[int | None, ...] = (16, 64, 256, None)
 KINDS = ("kronecker", "ekfac", "covariance")
@@ -57,25 +59,13 @@ TARGETS = {
 }
 
 
-def part_bytes(format: type[InBasis], shape: tuple[int, int], keep: int | None) -> dict[str, int]:
-    """Bytes of every part of one weight's importance, by the format's own part types with the free sizes filled in."""
-    k, h = (size if keep is None else min(keep, size) for size in shape)
-    free = {OUTPUT_VECTORS: k, INPUT_VECTORS: h, "output_values": k + 1, "input_values": h + 1}
-    found = {}
-    for name, (dtype, sizes) in format.part_types(shape).items():
-        filled = (k + 1, h + 1) if name == "omega" else tuple(free[name] if size == -1 else size for size in sizes)
-        found[name] = math.prod(filled) * dtype.itemsize
-    return found
-
-
 def model_bytes(model: Llama, targets: Iterable[str], format: type[InBasis], keep: int | None) -> dict[str, int]:
-    """All weights of a model: what each takes alone, and with the vectors of a shared input once."""
+    """All weights of a model: with vectors of its own for each, and with those of a shared input once."""
     alone = shared = 0
     for group in model.inputs().values():
-        of_weights = [part_bytes(format, shape, keep) for name, shape in group.items() if name in targets]
-        alone += sum(sum(parts.values()) for parts in of_weights)
-        again = sum(parts[INPUT_VECTORS] for parts in of_weights[1:])
-        shared += sum(sum(parts.values()) for parts in of_weights) - again
+        shapes = [shape for name, shape in group.items() if name in targets]
+        alone += sum(format.stored_bytes(shape, keep) for shape in shapes)
+        shared += sum(format.stored_bytes(shape, keep, inputs_shared=number > 0) for number, shape in enumerate(shapes))
     return {"each_its_own": alone * model.layers, "shared_once": shared * model.layers}
 
 
@@ -120,5 +110,17 @@ def print_bytes(report: dict[str, Any]) -> None:
                 print(f"| {kind}, {dtype} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("results/benchmarks"))
+    options = parser.parse_args()
+    report = {"schema": 1, "command": "python benchmarks/curvature_bytes.py", "models": bytes_of_models()}
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    path = options.output_dir / "curvature-bytes.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print_bytes(report["models"])
+    print(f"written: {path}")
+
+
 if __name__ == "__main__":
-    print_bytes(bytes_of_models())
+    main()
