@@ -191,7 +191,9 @@ def test_everything_else_that_a_map_can_do(tmp_path: Path) -> None:
     assert twice.at_base and twice.mean == pytest.approx(2 * made.mean, rel=1e-4)
     assert made.with_info(license="mit") == made and made == basis_map("ekfac") and made != basis_map("ekfac", keep=4)
     folder = tmp_path / "map"
+    make_map().save_pretrained(folder)
     made.save_pretrained(folder)
+    assert not list(folder.glob("adapter*"))  # of the map that was there before
     with pytest.raises(ALoRAError, match="measured at the base weights, so that no adapter belongs to it"):
         check_reference(folder)
     with pytest.raises(ALoRAError, match="there is nothing to set"):

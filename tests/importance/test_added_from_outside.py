@@ -12,6 +12,7 @@ import torch
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.artefact.cards.map_card import estimator_text
 from alora_trainer.importance.kinds.formats import FORMATS
+from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.weights.adapted import adapted_weights
@@ -38,7 +39,7 @@ def test_an_estimator(
             trainer.train()
         squared, paper = (trainer.importance for trainer in trainers.values())
         assert squared.info.estimator == "squared"
-        assert estimator_text("squared") == "summed squares of the gradient"
+        assert estimator_text(ImportanceInfo(estimator="squared")) == "summed squares of the gradient"
         # `paper` sums eta times the same squares.
         for name in squared:
             torch.testing.assert_close(squared[name] * 0.01, paper[name], rtol=1e-4, atol=1e-12)
