@@ -63,7 +63,7 @@ def turned(vectors: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if vectors.dtype == right.dtype:
         return (right.T @ vectors).T
     total = right.new_zeros(right.shape[1], vectors.shape[1])
-    for rows in row_blocks(*vectors.shape, vectors.device) if vectors.numel() else ():
+    for rows in row_blocks(vectors.shape[0], vectors.shape[1], vectors.device) if vectors.numel() else ():
         total.addmm_(right[rows].T, vectors[rows].to(right.dtype))
     return total.T
 
@@ -74,7 +74,7 @@ def turned_back(vectors: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
     if vectors.dtype == within.dtype:
         return vectors @ within
     result = within.new_zeros(vectors.shape[0], within.shape[1])
-    for rows in row_blocks(*vectors.shape, vectors.device) if vectors.numel() else ():
+    for rows in row_blocks(vectors.shape[0], vectors.shape[1], vectors.device) if vectors.numel() else ():
         torch.mm(vectors[rows].to(within.dtype), within, out=result[rows])
     return result
 
