@@ -6,6 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from alora_trainer.importance.kinds.ekfac import EKFAC
+from alora_trainer.importance.kinds.kronecker import COVARIANCE, KRONECKER
+
+# The estimators of `importance.recording.curvature`, by whose numbers 1/2 R is a rise in nats a token. Fisher information by
+# samples is not among them: it is of a sample's mean loss, so that its scale depends on how long the samples are.
+_BY_TOKEN = (KRONECKER, EKFAC, COVARIANCE)
+
 
 @dataclass(frozen=True)
 class ImportanceInfo:
@@ -42,6 +49,14 @@ class ImportanceInfo:
     cost: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     earlier_tasks: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def is_curvature_by_token(self) -> bool:
+        """Whether ``1/2 sum_l R_l`` of a movement predicts how much general loss rises by it, in nats a token.
+
+        Of several tasks' sum it does not: that is of two texts at once.
+        """
+        return self.estimator in _BY_TOKEN and not self.earlier_tasks
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,22 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PenaltyStep:
-    """The whole penalty (lambda and layer weights in it) at one point, with its gradients by weight name."""
+class PenaltyValue:
+    """The penalty at one point.
+
+    Attributes:
+        value: of the whole penalty, lambda and layer weights in it (a float64 scalar).
+        literal: ``sum_l R_l`` by the map's own numbers: neither lambda nor layer weights nor normalisation in it (likewise).
+    """
 
     value: torch.Tensor
+    literal: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PenaltyStep(PenaltyValue):
+    """The penalty at one point, with its gradients by weight name."""
+
     gradients: dict[str, Matrices]
 
 
@@ -129,8 +141,8 @@ class QuadraticPenalty:
         """Value and gradients at the present weights: one pass over Omega, no temporary of W's size.
 
         Returns:
-            the value as a float64 scalar; by weight name, the gradients of its parameters as matrices in the computation's
-            dtype (of A (r, n) and B (m, r) for an adapted weight).
+            the value, and sum_l R_l, as float64 scalars; by weight name, the gradients of its parameters as matrices in the
+            computation's dtype (of A (r, n) and B (m, r) for an adapted weight).
 
         Raises:
             Diverged: a weight's penalty is not finite, or its gradient is too large for float32's squares.
@@ -141,7 +153,7 @@ class QuadraticPenalty:
         elif self._stream is not None:
             present = torch.cuda.current_stream(self._stream.device)
             present.wait_stream(self._stream)
-            for tensor in (step.value, *(g for of_weight in step.gradients.values() for g in of_weight)):
+            for tensor in (step.value, step.literal, *(g for of_weight in step.gradients.values() for g in of_weight)):
                 tensor.record_stream(present)
         self._check(step)
         return step
@@ -165,7 +177,7 @@ class QuadraticPenalty:
         raise Diverged("the square of the penalty's gradient", largest, advice=lower)
 
     def _evaluate(self) -> PenaltyStep:
-        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+        value, literal = self._zero(), self._zero()
         own: dict[str, Matrices] = {}
         omegas = self._omegas.in_order()
         for held, matrices in self._own():
@@ -173,13 +185,17 @@ class QuadraticPenalty:
             factor = self.lam * held.coefficient
             own[held.weight.name] = tuple(gradient.mul_(factor) for gradient in of_parameters)
             value += (part * factor).to(value.device)
+            literal += part.to(literal.device)
         for _ in omegas:  # lets a streamed Omega's buffer go
             raise AssertionError("an importance without a weight")
         gradients = {w.name: own[w.name] if w.name in own else _zeros(w) for w in self._weights}
-        self._processes.sum([value, *(g for of_weight in gradients.values() for g in of_weight)])
-        return PenaltyStep(value, gradients)
+        self._processes.sum([value, literal, *(g for of_weight in gradients.values() for g in of_weight)])
+        return PenaltyStep(value, literal, gradients)
 
-    def pull(self, learning_rates: Mapping[int, float]) -> torch.Tensor:
+    def _zero(self) -> torch.Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+
+    def pull(self, learning_rates: Mapping[int, float]) -> PenaltyValue:
         """Move the weights towards their anchors, beside the optimizer: the decoupled application of the penalty.
 
         Every parameter moves by an implicit step of its learning rate times lambda (see `backends.pull`).
@@ -188,24 +204,26 @@ class QuadraticPenalty:
             learning_rates: by ``id(parameter)``; a parameter that is not in it (frozen, say) stays.
 
         Returns:
-            the penalty before the pull, a float64 scalar.
+            the penalty before the pull.
 
         Raises:
             Diverged: it is not finite.
         """
-        value = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)
+        value, literal = self._zero(), self._zero()
         for held, omega in zip(self._held.values(), self._omegas.in_order(), strict=True):
             try:
-                value += (held.pull(omega, learning_rates, self.lam) * (self.lam * held.coefficient)).to(value.device)
+                part = held.pull(omega, learning_rates, self.lam)
+                value += (part * (self.lam * held.coefficient)).to(value.device)
+                literal += part.to(literal.device)
             except torch.linalg.LinAlgError:  # of what is not finite; said below, by all processes together
                 value += math.nan
-        self._processes.sum([value])
+        self._processes.sum([value, literal])
         for weight in self._weights:
             for matrix in weight.matrices:
                 self._processes.from_owner(matrix, self._owners[weight.name])
         if not bool(torch.isfinite(value)):
             raise Diverged("the penalty", first_not_finite({w.name: w.matrices for w in self._weights}))
-        return value
+        return PenaltyValue(value, literal)
 
     def drift(self) -> dict[str, float]:
         """``||theta - theta*||_2`` of every weight."""

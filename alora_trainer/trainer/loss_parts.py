@@ -1,4 +1,4 @@
-"""The data loss and the penalty apart, averaged over optimizer steps between two log lines and over processes."""
+"""The data loss, the penalty and the rise that it predicts, averaged over the steps between two log lines and processes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,45 @@ class LossParts:
         self._data_loss: torch.Tensor | float | None = None
         self._penalty: torch.Tensor | float | None = None
         self._steps = 0
+        self._predicted: torch.Tensor | float | None = None
+        self._predictions = 0
 
     def add_data_loss(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's share of its optimizer step's data loss (a detached scalar)."""
         self._data_loss = _added(self._data_loss, loss.float())
 
-    def end_step(self, penalty: torch.Tensor | None) -> None:
-        """An optimizer step has been made, with this penalty (lambda included, a detached scalar) or without any."""
+    def end_step(self, penalty: torch.Tensor | None, predicted: torch.Tensor | None = None) -> None:
+        """An optimizer step has been made.
+
+        Args:
+            penalty: lambda included, a detached scalar; None for a step without any.
+            predicted: the rise of general loss that it predicts (a detached scalar), if it does.
+        """
         if penalty is not None:
             self._penalty = _added(self._penalty, penalty)
+        if predicted is not None:
+            self._predicted = _added(self._predicted, predicted)
+            self._predictions += 1
         self._steps += 1
 
     def flush(self, accelerator: Any) -> dict[str, float]:
-        """Means since the last flush, over steps and processes: `ce_loss`, `penalty` and `penalty_ratio`."""
+        """Means since the last flush, over steps and processes: `ce_loss`, `penalty`, `penalty_ratio`; and `predicted_rise`,
+        over the steps that had one."""
         if self._data_loss is None or self._steps == 0:
             return {}
         steps = self._steps
         data_loss = _mean(self._data_loss, accelerator) / steps
         penalty = 0.0 if self._penalty is None else float(self._penalty) / steps
+        means = {
+            "ce_loss": data_loss,
+            "penalty": penalty,
+            "penalty_ratio": penalty / data_loss if data_loss > 0 else 0.0,
+        }
+        if self._predicted is not None:
+            means["predicted_rise"] = float(self._predicted) / self._predictions
         self._data_loss, self._penalty, self._steps = None, None, 0
-        ratio = penalty / data_loss if data_loss > 0 else 0.0
-        return {"ce_loss": data_loss, "penalty": penalty, "penalty_ratio": ratio}
+        self._predicted, self._predictions = None, 0
+        return means
 
     def state(self, accelerator: Any) -> dict[str, Any]:
         """The sums since the last flush, as plain data; all processes call it together."""
@@ -44,11 +62,15 @@ class LossParts:
             "data_loss": None if self._data_loss is None else _mean(self._data_loss, accelerator),
             "penalty": None if self._penalty is None else float(self._penalty),
             "steps": self._steps,
+            "predicted": None if self._predicted is None else float(self._predicted),
+            "predictions": self._predictions,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with what `state` gave."""
         self._data_loss, self._penalty, self._steps = state["data_loss"], state["penalty"], int(state["steps"])
+        # An earlier version's checkpoint has none.
+        self._predicted, self._predictions = state.get("predicted"), int(state.get("predictions", 0))
 
 
 def _added(before: torch.Tensor | float | None, value: torch.Tensor) -> torch.Tensor:

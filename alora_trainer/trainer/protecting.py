@@ -14,7 +14,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.base_model import check_whole_base
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.loss_term import penalty_loss
-from alora_trainer.penalty.quadratic import PenaltyStep, QuadraticPenalty
+from alora_trainer.penalty.quadratic import PenaltyStep, PenaltyValue, QuadraticPenalty
 from alora_trainer.penalty.strength.probe import Probe
 from alora_trainer.trainer.checkpoint import load_loss_parts, load_steering, save_loss_parts, save_steering
 from alora_trainer.trainer.config import ALoRAConfig
@@ -69,6 +69,8 @@ class Protecting(Part):
         weights: those of the trained weights that are held, once the training has begun.
         penalty: the penalty on them, likewise.
         value: the penalty of the last step, lambda included (a detached scalar); None where there was none.
+        predicted: the rise of general loss that it predicts, in nats a token, from where the penalty pulls to (likewise); None
+            also where the map is no curvature by token.
     """
 
     needs_weights = True
@@ -82,7 +84,9 @@ class Protecting(Part):
         self._decoupled = config.application == "decoupled"
         self._base: dict[str, Reference | FullReference] = {}  # of whole weights, where these are held at the base
         self._step: PenaltyStep | None = None
+        self._predicts = importance.info.is_curvature_by_token
         self.value: torch.Tensor | None = None
+        self.predicted: torch.Tensor | None = None
 
     def before_training(self, weights: Sequence[TrainedWeight]) -> None:
         """Keep whole weights that are to be held at the base, where they are now: later, a checkpoint is in their place.
@@ -123,9 +127,11 @@ class Protecting(Part):
                 for weight in self.weights
             },
         )
-        self._steering = Steering(config, self.penalty, self.weights, steps=steps, probe=self._probe)
+        self._steering = Steering(
+            config, self.penalty, self.weights, steps=steps, probe=self._probe, predicts=self._predicts
+        )
         self._losses = LossParts()
-        self._step = self.value = None
+        self._step = self.value = self.predicted = None
 
     def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
         self._trainer: Any = trainer
@@ -160,7 +166,7 @@ class Protecting(Part):
 
     def before_forward(self) -> None:
         """Lambda of this step; a streamed penalty is computed beside the forward pass."""
-        self._step = self.value = None
+        self._step = self.value = self.predicted = None
         self.penalty.lam = self._steering.lam
         if not self._decoupled and self.penalty.lam > 0:
             self.penalty.begin()
@@ -173,8 +179,12 @@ class Protecting(Part):
         if self._decoupled or self.penalty.lam == 0:
             return None
         self._step = self.penalty.evaluate()
-        self.value = self._step.value
+        self._take(self._step)
         return penalty_loss(self.weights, self._step, dtype, device)
+
+    def _take(self, found: PenaltyValue) -> None:
+        self.value = found.value
+        self.predicted = found.literal / 2 if self._predicts else None
 
     def added_gradients(self) -> Mapping[str, Matrices]:
         return self._step.gradients if self._step is not None else {}
@@ -191,16 +201,22 @@ class Protecting(Part):
         rates = learning_rates(self._trainer.optimizer)
         self._steering.after_step(rates, skipped=skipped)
         if self._decoupled and not skipped and self.penalty.lam > 0:
-            self.value = self.penalty.pull(rates)
-        self._losses.end_step(self.value)
+            self._take(self.penalty.pull(rates))
+        self._losses.end_step(self.value, self.predicted)
+        self._steering.add_prediction(self.predicted)
 
     def end_of_step(self, *, last: bool) -> dict[str, float]:
         trainer = self._trainer
         return self._steering.end_of_step(trainer.model, trainer.accelerator, trainer.state.global_step, last=last)
 
     def logs(self) -> dict[str, float]:
-        """`ce_loss`, `penalty`, `penalty_ratio`, `lam`, and each weight's drift from its anchor."""
+        """`ce_loss`, `penalty`, `penalty_ratio`, `lam`, and each weight's drift from its anchor; of a curvature map, also
+        `predicted_rise` of general loss, and `calibrated_rise` once a probe has shown how far off that is."""
         losses = self._losses.flush(self._trainer.accelerator)
+        prediction = self._steering.prediction
+        if prediction is not None and "predicted_rise" in losses:
+            calibrated = prediction.calibrated(losses["predicted_rise"])
+            losses |= {} if calibrated is None else {"calibrated_rise": calibrated}
         drift = self.penalty.drift()
         own = losses | {"lam": self._steering.lam, "drift": _norm(drift)}
         return own | {f"drift/{name}": norm for name, norm in drift.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.penalty.quadratic import QuadraticPenalty
-from alora_trainer.penalty.strength.budget import BudgetController
+from alora_trainer.penalty.strength.budget import BudgetController, Rise
 from alora_trainer.penalty.strength.final_pull import FinalPull
+from alora_trainer.penalty.strength.prediction import RisePrediction
 from alora_trainer.penalty.strength.probe import Probe
-from alora_trainer.penalty.strength.schedule import GradientBalance, schedule_factor
+from alora_trainer.penalty.strength.schedule import FREE_SHARE, GradientBalance, schedule_factor
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight
 
@@ -29,6 +31,10 @@ class Steering:
         weights: those that it holds.
         steps: optimizer steps of the whole training.
         probe: general text to watch; needed for a budget.
+        predicts: the penalty's R is a curvature by token: it predicts the rise of every step, and probes calibrate it.
+
+    Attributes:
+        prediction: of the rise of general loss; None unless `predicts`.
     """
 
     def __init__(
@@ -39,12 +45,14 @@ class Steering:
         *,
         steps: int,
         probe: Probe | None = None,
+        predicts: bool = False,
     ) -> None:
         self._config = config
         self._penalty = penalty
         self._steps = steps
         self._completed = 0
         self._probe = probe
+        self.prediction = RisePrediction() if predicts else None
         self._finished = False
         self._controller: BudgetController | None = None
         self._balance: GradientBalance | None = None
@@ -78,6 +86,12 @@ class Steering:
         self._completed = completed
         if self._probe is not None and not resumes:
             self._probe.set_start(self._probe.evaluate(model, accelerator))
+            if self.prediction is not None:
+                self.prediction.start = self._predicted()
+
+    def _predicted(self) -> float:
+        """The predicted rise at the present weights, in nats a token."""
+        return float(self._penalty.evaluate().literal) / 2
 
     @property
     def watches_gradients(self) -> bool:
@@ -88,6 +102,11 @@ class Steering:
         """The data loss's gradients of a step that is about to be made, by weight name: unclipped, unscaled."""
         if self._balance is not None:
             self._balance.before_step(gradients)
+
+    def add_prediction(self, predicted: torch.Tensor | None) -> None:
+        """Take in the rise that the penalty of the step that has been made predicts (a scalar); None for a step without one."""
+        if predicted is not None and self._controller is not None and self.prediction is not None:
+            self.prediction.add(float(predicted))
 
     def after_step(self, learning_rates: Mapping[int, float], *, skipped: bool) -> None:
         """The step has been made at these learning rates by ``id(parameter)``, or the optimizer passed over it."""
@@ -106,9 +125,18 @@ class Steering:
         self._completed = completed
         if self._balance is not None and self._balance.lam is None and completed >= self._balance.free_steps:
             self._settle(self._balance)
-        if self._probe is None or not (last or completed % self._config.probe_steps == 0):
-            return {}
-        return self._evaluate_probe(self._probe, model, accelerator, last)
+        logs: dict[str, float] = {}
+        if self._probe is not None and (last or self._probe_is_due(completed)):
+            logs = self._evaluate_probe(self._probe, model, accelerator, last)
+        if not last:
+            self._follow_prediction()
+        return logs
+
+    def _probe_is_due(self, completed: int) -> bool:
+        """Every `probe_steps` steps; and once where lambda is first found, if what steers it must be calibrated."""
+        first = max(1, math.ceil(FREE_SHARE * self._steps))
+        calibrates = self.prediction is not None and self._controller is not None and completed == first
+        return calibrates or completed % self._config.probe_steps == 0
 
     def _settle(self, balance: GradientBalance) -> None:
         self._penalty.lam = 1.0
@@ -121,15 +149,30 @@ class Steering:
         sums = probe.evaluate(model, accelerator)
         rise = probe.rise(sums)
         logs = {"probe_loss": probe.loss(sums), "probe_rise": rise.value, "probe_rise_error": rise.error}
+        if self._controller is not None and last:
+            self._finished = True
+            final = FinalPull(
+                self._penalty, self._controller.budget, self._moved if self.prediction is not None else None
+            )
+            logs |= final.keep_budget(rise, lambda: probe.rise(probe.evaluate(model, accelerator)))
+            rise = Rise(logs["probe_rise"], logs["probe_rise_error"])
+        if self.prediction is not None:
+            logs |= self.prediction.calibrate(self._predicted(), rise, probe.start_loss)
         if self._controller is None:
             return logs
-        if last:
-            self._finished = True
-            final = FinalPull(self._penalty, self._controller.budget)
-            logs |= final.keep_budget(rise, lambda: probe.rise(probe.evaluate(model, accelerator)))
-        else:
+        if not last and (self.prediction is None or self.prediction.bound is None):
             self._controller.update(rise)
         return logs | {"lam": self.lam}
+
+    def _moved(self) -> float:
+        assert self.prediction is not None
+        return self._predicted() - self.prediction.start
+
+    def _follow_prediction(self) -> None:
+        """What a calibrated prediction says of the last step, as a probe would."""
+        bound = self.prediction.bound if self.prediction is not None else None
+        if self._controller is not None and bound is not None:
+            self._controller.follow(*bound)
 
     def finish(self, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
         """As the last `end_of_step`, where the training was ended without one being said to be the last."""
@@ -148,6 +191,7 @@ class Steering:
             "balance": self._balance.state_dict() if self._balance is not None else None,
             "controller": self._controller.state_dict() if self._controller is not None else None,
             "probe_start": self._probe.start if self._probe is not None else None,
+            "prediction": self.prediction.state_dict() if self.prediction is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -166,3 +210,5 @@ class Steering:
             if state.get("probe_start") is None:
                 raise ALoRAError("the checkpoint was made without a probe_dataset: resume as it was, or start again")
             self._probe.set_start(state["probe_start"])
+        if self.prediction is not None and state.get("prediction") is not None:
+            self.prediction.load_state_dict(state["prediction"])

@@ -135,7 +135,7 @@ def test_the_decoupled_pull_is_the_exact_minimum_and_stable(full_model):
     rates = {id(p): 0.1 for w in weights for p in w.parameters}
     penalty = QuadraticPenalty(weights, importance, lam=2.0, layer_weights="none", normalize=False)
     value = float(penalty.evaluate().value)
-    assert float(penalty.pull(rates)) == pytest.approx(value, rel=1e-6)
+    assert float(penalty.pull(rates).value) == pytest.approx(value, rel=1e-6)
     for weight in weights:
         omega, start = importance[weight.name], importance.reference[weight.name].weight
         expected = start + (before[weight.name] - start) / (1 + 2 * 0.1 * 2.0 * omega)

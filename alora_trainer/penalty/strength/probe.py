@@ -74,6 +74,12 @@ class Probe:
     def start(self) -> list[float] | None:
         return self._start
 
+    @property
+    def start_loss(self) -> float:
+        """At the start of the training, in nats a token."""
+        assert self._start is not None
+        return self.loss(self._start)
+
     def loss(self, sums: list[float]) -> float:
         """Nats a token."""
         return sum(sums) / sum(self._tokens)
