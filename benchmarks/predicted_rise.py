@@ -1,10 +1,10 @@
 """How well a curvature map predicts the rise of general loss, and whether a budget can be steered by it: on real data.
 
-    python benchmarks/predicted_rise.py [--recipe recipes/study-sciq-passages.yaml] [--seeds 3] [--budget 0.01]
+    python benchmarks/predicted_rise.py [--recipe recipes/study-sciq-passages.yaml] [--seeds 3] [--budget 0.01] [--set K=V ...]
 
 For every seed one Kronecker map of the base model, from general text; then fresh adapters on the base, held to it by that map:
 
-- one with nothing held, and what the map predicts for it beside what it does to test text: for every third weight alone (as
+- one with nothing held, and what the map predicts for it beside what it does to test text: for every sixth weight alone (as
   trained, and brought to a predicted rise of a thousandth of a nat) and for the whole adapter, scaled down in steps;
 - one for each way of keeping the budget: lambda steered by probes alone, or by the prediction between them, with a probe every
   10 steps and every 40.
@@ -48,17 +48,17 @@ from alora_trainer.weights.adapted import adapted_weights
 SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)
 SMALL = 1e-3  # nats a token that a small movement of one weight is predicted to cost
 # How lambda is steered, and how many steps there are between two probes.
-WAYS = (("probes", 10), ("prediction", 10), ("probes", 40), ("prediction", 40))
+WAYS = (("probes", 10), ("prediction", 40), ("probes", 40), ("prediction", 10))
 TEST_TOKENS, TEST_ITEMS, BATCH = 12_288, 300, 32
-EVERY = 3  # of the weights, so many are one that is moved alone
+EVERY = 6  # of the weights, so many are one that is moved alone
 
 
 class Setting:
     """Model, map and texts of one seed."""
 
-    def __init__(self, recipe: Path, seed: int, tokens: int, folder: Path) -> None:
+    def __init__(self, recipe: Path, settings: dict[str, str], seed: int, tokens: int, folder: Path) -> None:
         self.seed, self.tokens, self.folder = seed, tokens, folder
-        self.recipe = load_recipe(recipe, {"seed": str(seed)})
+        self.recipe = load_recipe(recipe, settings | {"seed": str(seed)})
         self.tokenizer = load_tokenizer(self.recipe)
         general, domain, base = self.recipe.general, self.recipe.domain, self.recipe.base
         common: dict[str, Any] = {"block_length": general.block_length, "base": base}
@@ -288,14 +288,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=0.01)
     parser.add_argument("--tokens", type=int, default=12_288, help="of general text that the map is made from")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings over the recipe's")
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"))
     parser.add_argument("--output_dir", type=Path, default=Path("results/studies"))
     options = parser.parse_args()
     configure_output()
+    settings = dict(each.split("=", 1) for each in options.set)
     found, runs = [], []
     for seed in range(options.seeds):
         folder = options.runs / f"predicted-rise-{options.recipe.stem}" / f"seed-{seed}"
-        setting = Setting(options.recipe, seed, options.tokens, folder)
+        setting = Setting(options.recipe, settings, seed, options.tokens, folder)
         for way, every in WAYS:
             work = partial(budgeted, setting, way, every, options.budget)
             run = remembered(folder / f"budget-{options.budget}-{way}-{every}.json", work)
@@ -305,8 +307,10 @@ def main() -> None:
     report = {
         "schema": 1,
         "command": f"python benchmarks/predicted_rise.py --recipe {options.recipe} --seeds {options.seeds} "
-        f"--budget {options.budget} --tokens {options.tokens}",
+        f"--budget {options.budget} --tokens {options.tokens}"
+        + (f" --set {' '.join(options.set)}" if settings else ""),
         "recipe": options.recipe.name,
+        "settings": settings,
         "environment": environment() | {"threads": torch.get_num_threads()},
         "summary": {"predictions": summary_of_predictions(found), "budgets": summary_of_budgets(runs, options.budget)},
         "predictions": found,

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from alora_trainer import ALoRAConfig, ALoRATrainer, ImportanceMap
+from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.reference import Reference
 from alora_trainer.weights.theta import AdapterTheta
+from tests.dense_metric import random_importance
 from tests.tiny_training import move_factors, quiet_arguments, tiny_llama, token_rows, with_lora
 
 RECORDED: dict[str, dict[str, Any]] = {
@@ -25,6 +27,7 @@ PROTECTED: dict[str, dict[str, Any]] = {
     "decoupled": {"lam": 0.5, "application": "decoupled"},
     "auto": {"lam": "auto"},
     "budget": {"budget": 0.001, "probe_steps": 1},
+    "predicted": {"budget": 0.001, "probe_steps": 2, "layer_weights": "none"},
 }
 
 
@@ -42,6 +45,13 @@ def reference_map(model: Any) -> ImportanceMap:
     )
 
 
+def curvature_map(model: Any) -> ImportanceMap:
+    """The same with Kronecker products, as an estimate of curvature would be."""
+    weights, theta = adapted_weights(model), reference_map(model).theta
+    omega = {w.name: random_importance("kronecker", *w.shape, (3, 3), 7 * i) for i, w in enumerate(weights)}
+    return ImportanceMap(omega, theta, info=ImportanceInfo(estimator="kronecker"))
+
+
 def recorded_trainer(name: str, folder: Path, *, batch: int, **settings: Any) -> ALoRATrainer:
     config = ALoRAConfig(**RECORDED[name])
     model = tiny_llama() if config.full_parameters else with_lora(tiny_llama(), moved=True)
@@ -50,7 +60,7 @@ def recorded_trainer(name: str, folder: Path, *, batch: int, **settings: Any) ->
 
 def protected_trainer(name: str, folder: Path, *, batch: int, **settings: Any) -> ALoRATrainer:
     model = build()
-    importance = reference_map(model)
+    importance = curvature_map(model) if name == "predicted" else reference_map(model)
     move_factors(model, 0.05)
     config = ALoRAConfig(**PROTECTED[name])
     probe = token_rows(items=5, seed=11) if config.budget is not None else None

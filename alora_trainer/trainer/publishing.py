@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from alora_trainer.artefact.cards import map_card
-from alora_trainer.artefact.cards.adapter_card import TAGS, write_adapter_card
+from alora_trainer.artefact.cards.adapter_card import RISES, TAGS, write_adapter_card
 from alora_trainer.artefact.cards.facts import licensed_texts
 from alora_trainer.artefact.cards.tuning import TUNING_FILE, Tuning, read_tuning
 from alora_trainer.artefact.config_file import read_config
@@ -236,7 +236,8 @@ def describe_tuning(publication: Publication, importance: ImportanceMap) -> Tuni
         protection=config.resolved_protecting(),
         training={"steps": publication.state.global_step, "optimizer": str(getattr(args.optim, "value", args.optim))}
         | {name: getattr(args, name) for name in _TRAINING}
-        | _steered(publication),
+        | _steered(publication)
+        | _rises(publication),
         over_merged=config.start_from is StartFrom.MERGED,
         versions=software_versions(),
     )
@@ -249,6 +250,15 @@ def _steered(publication: Publication) -> dict[str, float]:
         return {}
     logged = [log["lam"] for log in publication.state.log_history if "lam" in log]
     return {"last_lambda": logged[-1]} if logged else {}
+
+
+def _rises(publication: Publication) -> dict[str, float]:
+    """How general loss rose by a curvature map's prediction and by a probe, where both were logged together last, or else by
+    the prediction alone (nats a token)."""
+    logged = [log for log in publication.state.log_history if RISES[0] in log]
+    probed = [log for log in logged if RISES[1] in log]
+    last = (probed or logged or [{}])[-1]
+    return {name: last[name] for name in RISES if name in last}
 
 
 def _is_checkpoint(folder: Path, args: TrainingArguments) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,34 @@ def test_the_whole_card_of_an_adapter(tmp_path: Path) -> None:
     licences = Licences(base="apache-2.0", data={"allenai/sciq": "apache-2.0"})
     write_adapter_card(TUNING, tmp_path / "card.md", repo_id="bob/domain", licences=licences, results=RESULTS)
     assert (tmp_path / "card.md").read_text() == (EXPECTED / "adapter_card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({}, None),
+        (
+            {"predicted_rise": 0.0123456},
+            "a rise of 0.01235 nats a token at its end, counted from where the penalty pulls to; none was",
+        ),
+        ({"predicted_rise": 0.01, "measured_rise": 0.04}, "pulls to; on a probe it was 0.04 |"),
+        (
+            {"predicted_rise": 0.01, "measured_rise": 0.04, "calibration": 4.0},
+            "was 0.04, and 4 times what was predicted",
+        ),
+        ({"predicted_rise": "[x](http://evil)", "measured_rise": 1.0}, None),
+        ({"predicted_rise": 10**400}, None),
+    ],
+)
+def test_what_general_loss_did_stands_in_an_adapters_card(
+    tmp_path: Path, training: dict[str, Any], expected: str | None
+) -> None:
+    write_adapter_card(replace(TUNING, training={**TUNING.training, **training}), tmp_path / "card.md")
+    card = (tmp_path / "card.md").read_text()
+    (row,) = [line for line in card.splitlines() if line.startswith("| training |")]
+    assert "rise" not in row and "calibration" not in row and "evil" not in card
+    rows = [line for line in card.splitlines() if line.startswith("| general loss while training |")]
+    assert len(rows) == (expected is not None) and all(str(expected) in line for line in rows)
 
 
 def test_no_tag_can_be_taken_for_activated_lora() -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from alora_trainer import ALoRAConfig, ALoRATrainer, ImportanceMap
+from alora_trainer.artefact.cards.adapter_card import RISES
 from alora_trainer.artefact.provenance import map_at_present
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.strength.budget import CONFIDENCE, BudgetController, Rise
+from alora_trainer.trainer.publishing import describe_tuning
 from alora_trainer.weights.adapted import adapted_weights
 from tests.penalty.test_budget import logged
 from tests.penalty.test_in_basis_penalty import map_in_basis
@@ -133,6 +135,9 @@ def test_a_budget_is_kept_with_few_probes(learned: Any, held: Any, application: 
     probed = [line for line in trainer.state.log_history if "probe_rise" in line]
     assert [line["step"] for line in probed] == [3, 15, 30]  # the first where lambda is found
     assert all({"predicted_rise", "measured_rise", "calibration"} <= set(line) for line in probed)
+    # What is published of the training has the last of them.
+    facts = describe_tuning(trainer.publication(), importance).training
+    assert {key: facts[key] for key in RISES} == {key: probed[-1][key] for key in RISES}
     # Between them lambda moves at every step.
     lams = [line["lam"] for line in trainer.state.log_history if "loss" in line]
     assert len(set(lams[3:-1])) > 20

@@ -14,6 +14,8 @@ from alora_trainer.artefact.cards.tuning import Tuning
 from alora_trainer.basics.hub_ids import is_hub_id
 
 TEMPLATE = Path(__file__).parent / "adapter_card.md"
+# Of a training's facts, how general loss rose: as the map predicted it, as a probe measured it, and the ratio of both.
+RISES = ("predicted_rise", "measured_rise", "calibration")
 TAGS = ("elementwise-regularization", "lora", "forgetting")
 
 
@@ -34,6 +36,7 @@ class AdapterCard:
     protection: str
     data: str
     training: str
+    rise: str | None
     forgotten: str | None
     licences: str
     versions: str
@@ -74,7 +77,8 @@ def adapter_card(
         over_merged=tuning.over_merged,
         protection=", ".join(f"{key} {value}" for key, value in settings.items()),
         data=data_text(tuning.data),
-        training=", ".join(f"{key} {value}" for key, value in tuning.training.items()),
+        training=", ".join(f"{key} {value}" for key, value in tuning.training.items() if key not in RISES),
+        rise=_rise_text(tuning.training),
         forgotten=forgotten_text(results) if results else None,
         licences=licences.text,
         versions=", ".join(f"{name} {version}" for name, version in tuning.versions.items()) or "not recorded",
@@ -83,9 +87,31 @@ def adapter_card(
     )
 
 
+def _number(value: Any) -> float | None:
+    """A number of ordinary size; None for whatever else a file may have in its place."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e300 else None
+
+
+def _rise_text(training: Mapping[str, Any]) -> str | None:
+    """How general loss rose during the training, in words; None where the map predicted nothing."""
+    predicted, measured, factor = (_number(training.get(name)) for name in RISES)
+    if predicted is None:
+        return None
+    text = (
+        f"the map predicted a rise of {predicted:.4g} nats a token at its end, counted from where the penalty pulls to"
+    )
+    if measured is None:
+        return f"{text}; none was measured"
+    text = f"{text}; on a probe it was {measured:.4g}"
+    return (
+        text if factor is None else f"{text}, and {factor:.3g} times what was predicted where this was measured clearly"
+    )
+
+
 def _strength(lam: Any) -> float | str:
     """Lambda as the training was told: a number, or "auto"."""
-    return float(lam) if isinstance(lam, (int, float)) and abs(lam) < 1e300 else str(lam)
+    number = _number(lam)
+    return str(lam) if number is None else number
 
 
 def write_adapter_card(tuning: Tuning, path: Path, **settings: Any) -> None:
