@@ -48,7 +48,7 @@ from alora_trainer.weights.adapted import adapted_weights
 SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)
 SMALL = 1e-3  # nats a token that a small movement of one weight is predicted to cost
 # How lambda is steered, and how many steps there are between two probes.
-WAYS = (("probes", 10), ("prediction", 40), ("probes", 40), ("prediction", 10))
+WAYS = (("prediction", 40), ("probes", 10), ("probes", 40), ("prediction", 10))
 TEST_TOKENS, TEST_ITEMS, BATCH = 12_288, 300, 32
 EVERY = 6  # of the weights, so many are one that is moved alone
 
@@ -264,6 +264,8 @@ def summary_of_budgets(runs: list[dict[str, Any]], budget: float) -> list[dict[s
     rows = []
     for way, every in WAYS:
         own = [run for run in runs if (run["way"], run["every"]) == (way, every)]
+        if not own:
+            continue
         shares = [run["rise"] / run["base_loss"] for run in own]
         rows.append(
             {
@@ -298,17 +300,25 @@ def main() -> None:
     for seed in range(options.seeds):
         folder = options.runs / f"predicted-rise-{options.recipe.stem}" / f"seed-{seed}"
         setting = Setting(options.recipe, settings, seed, options.tokens, folder)
+        found.append({"seed": seed, **remembered(folder / "predictions.json", partial(predictions, setting))})
         for way, every in WAYS:
             work = partial(budgeted, setting, way, every, options.budget)
             run = remembered(folder / f"budget-{options.budget}-{way}-{every}.json", work)
             runs.append({"seed": seed, "base_loss": setting.base_loss, **run})
-        found.append({"seed": seed, **remembered(folder / "predictions.json", partial(predictions, setting))})
-    name = options.recipe.stem
+            write_report(options, settings, found, runs)
+
+
+def write_report(
+    options: argparse.Namespace, settings: dict[str, str], found: list[dict[str, Any]], runs: list[dict[str, Any]]
+) -> None:
+    """Write what there is so far: a study that was stopped leaves a report of what it has done."""
+    command = (
+        f"python benchmarks/predicted_rise.py --recipe {options.recipe} --seeds {options.seeds} --budget {options.budget} "
+        f"--tokens {options.tokens}"
+    )
     report = {
         "schema": 1,
-        "command": f"python benchmarks/predicted_rise.py --recipe {options.recipe} --seeds {options.seeds} "
-        f"--budget {options.budget} --tokens {options.tokens}"
-        + (f" --set {' '.join(options.set)}" if settings else ""),
+        "command": command + (f" --set {' '.join(options.set)}" if settings else ""),
         "recipe": options.recipe.name,
         "settings": settings,
         "environment": environment() | {"threads": torch.get_num_threads()},
@@ -316,7 +326,7 @@ def main() -> None:
         "predictions": found,
         "budgets": runs,
     }
-    write_json(options.output_dir / f"predicted-rise-{name}.json", report)
+    write_json(options.output_dir / f"predicted-rise-{options.recipe.stem}.json", report)
     print(json.dumps(report["summary"], indent=1))
 
 

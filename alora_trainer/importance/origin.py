@@ -6,12 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alora_trainer.importance.kinds.ekfac import EKFAC
-from alora_trainer.importance.kinds.kronecker import COVARIANCE, KRONECKER
-
-# The estimators of `importance.recording.curvature`, by whose numbers 1/2 R is a rise in nats a token. Fisher information by
-# samples is not among them: it is of a sample's mean loss, so that its scale depends on how long the samples are.
-_BY_TOKEN = (KRONECKER, EKFAC, COVARIANCE)
+from alora_trainer.importance.recording.measured import MEASURED
 
 
 @dataclass(frozen=True)
@@ -54,9 +49,11 @@ class ImportanceInfo:
     def is_curvature_by_token(self) -> bool:
         """Whether ``1/2 sum_l R_l`` of a movement predicts how much general loss rises by it, in nats a token.
 
-        Of several tasks' sum it does not: that is of two texts at once.
+        Fisher information by element does not: it is of samples' mean losses, so that its scale depends on how long these are.
+        Nor does the sum of several tasks, which is of two texts at once.
         """
-        return self.estimator in _BY_TOKEN and not self.earlier_tasks
+        measured = MEASURED.get(self.estimator or "")
+        return measured is not None and measured.is_curvature and not self.earlier_tasks
 
 
 @dataclass(frozen=True)

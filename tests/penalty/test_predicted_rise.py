@@ -60,7 +60,7 @@ def test_it_is_recovered_whatever_the_penalty_weighs(
         ({"estimator": "kronecker"}, True),
         ({"estimator": "ekfac"}, True),
         ({"estimator": "covariance"}, True),
-        ({"estimator": "fisher"}, False),
+        ({"estimator": "fisher_true"}, False),
         ({"estimator": "shuffled (control, from kronecker)"}, False),
         ({"estimator": "kronecker", "earlier_tasks": ({"estimator": "kronecker"},)}, False),
         ({}, False),
