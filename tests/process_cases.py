@@ -27,6 +27,8 @@ PROTECTED: dict[str, dict[str, Any]] = {
     "decoupled": {"lam": 0.5, "application": "decoupled"},
     "auto": {"lam": "auto"},
     "budget": {"budget": 0.001, "probe_steps": 1},
+    "curvature": {"lam": 0.5, "layer_weights": "none"},
+    "curvature, decoupled": {"lam": 0.5, "application": "decoupled", "layer_weights": "none"},
     "predicted": {"budget": 0.001, "probe_steps": 2, "layer_weights": "none"},
 }
 
@@ -60,7 +62,7 @@ def recorded_trainer(name: str, folder: Path, *, batch: int, **settings: Any) ->
 
 def protected_trainer(name: str, folder: Path, *, batch: int, **settings: Any) -> ALoRATrainer:
     model = build()
-    importance = curvature_map(model) if name == "predicted" else reference_map(model)
+    importance = curvature_map(model) if name.startswith(("curvature", "predicted")) else reference_map(model)
     move_factors(model, 0.05)
     config = ALoRAConfig(**PROTECTED[name])
     probe = token_rows(items=5, seed=11) if config.budget is not None else None

@@ -98,10 +98,9 @@ def _curvature(
     settings, processes = recipe.curvature, Processes()
     tokens = settings.tokens
     if processes.count > 1:
-        # Every process sees its own share of the blocks; the sums of all of them are added up.
+        # Every process sees its own share of the blocks, of which it predicts its own share of the tokens.
         data = Subset(data, range(processes.rank, len(data), processes.count))
         tokens = None if tokens is None else -(-tokens // processes.count)
-        checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-{processes.rank}")
     return estimate_curvature(
         model,
         DataLoader(data, batch_size=settings.batch_size, collate_fn=collate),
