@@ -49,6 +49,8 @@ _INFO_TYPES: Mapping[str, tuple[type, ...]] = {
     "xi": (int, float),
     "labels": (str,),
     "draws": (int,),
+    "xi_share": (int, float),
+    "basis": (str,),
     "steps": (int,),
     "tokens": (int,),
     "optimizer": (str,),
@@ -61,7 +63,7 @@ _INFO_TYPES: Mapping[str, tuple[type, ...]] = {
     "earlier_tasks": (list,),
 }
 # Facts that maps say only where they have them, and that older ones never had.
-_MAY_BE_MISSING = ("labels", "draws")
+_MAY_BE_MISSING = ("labels", "draws", "xi_share", "basis")
 _NEVER_NONE = ("steps", "tokens", "data", "cost", "versions", "earlier_tasks")
 
 

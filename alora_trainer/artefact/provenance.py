@@ -21,18 +21,21 @@ from alora_trainer.weights.theta import BaseTheta
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 
-def describe_recording(trainer: Any, recorder: Recorder, *, so_far: bool = False) -> ImportanceMap:
+def describe_recording(
+    trainer: Any, recorder: Recorder, *, basis: str | None = None, so_far: bool = False
+) -> ImportanceMap:
     """The importance map of a training: Omega, theta* and provenance, all in host memory.
 
     All processes must call it together.
 
     Args:
+        basis: in words, the directions that it was recorded along; None for the weights' own rows and columns.
         so_far: of the steps until now, and the recording goes on untouched; else it ends here.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     weights = recorder.weights
     omega = recorder.so_far() if so_far else recorder.finish()
-    return map_at_present(model, weights, omega, _info(trainer, recorder, model, adapter_of(weights)))
+    return map_at_present(model, weights, omega, _info(trainer, recorder, model, adapter_of(weights), basis))
 
 
 def describe_measured(
@@ -109,12 +112,14 @@ def map_at_present(
     return ImportanceMap(omega, present_theta(model, weights), base_samples=samples, info=info)
 
 
-def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None) -> ImportanceInfo:
+def _info(trainer: Any, recorder: Recorder, model: Any, adapter: str | None, basis: str | None) -> ImportanceInfo:
     args = trainer.args
     return ImportanceInfo(
         **base_facts(model, adapter),
         estimator=recorder.estimator,
-        xi=recorder.xi,
+        xi=recorder.damping.value,
+        xi_share=recorder.damping.share,
+        basis=basis,
         steps=recorder.steps,
         tokens=recorder.tokens,
         optimizer=str(getattr(args.optim, "value", args.optim)),

@@ -15,7 +15,9 @@ class ImportanceInfo:
 
     Attributes:
         base_model: Hub id (or folder) of the base model, and `base_revision` its commit.
-        estimator, xi: how importance was estimated, and the damping of eq. 15.
+        estimator: how importance was estimated.
+        xi: the damping of eq. 15, where it was a number; `xi_share` is it as a share of each weight's mean squared movement.
+        basis: in which directions importance was recorded, where these were not the weight's own rows and columns.
         labels: of an estimate from gradients without a training, what they are of: "sampled" for labels drawn from the model's
             own predictions, "text" for the text's; None where there are none.
         draws: how often labels were drawn for each batch of text; None as before.
@@ -32,6 +34,8 @@ class ImportanceInfo:
     base_revision: str | None = None
     estimator: str | None = None
     xi: float | None = None
+    xi_share: float | None = None
+    basis: str | None = None
     labels: str | None = None
     draws: int | None = None
     steps: int = 0

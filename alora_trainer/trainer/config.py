@@ -14,6 +14,7 @@ from alora_trainer.basics.registry import Registry
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.kinds.formats import FORMATS
+from alora_trainer.importance.recording.damping import Damping
 from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.integral import LOCATIONS
 from alora_trainer.penalty.backends.choice import BACKENDS
@@ -22,6 +23,7 @@ from alora_trainer.weights.start import StartFrom
 
 LAYER_WEIGHTS = ("l2", "none")
 _DEFAULT_LAM = 0.3
+_DEFAULT_XI = 1e-3
 
 # Which of a training's two parts a setting is for.
 ReadBy = Literal["recording", "protecting", "both"]
@@ -71,9 +73,18 @@ class ALoRAConfig:
         "Takes as much memory again as the weights, once while recording and once while protecting.",
         "both",
     )
-    xi: float = _option(
-        1e-3,
-        "Damping added to the squared total movement in eq. 15; larger values calm weights that hardly moved.",
+    # A parser takes text for this order of types alone; TRL's dictionaries have it, too.
+    xi: float | str | None = _option(
+        _DEFAULT_XI,
+        "Damping added to the squared total movement in eq. 15; larger values calm weights that hardly moved. A number is "
+        "added as it is, as in the paper; a percentage, with its sign, is that share of each layer's own mean squared "
+        "movement. None is 1e-3.",
+        "recording",
+    )
+    basis: str | None = _option(
+        None,
+        "Folder or Hub id of a map of kronecker, ekfac or covariance importance: the path is integrated along its directions, "
+        "and what is recorded is ekfac importance in them. None records along the weights' own rows and columns.",
         "recording",
     )
     omega_device: str = _option(
@@ -167,7 +178,7 @@ class ALoRAConfig:
         "protecting",
         ("error", "uniform", "free"),
     )
-    # A parser takes text for this order of types alone; TRL's dictionaries have it, too.
+    # As xi.
     layer_weights: dict[str, float] | str | None = _option(
         None,
         "Weight w_l of each layer's penalty: 'l2' is the norm of its importance (eq. 17), 'none' is 1 for all; or a mapping "
@@ -210,8 +221,8 @@ class ALoRAConfig:
             value = getattr(self, name)
             if not (_is_whole(value) and value >= 1) and not (name == "record_tokens" and value is None):
                 raise ALoRAError(f"{name}={value!r} must be a whole number of at least 1")
-        if not (_is_finite(self.xi) and self.xi > 0):
-            raise ALoRAError(f"xi={self.xi!r} must be a positive number (the paper's order of magnitude is 1e-3)")
+        if not (self.basis is None or (isinstance(self.basis, str) and self.basis.strip())):
+            raise ALoRAError(f"basis={self.basis!r} must be the folder or Hub id of an importance map, or None")
         self._check_full_parameters()
         self._check_layer_weights()
         self._check_strength()
@@ -220,6 +231,7 @@ class ALoRAConfig:
         """Numbers and mappings that came as text, as command lines and YAML 1.1 (``1e-3``) have them."""
         for name in ("xi", "lam", "lam_end_factor", "budget", "fold_every", "record_tokens", "probe_steps"):
             setattr(self, name, _number_in(getattr(self, name)))
+        self.xi = Damping.parse(_DEFAULT_XI if self.xi is None else self.xi).setting
         if isinstance(self.layer_weights, str) and self.layer_weights.lstrip().startswith("{"):
             try:
                 self.layer_weights = json.loads(self.layer_weights)
@@ -343,6 +355,7 @@ del ALoRAConfig.__annotations__["fresh_base"]
 # What only the protected training depends on; all other settings are about recording, or about both.
 PROTECTING = tuple(each.name for each in fields(ALoRAConfig) if each.metadata["help"].read_by == "protecting")
 _WITH_FULL_PARAMETERS = {
+    "basis": (None,),
     "start": (None, StartFrom.RECORDED.value),
     "anchor": (None, "reference"),
     "missing": ("error", "free"),

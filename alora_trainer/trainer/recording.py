@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 
-from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.artefact.importance_map import ImportanceMap, as_map
 from alora_trainer.artefact.provenance import describe_recording
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.base_model import check_base
+from alora_trainer.importance.kinds.ekfac import EKFAC
+from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
+from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.trainer.checkpoint import load_recorder, save_recorder
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.part import Part
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, check_optimized, learning_rates
 
 
@@ -27,6 +33,10 @@ class Recording(Part):
         config: with an estimator as its `record`.
         earlier: a map that the recorded one is added to, of what was learned before; None for none.
 
+    Raises:
+        ALoRAError: there is no map at the place of the configuration's `basis`; importance of the kind that would be recorded
+            cannot be added to the earlier map's.
+
     Attributes:
         recorder: of the training that is under way; None before and after.
         recorded: the map of the last training that was recorded to its end; None before.
@@ -37,6 +47,13 @@ class Recording(Part):
     def __init__(self, config: ALoRAConfig, earlier: ImportanceMap | None = None) -> None:
         self._config = config
         self._earlier = earlier
+        self._basis = None if config.basis is None else as_map(config.basis)
+        kind = ELEMENTWISE if self._basis is None else EKFAC
+        if earlier is not None and earlier.kind != kind:
+            raise ALoRAError(
+                f"the importance that would be recorded is {kind}, and that of the map that holds this training is "
+                f"{earlier.kind}: they cannot be added up; set basis to record along directions, or record=None"
+            )
         self._trainer: Trainer | None = None
         self.recorder: Recorder | None = None
         self.recorded: ImportanceMap | None = None
@@ -63,14 +80,34 @@ class Recording(Part):
             self.recorder.close()
         check_optimized(weights, trainer.optimizer)
         self._trainer = trainer
+        assert self._config.xi is not None  # None stands for the default, which it is by now
         self.recorder = Recorder(
             weights,
             self._config.record,
             self._config.xi,
+            bases=self._bases(trainer.model, weights),
             location=self._config.omega_device,
             fold_every=self._config.fold_every,
             folder=Path(trainer.args.output_dir) / f"importance-recording-{trainer.args.process_index}",
         )
+
+    def _bases(self, model: Any, weights: Sequence[TrainedWeight]) -> Mapping[str, Importance] | None:
+        basis = self._basis
+        if basis is None:
+            return None
+        # An earlier adapter that is merged into the base has moved it from where the directions were found.
+        if self._config.start_from is not StartFrom.MERGED or self._earlier is None:
+            known = {weight.name: weight for weight in weights if weight.name in basis}
+            check_base(model, basis, known, allow_other_revision=self._config.allow_other_revision)
+        return {weight.name: basis.stored(weight.name) for weight in weights if weight.name in basis}
+
+    @property
+    def _along(self) -> str | None:
+        """The directions in words; see `ImportanceInfo`."""
+        if self._basis is None:
+            return None
+        where = f" of {self._basis.origin}" if self._basis.origin is not None else ""
+        return f"the directions of {self._basis.kind} importance{where} ({self._basis.info.tokens:,} tokens)"
 
     def load(self, folder: str) -> None:
         load_recorder(self._under_way()[1], folder)
@@ -89,7 +126,7 @@ class Recording(Part):
     def end(self) -> dict[str, float]:
         trainer, recorder = self._under_way()
         self.recorder = None
-        self.recorded = self._with_earlier(describe_recording(trainer, recorder))
+        self.recorded = self._with_earlier(describe_recording(trainer, recorder, basis=self._along))
         return {}
 
     def so_far(self) -> ImportanceMap:
@@ -99,7 +136,7 @@ class Recording(Part):
             ALoRAError: no step was recorded yet.
         """
         trainer, recorder = self._under_way()
-        return self._with_earlier(describe_recording(trainer, recorder, so_far=True))
+        return self._with_earlier(describe_recording(trainer, recorder, basis=self._along, so_far=True))
 
     def _with_earlier(self, recorded: ImportanceMap) -> ImportanceMap:
         return recorded if self._earlier is None else self._earlier + recorded

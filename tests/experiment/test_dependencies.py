@@ -59,7 +59,8 @@ OURS: dict[type, dict[str, Any]] = {
     ALoRAConfig: {
         "record": "path",
         "full_parameters": True,
-        "xi": 0.1,
+        "xi": "10%",
+        "basis": "maps/directions",
         "omega_device": "cpu",
         "fold_every": 2,
         "record_tokens": 99,

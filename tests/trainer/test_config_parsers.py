@@ -19,7 +19,8 @@ WEIGHTS = '{"q_proj": 1, ".*": 0.5}'
 GIVEN: dict[str, list[tuple[str, Any]]] = {
     "record": [("path", "path")],
     "full_parameters": [("true", True)],
-    "xi": [("1e-2", 0.01)],
+    "xi": [("1e-2", 0.01), ("10%", "10%")],
+    "basis": [("maps/directions", "maps/directions")],
     "omega_device": [("disk", "disk")],
     "fold_every": [("3", 3)],
     "record_tokens": [("1000", 1000)],

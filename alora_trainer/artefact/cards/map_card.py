@@ -51,6 +51,8 @@ class MapCard:
     estimator: str
     how: str
     xi: float | None
+    xi_share: float | None
+    basis: str | None
     steps: int
     tokens: int
     optimizer: str | None
@@ -138,6 +140,8 @@ def map_card(
         estimator=estimator,
         how=estimator_text(info),
         xi=info.xi,
+        xi_share=info.xi_share,
+        basis=info.basis,
         steps=info.steps,
         tokens=info.tokens,
         optimizer=info.optimizer,

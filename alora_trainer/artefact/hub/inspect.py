@@ -21,6 +21,7 @@ from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.basics.sizes import size_text
 from alora_trainer.importance.kinds.formats import KINDS, storage_format
 from alora_trainer.importance.kinds.in_basis import InBasis
+from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.selection import block_number
 from alora_trainer.weights.theta import BaseTheta
 
@@ -94,7 +95,7 @@ def _lines(config: MapConfig) -> list[str]:
         "weights": f"{len(config.weights)} ({kinds}{within}), {elements:,} elements",
         "kind": f"{config.kind}: {formula}" if (formula := KINDS.find(config.kind).formula) else config.kind,
         "kept": kept_text(config) if issubclass(storage_format(config.storage), InBasis) else "",
-        "estimator": f"{info.estimator}, xi {info.xi}" if info.xi is not None else str(info.estimator),
+        "estimator": _estimator(info),
         "labels": labels_text(info.labels, info.draws).removeprefix("; ").removeprefix("labels "),
         "recorded": (
             f"{info.steps:,} batches, {info.tokens:,} tokens, at the base weights"
@@ -112,6 +113,13 @@ def _lines(config: MapConfig) -> list[str]:
         "software": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     }
     return [f"{name:<14}{value}" for name, value in rows.items() if value]
+
+
+def _estimator(info: ImportanceInfo) -> str:
+    facts = [str(info.estimator)]
+    facts += [f"xi {info.xi}"] if info.xi is not None else []
+    facts += [f"xi {info.xi_share:.3g} of the mean squared movement"] if info.xi_share is not None else []
+    return ", ".join(facts + ([f"along {info.basis}"] if info.basis is not None else []))
 
 
 def _files(count: int) -> str:

@@ -111,6 +111,8 @@ def _setting(section: str, key: str, value: Any, contents: Contents) -> Any:
         return contents.file(Path(value)) if isinstance(value, str) and Path(value).is_file() else value
     if (section, key) == ("model", "path"):
         return contents.loaded(Path(value)) if Path(value).is_dir() else value
+    if (section, key) == ("alora", "basis") and value is not None:
+        return contents.loaded(Path(value)) if Path(value).is_dir() else value
     if (section, key) == ("evaluation", "task_folder") and value is not None:
         return contents.tree(Path(value)) if Path(value).is_dir() else value
     return value

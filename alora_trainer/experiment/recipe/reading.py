@@ -108,7 +108,9 @@ def build_recipe(
         domains=domains if "domains" in given else (),
         record=training("record", sections["record"]),
         tune=training("tune", sections["tune"]),
-        alora=_section(ALoRAConfig, {"alora": {"record": "projected"} | sections["alora"]}, "alora"),
+        alora=_section(
+            ALoRAConfig, {"alora": {"record": "projected"} | _with_basis(sections["alora"], folder)}, "alora"
+        ),
         map=_section(RecordedMapConfig, sections, "map"),
         fisher=_section(FisherConfig, sections, "fisher"),
         curvature=_section(CurvatureConfig, sections, "curvature"),
@@ -118,7 +120,7 @@ def build_recipe(
             {
                 "lora": lambda values, name: _checked(LoraConfig, values, name),
                 "tune": lambda values, name: training(name, values),
-                "alora": lambda values, name: _checked(ALoRAConfig, values, name),
+                "alora": lambda values, name: _with_basis(_checked(ALoRAConfig, values, name), folder),
                 "record": lambda values, name: training(name, values),
             },
         ),
@@ -159,6 +161,12 @@ def _located(values: dict[str, Any], keys: Sequence[str], folder: Path) -> dict[
     """A section with the files and folders that these keys may name, relative to the recipe's, as absolute paths."""
     paths = {key: values[key] for key in keys if isinstance(values.get(key), str) and values[key].strip()}
     return values | {key: absolute_path(path, folder) for key, path in paths.items() if not path.startswith("{")}
+
+
+def _with_basis(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The section `alora` with the folder that its `basis` names, relative to the recipe's; any other one is a Hub id."""
+    located = _located(values, ("basis",), folder)
+    return located if Path(str(located.get("basis"))).is_dir() else values
 
 
 @cache

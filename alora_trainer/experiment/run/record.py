@@ -49,7 +49,7 @@ def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, moved: Param
         raise RuntimeError("the recording ended without an importance map")
     importance = trainer.recorded_importance.with_info(**recording_facts(recipe, cost, trainer.args.device))
     if is_main():
-        importance.save_pretrained(folder / "map", storage=recipe.map.storage)
+        importance.save_pretrained(folder / "map", storage=recipe.map.storage_of(importance.kind))
     del trainer, base, importance
     release_memory()
     return cost

@@ -172,4 +172,4 @@ def _save(recipe: Recipe, trainer: Any, adapter: Adapter, folder: Path, held: Im
 def _save_map(recipe: Recipe, trainer: Any, outcome: dict[str, Any], folder: Path, held: ImportanceMap) -> None:
     left = left_map(trainer.recorded_importance, held, recipe, folder / "adapter")
     left = left.with_info(data=domain_facts(recipe), cost=cost_facts(outcome, trainer.args.device))
-    left.save_pretrained(folder / "map", storage=recipe.map.storage)
+    left.save_pretrained(folder / "map", storage=recipe.map.storage_of(left.kind))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
+from alora_trainer.importance.kinds.elementwise import permuted
 from alora_trainer.importance.kinds.in_basis import INPUT_VECTORS, OUTPUT_VECTORS, InBasis, vectors_type
 from alora_trainer.importance.kinds.kind import Importance, PartType
 
@@ -72,6 +73,13 @@ class EkfacOmega(InBasis):
         inputs = _overlap(self.input_vectors(torch.float64), earlier_here.input_vectors(torch.float64))
         there = outputs @ earlier_here.weigh_inputs(inputs.T)
         return type(self)(self.shape, self.parts | {OMEGA: (self.parts[OMEGA].double() + there).float()})
+
+    def shuffled(self, generator: torch.Generator) -> EkfacOmega:
+        """The numbers in a random order, of kept directions and of the rests each among themselves: norm and trace stay."""
+        omega, (k, h) = self.parts[OMEGA].clone(), self.kept
+        for part in (omega[:k, :h], omega[:k, h:], omega[k:, :h]):
+            part.copy_(permuted(part, generator))
+        return type(self)(self.shape, self.parts | {OMEGA: omega})
 
 
 class HalfEkfacOmega(EkfacOmega):

@@ -60,8 +60,11 @@ def consolidate(w: torch.Tensor, total: Matrix, xi: float) -> torch.Tensor:
     Args:
         w: the path integral over the task, (m, n).
         total: the movement Delta over the whole task, from its first to its last step, on w's device; not changed.
-        xi: damping, positive.
+        xi: damping, positive; 0 where the weight has not moved, which leaves no importance: there is no scale to see any by.
     """
+    if xi == 0:
+        return w.zero_()
+    xi = max(xi, torch.finfo(w.dtype).tiny)
     scratch = _scratch(w)
     for rows in _blocks(w, w.device):
         block = w[rows]

@@ -8,7 +8,7 @@ for many steps. All of these give the same sums, up to the order of additions wi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class PathIntegral:
 
     Args:
         weights: those that are integrated.
+        shapes: of w by weight name, where it is not the weight's own.
         location: "device" (beside the weights), "cpu" (host memory; pinned if the weights are on a GPU), or "disk".
         folder: for "disk", where the memory-mapped files go; they are removed by `close`.
 
@@ -33,7 +34,14 @@ class PathIntegral:
         ALoRAError: an unknown location, or "disk" without a folder.
     """
 
-    def __init__(self, weights: Sequence[TrainedWeight], location: str, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        weights: Sequence[TrainedWeight],
+        location: str,
+        folder: Path | None = None,
+        *,
+        shapes: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
         if location not in LOCATIONS:
             raise ALoRAError(f"omega_device={location!r} is unknown: use one of {', '.join(LOCATIONS)}")
         if location == "disk":
@@ -41,18 +49,20 @@ class PathIntegral:
                 raise ALoRAError("omega_device='disk' needs a folder for its files")
             folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder if location == "disk" else None
+        self._shapes = {weight.name: weight.shape for weight in weights} | dict(shapes or {})
         self._w = {weight.name: self._allocate(weight, index, location) for index, weight in enumerate(weights)}
         self._stream = torch.cuda.Stream() if any(weight.device.type == "cuda" for weight in weights) else None
 
     def _allocate(self, weight: TrainedWeight, index: int, location: str) -> torch.Tensor:
+        shape = self._shapes[weight.name]
         if location == "device":
-            return torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
+            return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         if location == "cpu":
-            return torch.zeros(weight.shape, dtype=weight.dtype, pin_memory=weight.device.type == "cuda")
+            return torch.zeros(shape, dtype=weight.dtype, pin_memory=weight.device.type == "cuda")
         assert self._folder is not None
         path = self._folder / f"w-{index:05d}.bin"
         path.unlink(missing_ok=True)
-        rows, columns = weight.shape
+        rows, columns = shape
         return torch.from_file(str(path), shared=True, size=rows * columns, dtype=weight.dtype).view(rows, columns)
 
     @property

@@ -11,9 +11,13 @@ import torch
 
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError, Diverged
-from alora_trainer.importance.recording.estimators import ESTIMATORS, Estimator
+from alora_trainer.importance.kinds.in_basis import InBasis
+from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.recording.damping import Damping
+from alora_trainer.importance.recording.estimators import ESTIMATORS, Estimator, StepFactors
 from alora_trainer.importance.recording.fold import consolidate
 from alora_trainer.importance.recording.integral import PathIntegral
+from alora_trainer.importance.recording.rotation import Rotation, directions_digest, ekfac_along, rotated_shape
 from alora_trainer.importance.recording.true_gradient import KnownGradient, TrueGradients
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.parameterization import Parameterization
@@ -48,22 +52,26 @@ class Recorder:
     Args:
         weights: the trained weights, at the start of the task.
         estimator: a name in `ESTIMATORS`.
-        xi: damping of eq. 15.
+        xi: damping of eq. 15: a number, or as a text such as "10%" a share of each weight's mean squared movement.
+        bases: importance in a basis by weight name, in whose directions the path is integrated (`Rotation`); None for the
+            weights' own rows and columns.
         location: where w lives, see `PathIntegral`.
         fold_every: fold this many steps into w at once; their factors are kept until then. An estimator that takes the true
             gradient, and full tuning, have matrices of W's own size instead of factors, and fold every step.
         folder: for ``location="disk"``.
 
     Raises:
-        ALoRAError: the estimator is unknown or not for these weights; the location is unknown.
+        ALoRAError: the estimator is unknown or not for these weights; the location is unknown; there is no basis for one of the
+            weights, or it is of another shape.
     """
 
     def __init__(
         self,
         weights: Sequence[TrainedWeight],
         estimator: str,
-        xi: float,
+        xi: float | str,
         *,
+        bases: Mapping[str, Importance] | None = None,
         location: str = "device",
         fold_every: int = 1,
         folder: Path | None = None,
@@ -72,7 +80,7 @@ class Recorder:
         self.estimator = estimator
         self._estimator = ESTIMATORS.find(estimator, "record")
         _check_parameterization(self.weights, estimator, self._estimator)
-        self.xi = xi
+        self.damping = Damping.parse(xi)
         self.fold_every = fold_every
         self.steps = 0
         self.skipped_steps = 0
@@ -91,7 +99,14 @@ class Recorder:
         )
         self._scale = 1.0
         self._has_before = False
-        self._integral = PathIntegral(self._own, location, folder)
+        self._bases = {} if bases is None else _checked_bases(self.weights, bases)
+        shapes = {name: rotated_shape(basis) for name, basis in self._bases.items()}
+        self._integral = PathIntegral(self._own, location, folder, shapes=shapes)
+        self._rotations = {
+            weight.name: Rotation(self._bases[weight.name], weight.device, weight.dtype)
+            for weight in self._own
+            if weight.name in self._bases
+        }
 
     def _copies(self) -> dict[str, Matrices]:
         """The present matrices of this process's own weights."""
@@ -177,19 +192,25 @@ class Recorder:
     def _fold_true_gradients(self, true_gradients: TrueGradients, steps: Mapping[str, Step]) -> None:
         for name, gradient in true_gradients.take(self._scale).items():
             if name in steps:
-                factors = self._estimator.integrand(KnownGradient(steps[name], gradient))
+                factors = self._integrand(name, KnownGradient(steps[name], gradient))
                 self._integral.fold_at_once(name, factors, gradient.device)
         true_gradients.reset()
 
     def _fold_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         if waiting:
-            integrand = self._estimator.integrand
             for weight in self._own:
-                self._integral.fold(weight.name, [integrand(steps[weight.name]) for steps in waiting])
+                factors = [self._integrand(weight.name, steps[weight.name]) for steps in waiting]
+                self._integral.fold(weight.name, factors)
 
-    def finish(self) -> dict[str, torch.Tensor]:
+    def _integrand(self, name: str, step: Step) -> StepFactors:
+        factors = self._estimator.integrand(step)
+        return self._rotations[name].step(factors) if name in self._rotations else factors
+
+    def finish(self) -> dict[str, torch.Tensor | Importance]:
         """Omega of the task by weight name, in host memory and on every process; the recorder is used up.
+
+        It is a matrix of the weight's own shape, and along `bases` importance in these.
 
         Raises:
             ALoRAError: no step was recorded, or the importance is zero everywhere.
@@ -202,16 +223,21 @@ class Recorder:
                 f"the importance that was recorded over {self.steps} steps is zero everywhere, so that it would hold nothing: "
                 "the weights did not move against the loss; look whether they train, at which learning rate, and on what"
             )
-        return omega
+        return self._in_bases(omega)
 
-    def so_far(self) -> dict[str, torch.Tensor]:
+    def so_far(self) -> dict[str, torch.Tensor | Importance]:
         """Omega of the steps until now, as `finish` gives it; the recording goes on untouched, and needs a copy's memory.
 
         Raises:
             ALoRAError: no step was recorded.
             Diverged: as `finish`.
         """
-        return self._omega(keep=True)
+        return self._in_bases(self._omega(keep=True))
+
+    def _in_bases(self, omega: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | Importance]:
+        return {
+            name: ekfac_along(self._bases[name], own) if name in self._bases else own for name, own in omega.items()
+        }
 
     def _omega(self, *, keep: bool) -> dict[str, torch.Tensor]:
         if self.steps == 0:
@@ -229,7 +255,9 @@ class Recorder:
                 own = self._consolidate(weight, w, after[weight.name])
                 finite = bool(torch.isfinite(torch.linalg.vector_norm(own)))
             else:
-                own, finite = torch.empty(weight.shape, dtype=weight.dtype), True
+                basis = self._bases.get(weight.name)
+                shape = weight.shape if basis is None else rotated_shape(basis)
+                own, finite = torch.empty(shape, dtype=weight.dtype), True
             if self._processes.first(None if finite else place, weight.device) is not None:
                 raise Diverged("the importance", weight.name)
             omega[weight.name] = self._processes.from_owner(own, self._owners[weight.name])
@@ -237,8 +265,11 @@ class Recorder:
 
     def _consolidate(self, weight: TrainedWeight, w: torch.Tensor, after: Matrices) -> torch.Tensor:
         total = weight.movement(self._start[weight.name], after)
+        xi = self.damping.of(total, weight.shape)
+        if weight.name in self._rotations:
+            total = self._rotations[weight.name].total(total)
         # A copy off the device or out of the mapped file; host memory is used as it is.
-        omega = consolidate(w, total.to(w.device), self.xi).cpu()
+        omega = consolidate(w, total.to(w.device), xi).cpu()
         return omega.clone() if self._integral.on_disk else omega
 
     def close(self) -> None:
@@ -256,7 +287,8 @@ class Recorder:
             tensors[f"{name}.w"] = w
             tensors |= {f"{name}.{key}": start for key, start in zip(_START, self._start[name], strict=False)}
         counters = {"steps": self.steps, "skipped_steps": self.skipped_steps, "tokens": self.tokens}
-        return tensors, {"estimator": self.estimator, **{key: str(value) for key, value in counters.items()}}
+        told = {"estimator": self.estimator, "basis": directions_digest(self._bases)}
+        return tensors, told | {key: str(value) for key, value in counters.items()}
 
     def load_state_dict(
         self, names: Collection[str], tensor: Callable[[str], torch.Tensor], counters: Mapping[str, str]
@@ -276,6 +308,10 @@ class Recorder:
                 f"the checkpoint was recorded with record={counters['estimator']!r}, not {self.estimator!r}: "
                 "resume with the same setting, or start again"
             )
+        if counters.get("basis", "") != directions_digest(self._bases):
+            raise ALoRAError(
+                "the checkpoint was recorded along another basis: resume with the same one, or start again"
+            )
         integral = self._integral.tensors()
         for weight in self._own:
             kept = {"w": integral[weight.name], **dict(zip(_START, self._start[weight.name], strict=False))}
@@ -288,6 +324,26 @@ class Recorder:
         self.steps, self.skipped_steps, self.tokens = (
             int(counters[key]) for key in ("steps", "skipped_steps", "tokens")
         )
+
+
+def _checked_bases(weights: Sequence[TrainedWeight], bases: Mapping[str, Importance]) -> dict[str, InBasis]:
+    found: dict[str, InBasis] = {}
+    for weight in weights:
+        basis = bases.get(weight.name)
+        if not isinstance(basis, InBasis):
+            what = "there is none" if basis is None else f"its importance is {basis.kind}, which has no directions"
+            raise ALoRAError(
+                f"importance cannot be recorded along a basis for {weight.name}: {what}; give a map of kronecker, ekfac or "
+                "covariance importance of every weight that trains"
+            )
+        if basis.shape != weight.shape:
+            raise ALoRAError(
+                f"the basis is of another model: {weight.name} is {weight.shape} here and {basis.shape} in it"
+            )
+        if weight.parameterization is not Parameterization.ADAPTER:
+            raise ALoRAError(f"importance is recorded along a basis for LoRA, and {weight.name} trains itself")
+        found[weight.name] = basis
+    return found
 
 
 def _check_parameterization(weights: Sequence[TrainedWeight], name: str, estimator: Estimator) -> None:
