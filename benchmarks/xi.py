@@ -8,20 +8,26 @@ factors (12,288 general tokens, all directions, estimated before all else). One 
 once. From its end the domain is learned without a penalty, and then held by each variant and, as a control, by the same with
 its values put to random places within each layer.
 
-All are held at like strength: lambda is such that the penalty of one and the same movement, that of the unheld training, is
---strengths nats. Measured are KL(theta* || model) and the rise of cross-entropy on held-out general text in nats a token, and
-the cross-entropy of held-out items' right answers in nats a token of theirs: how much was learned. Writes
-results/studies/xi-RECIPE-SPLIT.json. What was finished in --runs is not done again.
+Two things are measured. (1) Without any further training: movements of single weights, of equal norm (the leading singular
+directions of what the unheld training did, and random ones of rank one), each by itself from theta*: Spearman's correlation,
+within a weight, of the penalty R with the true KL on general text. A form that does not know which movements cost is at 0.
+(2) Whole trainings, held at like strength: lambda is such that the penalty of one and the same movement, that of the unheld
+training, is --strengths nats; KL(theta* || model) and the rise of cross-entropy on held-out general text in nats a token, and
+the cross-entropy of held-out items' right answers in nats a token of theirs, which says how much was learned.
+
+Writes results/studies/xi-RECIPE-SPLIT.json. What was finished in --runs is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
+import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +35,7 @@ from typing import Any
 
 import torch
 from comparison import validation_overrides
+from scipy.stats import spearmanr
 from studies import spread
 from torch.nn.functional import cross_entropy, log_softmax
 
@@ -56,6 +63,8 @@ from alora_trainer.weights.model_weights import adapter_of
 VARIANTS = ("1e-3", "10%", "kronecker:10%", "kronecker:1e-3", "1%", "100%")
 BASIS_TOKENS = 12_288
 WINDOW, WINDOWS = 256, 24
+# Of the correlations: weights, windows of text, singular and random directions of each weight.
+KL_WEIGHTS, KL_WINDOWS, SINGULAR, RANDOM = 14, 8, 7, 3
 IGNORED_LABEL = -100
 UNHELD = "lora_ab"
 
@@ -203,6 +212,34 @@ class Bench:
             ]
         return self._predicted
 
+    @torch.no_grad()
+    def movements(self, start: Path) -> Iterator[tuple[str, list[torch.Tensor], list[float]]]:
+        """Of some weights: movements of equal norm, and the KL on general text that each brings by itself."""
+        weights = adapted_weights(with_saved_adapter(load_base(self.recipe), self.folder / UNHELD, trainable=True))
+        before = {
+            weight.name: weight.scaling * weight.b @ weight.a
+            for weight in adapted_weights(with_saved_adapter(load_base(self.recipe), start, trainable=True))
+        }
+        model = with_saved_adapter(load_base(self.recipe), start, trainable=False).merge_and_unload().eval()
+        text = self._general[:: max(1, len(self._general) // KL_WINDOWS)]
+        there = log_softmax(model(input_ids=text).logits[:, :-1].float(), -1)
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        for weight in weights[:: max(1, len(weights) // KL_WEIGHTS)]:
+            whole = weight.scaling * weight.b @ weight.a - before[weight.name]
+            u, _, v = torch.linalg.svd(whole, full_matrices=False)
+            directions = [torch.outer(u[:, i], v[i]) for i in range(SINGULAR)]
+            for _ in range(RANDOM):
+                parts = (torch.randn(size, generator=generator) for size in weight.shape)
+                directions.append(torch.outer(*(part / part.norm() for part in parts)))
+            parameter = model.get_submodule(weight.name).weight
+            kept, found = parameter.detach().clone(), []
+            for direction in directions:
+                parameter.copy_(kept + direction * whole.norm())
+                here = log_softmax(model(input_ids=text).logits[:, :-1].float(), -1)
+                found.append(float((there.exp() * (there - here)).double().sum()) / text[:, 1:].numel())
+            parameter.copy_(kept)
+            yield weight.name, directions, found
+
     def _domain_loss(self, model: Any) -> float:
         rows, total, tokens = self._domain[1], 0.0, 0
         collate = collator(self.tokenizer)
@@ -217,23 +254,47 @@ class Bench:
 
 
 def run_seed(
-    bench: Bench, variants: Sequence[str], strengths: Iterable[float], controls: Sequence[str]
-) -> list[dict[str, Any]]:
-    """All runs of one seed: what is unheld, every variant, and the controls of those that have one."""
+    bench: Bench, variants: Sequence[str], held: Sequence[str], strengths: Iterable[float], controls: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All runs of one seed: what is unheld, variants, and controls; and the correlations of all variants."""
     bench.record(variants)
     start = bench.map_folder(variants[0])  # theta* is the same in all of them
     runs = [_once(bench.folder / "unheld.json", lambda: _unheld(bench, start))]
     print(json.dumps(runs[0]), flush=True)
+    known = _once(bench.folder / "correlations.json", lambda: _correlations(bench, start, variants))
+    print(json.dumps({key: value["mean"] for key, value in known.items() if key != "seconds"}), flush=True)
     for strength in strengths:
-        for variant in dict.fromkeys((*variants, *controls)):
-            for control in [False] * (variant in variants) + [True] * (variant in controls):
+        for variant in dict.fromkeys((*held, *controls)):
+            for control in [False] * (variant in held) + [True] * (variant in controls):
                 name = f"{bench.map_folder(variant).name}-{'shuffled' if control else 'alora'}-{strength:g}.json"
                 found = _once(
                     bench.folder / name, lambda v=variant, s=strength, c=control: _held(bench, start, v, s, c)
                 )
                 runs.append(found)
                 print(json.dumps(found), flush=True)
-    return runs
+    return runs, known
+
+
+def _correlations(bench: Bench, start: Path, variants: Sequence[str]) -> dict[str, Any]:
+    """Spearman's correlation of R with KL within each weight: of every variant, of it shuffled, and of the basis itself."""
+    maps = {variant: ImportanceMap.from_pretrained(str(bench.map_folder(variant))) for variant in variants}
+    maps |= {f"{variant}, shuffled": shuffled(one, bench.recipe.seed) for variant, one in maps.items()}
+    maps["the Kronecker factors themselves"] = ImportanceMap.from_pretrained(str(bench.basis()))
+    found: dict[str, dict[str, float]] = {name: {} for name in maps}
+    for weight, directions, divergences in bench.movements(start):
+        for name, one in maps.items():
+            penalties = [float((d * one.stored(weight).apply(d)).sum()) for d in directions]
+            found[name][weight] = float(spearmanr(penalties, divergences).statistic)
+        shown = {name: round(own[weight], 2) for name, own in found.items()}
+        print(json.dumps({"weight": weight, "kl": divergences, **shown}), flush=True)
+    return {
+        name: {
+            "mean": statistics.fmean(own.values()),
+            "standard_error": statistics.stdev(own.values()) / math.sqrt(len(own)),
+            "by_weight": own,
+        }
+        for name, own in found.items()
+    }
 
 
 def _once(path: Path, work: Any) -> dict[str, Any]:
@@ -300,9 +361,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument(
-        "--controls", nargs="*", default=["1e-3", "10%", "kronecker:10%"], help="shuffled, of these variants"
-    )
+    parser.add_argument("--held", nargs="*", default=["1e-3", "kronecker:10%", "10%"], help="those that hold trainings")
+    parser.add_argument("--controls", nargs="*", default=["1e-3"], help="those that hold them shuffled")
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0])
     parser.add_argument("--steps", type=int, default=30, help="of 8 items, on the domain")
     parser.add_argument("--items", type=int, default=100)
@@ -315,11 +375,15 @@ def main() -> None:
     settings = {"tune.max_steps": str(options.steps), "domain.test_items": str(options.items)}
     settings |= validation_overrides("sciq-passages") if options.split == "validation" else {}
     runs: list[dict[str, Any]] = []
+    correlations: dict[str, Any] = {}
     for seed in options.seeds:
         folder = options.runs / options.split / f"seed-{seed}"
         bench = Bench(options.recipe, settings | {"seed": str(seed)}, folder, options.items)
-        runs += run_seed(bench, options.variants, options.strengths, options.controls)
-    lists = {name: getattr(options, name) for name in ("seeds", "variants", "controls", "strengths")}
+        own, correlations[str(seed)] = run_seed(
+            bench, options.variants, options.held, options.strengths, options.controls
+        )
+        runs += own
+    lists = {name: getattr(options, name) for name in ("seeds", "variants", "held", "controls", "strengths")}
     command = f"python benchmarks/xi.py --split {options.split} --steps {options.steps} --items {options.items} "
     report = {
         "schema": 1,
@@ -328,6 +392,7 @@ def main() -> None:
         "split": options.split,
         "steps": options.steps,
         "environment": environment() | {"threads": 1},
+        "correlations": correlations,
         "summary": summarize(runs),
         "runs": runs,
     }

@@ -21,7 +21,7 @@ from alora_trainer.importance.recording.rotation import Rotation, directions_dig
 from alora_trainer.importance.recording.true_gradient import KnownGradient, TrueGradients
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.parameterization import Parameterization
-from alora_trainer.weights.steps import Step
+from alora_trainer.weights.steps import Factors, Step
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, learning_rate_of
 
 Gradients = Mapping[str, Matrices]
@@ -267,6 +267,7 @@ class Recorder:
         total = weight.movement(self._start[weight.name], after)
         xi = self.damping.of(total, weight.shape)
         if weight.name in self._rotations:
+            assert isinstance(total, Factors)  # of adapters alone have bases been taken
             total = self._rotations[weight.name].total(total)
         # A copy off the device or out of the mapped file; host memory is used as it is.
         omega = consolidate(w, total.to(w.device), xi).cpu()

@@ -56,14 +56,14 @@ class Rotation:
         one = corner.new_ones(())
         return StepFactors(
             _bordered(self._turned_matrix(step.gradient), column, row, corner),
-            _bordered(turned, torch.ones_like(column), torch.ones_like(row), one),
+            _bordered_factors(turned, torch.ones_like(column), torch.ones_like(row), one),
         )
 
     def total(self, movement: Factors) -> Factors:
         """``Delta'`` (k + 1, h + 1); in the rest the root of the mean of its squares."""
         turned = self._turned(movement)
         means = self._means(movement, movement, turned)
-        return _bordered(turned, *(mean.clamp_min(0).sqrt() for mean in means))
+        return _bordered_factors(turned, *(mean.clamp_min(0).sqrt() for mean in means))
 
     def _turned(self, matrix: Factors) -> Factors:
         return Factors(self._u.T @ matrix.left, matrix.right @ self._v)
@@ -108,7 +108,7 @@ def directions_digest(bases: Mapping[str, InBasis]) -> str:
     for name, basis in bases.items():
         digest.update(f"{name} {basis.shape} {basis.kept}".encode())
         for vectors in (basis.output_vectors(torch.float32), basis.input_vectors(torch.float32)):
-            digest.update(vectors.cpu().contiguous().numpy())
+            digest.update(vectors.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -121,10 +121,15 @@ def _product_left(left: torch.Tensor, matrix: Matrix) -> torch.Tensor:
 
 
 def _bordered(matrix: Matrix, column: torch.Tensor, row: torch.Tensor, corner: torch.Tensor) -> Matrix:
-    """``[[matrix, column], [row, corner]]``, as thin factors where the matrix is such: of a rank higher by two."""
-    if isinstance(matrix, torch.Tensor):
-        last = torch.cat([row, corner[None]])[None]
-        return torch.cat([torch.cat([matrix, column[:, None]], dim=1), last])
+    """``[[matrix, column], [row, corner]]``, as thin factors where the matrix is such."""
+    if isinstance(matrix, Factors):
+        return _bordered_factors(matrix, column, row, corner)
+    last = torch.cat([row, corner[None]])[None]
+    return torch.cat([torch.cat([matrix, column[:, None]], dim=1), last])
+
+
+def _bordered_factors(matrix: Factors, column: torch.Tensor, row: torch.Tensor, corner: torch.Tensor) -> Factors:
+    """The same of thin factors: of a rank higher by two."""
     k, h = len(column), len(row)
     rank = matrix.left.shape[1]
     left, right = column.new_zeros(k + 1, rank + 2), row.new_zeros(rank + 2, h + 1)
