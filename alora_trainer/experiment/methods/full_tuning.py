@@ -5,9 +5,10 @@ from __future__ import annotations
 from alora_trainer.experiment.methods.method import Method
 from alora_trainer.weights.parameterization import Parameterization
 
-# What a recipe says of its LoRA's start is not for these.
+# What a recipe says of its LoRA's start, and of the directions that its importance is recorded along, is not for these.
 _FULL = {
     "full_parameters": True,
+    "basis": None,
     "layer_weights": "none",
     "start": "recorded",
     "anchor": "reference",

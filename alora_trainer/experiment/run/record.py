@@ -42,7 +42,7 @@ def record_importance(recipe: Recipe, tokenizer: Any, folder: Path, moved: Param
         recipe.training_arguments("record", folder / "checkpoints"),
         train_dataset=data,
         data_collator=collator(tokenizer),
-        alora=replace(recipe.alora, full_parameters=True) if full else recipe.alora,
+        alora=replace(recipe.alora, full_parameters=True, basis=None) if full else recipe.alora,
     )
     cost = train(trainer)
     if trainer.recorded_importance is None:
