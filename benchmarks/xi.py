@@ -167,7 +167,9 @@ class Bench:
     def train(self, start: Path, importance: ImportanceMap | None, lam: float) -> Any:
         """The domain, from theta* of the map in `start`; the model."""
         model = with_saved_adapter(load_base(self.recipe), start, trainable=True)
-        held = {} if importance is None else {"importance": importance, "alora": ALoRAConfig(lam=lam)}
+        held = (
+            {} if importance is None else {"importance": importance, "alora": ALoRAConfig(lam=lam, layer_weights="l2")}
+        )
         trainer = ALoRATrainer(
             model,
             self._arguments("tune"),

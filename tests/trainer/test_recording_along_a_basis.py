@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, ImportanceMap
 from alora_trainer.artefact.hub.inspect import describe
-from alora_trainer.artefact.provenance import map_at_present
+from alora_trainer.artefact.provenance import map_at_base
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.adapted import adapted_weights
 from tests.dense_metric import random_importance
@@ -24,7 +24,7 @@ from tests.tiny_training import quiet_arguments, tiny_llama, token_rows, with_lo
 def map_in_basis(model: Any, kept: tuple[int, int] = (6, 5), kind: str = "kronecker", seed: int = 0) -> ImportanceMap:
     weights = adapted_weights(model)
     omega = {w.name: random_importance(kind, *w.shape, kept, seed=seed + i) for i, w in enumerate(weights)}
-    return map_at_present(model, weights, omega, ImportanceInfo(estimator=kind, tokens=12_288))
+    return map_at_base(weights, omega, ImportanceInfo(estimator=kind, tokens=12_288))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,7 @@ def test_the_map_says_what_it_is_and_comes_back_as_it_was(recorded: Path, basis:
     )  # theta* is what was trained
     card = (recorded / "README.md").read_text()
     assert "| damping xi | 10 % of each weight's mean squared movement |" in card
+    assert "It is no curvature, and R is in no nats." in card and "Half of R estimates" not in card
     assert "| recorded along | the directions of kronecker importance (12,288 tokens) |" in card
     assert "xi 0.1 of the mean squared movement, along the directions of kronecker" in describe(str(recorded))
 

@@ -52,7 +52,7 @@ class MapCard:
     how: str
     xi: float | None
     xi_share: float | None
-    basis: str | None
+    along: str | None
     steps: int
     tokens: int
     optimizer: str | None
@@ -141,7 +141,7 @@ def map_card(
         how=estimator_text(info),
         xi=info.xi,
         xi_share=info.xi_share,
-        basis=info.basis,
+        along=info.basis,
         steps=info.steps,
         tokens=info.tokens,
         optimizer=info.optimizer,

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 import torch
 
+from alora_trainer.importance.kinds.eigenbasis import turned
 from alora_trainer.importance.kinds.ekfac import OMEGA, EkfacOmega, HalfEkfacOmega
 from alora_trainer.importance.kinds.in_basis import INPUT_VECTORS, OUTPUT_VECTORS, InBasis
 from alora_trainer.importance.recording.estimators import StepFactors
@@ -51,22 +52,22 @@ class Rotation:
         """The factors of ``g'`` and ``D'`` with ``g' * D'`` (elementwise, (k + 1, h + 1)) the step's share of ``-w'``."""
         movement = step.movement
         assert isinstance(movement, Factors)  # of adapters alone, as the recorder sees to
-        turned = self._turned(movement)
-        column, row, corner = self._means(step.gradient, movement, turned)
+        within = self._turned(movement)
+        column, row, corner = self._means(step.gradient, movement, within)
         one = corner.new_ones(())
         return StepFactors(
             _bordered(self._turned_matrix(step.gradient), column, row, corner),
-            _bordered_factors(turned, torch.ones_like(column), torch.ones_like(row), one),
+            _bordered_factors(within, torch.ones_like(column), torch.ones_like(row), one),
         )
 
     def total(self, movement: Factors) -> Factors:
         """``Delta'`` (k + 1, h + 1); in the rest the root of the mean of its squares."""
-        turned = self._turned(movement)
-        means = self._means(movement, movement, turned)
-        return _bordered_factors(turned, *(mean.clamp_min(0).sqrt() for mean in means))
+        within = self._turned(movement)
+        means = self._means(movement, movement, within)
+        return _bordered_factors(within, *(mean.clamp_min(0).sqrt() for mean in means))
 
     def _turned(self, matrix: Factors) -> Factors:
-        return Factors(self._u.T @ matrix.left, matrix.right @ self._v)
+        return Factors(turned(self._u, matrix.left), matrix.right @ self._v)
 
     def _turned_matrix(self, matrix: Matrix) -> Matrix:
         if isinstance(matrix, Factors):
@@ -74,15 +75,15 @@ class Rotation:
         return (self._u.T @ matrix) @ self._v
 
     def _means(
-        self, gradient: Matrix, movement: Factors, turned: Factors
+        self, gradient: Matrix, movement: Factors, within: Factors
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Means of ``g' * D'`` over the inputs' rest (k,), the outputs' rest (h,), and both; 0 where there is none."""
         outputs, inputs = (max(rest, 1) for rest in self._rest)
-        left = movement.left - self._u @ turned.left if self._rest[0] else torch.zeros_like(movement.left)
-        right = movement.right - turned.right @ self._v.T if self._rest[1] else torch.zeros_like(movement.right)
+        left = movement.left - self._u @ within.left if self._rest[0] else torch.zeros_like(movement.left)
+        right = movement.right - within.right @ self._v.T if self._rest[1] else torch.zeros_like(movement.right)
         by_right, by_left = _product(gradient, right.T), _product_left(left.T, gradient)
-        column = ((self._u.T @ by_right) * turned.left).sum(1) / inputs
-        row = ((by_left @ self._v) * turned.right).sum(0) / outputs
+        column = ((self._u.T @ by_right) * within.left).sum(1) / inputs
+        row = ((by_left @ self._v) * within.right).sum(0) / outputs
         return column, row, (left * by_right).sum() / (outputs * inputs)
 
 
