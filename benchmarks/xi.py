@@ -265,6 +265,7 @@ def run_seed(
     print(json.dumps(runs[0]), flush=True)
     known = _once(bench.folder / "correlations.json", lambda: _correlations(bench, start, variants))
     print(json.dumps({key: value["mean"] for key, value in known.items() if key != "seconds"}), flush=True)
+    known |= {"concentration": _once(bench.folder / "concentration.json", lambda: _concentrations(bench, variants))}
     for strength in strengths:
         for variant in dict.fromkeys((*held, *controls)):
             for control in [False] * (variant in held) + [True] * (variant in controls):
@@ -341,6 +342,11 @@ def concentration(importance: ImportanceMap) -> dict[str, float]:
         values = omega.flatten().double()
         shares.append(float(values.topk(max(1, len(values) // 100)).values.sum() / values.sum()))
     return {"share_of_top_percent": sum(shares) / len(shares)}
+
+
+def _concentrations(bench: Bench, variants: Sequence[str]) -> dict[str, Any]:
+    maps = {variant: ImportanceMap.from_pretrained(str(bench.map_folder(variant))) for variant in variants}
+    return {variant: concentration(one) for variant, one in maps.items()}
 
 
 def summarize(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
