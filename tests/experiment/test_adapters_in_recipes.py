@@ -18,7 +18,7 @@ from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.methods.kl_anchor import KLAnchorOptions, KLAnchorTrainer
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
-from alora_trainer.experiment.run.fisher import _covering
+from alora_trainer.experiment.run.measure import _covering
 from alora_trainer.experiment.run.models import load_base, load_to_score, with_fresh_adapter
 from alora_trainer.experiment.run.start import starting_model
 from alora_trainer.experiment.run.training_recipe import as_trained, recorded_adapter
@@ -190,7 +190,7 @@ def test_fisher_information_is_that_of_the_base_model(recipe: Any) -> None:
     own = recipe(init_lora_weights=False, bias="all", trainable_token_indices="[4]", rank_pattern="{v_proj: 3}")
     base = load_base(own)
     expected = logits(base)
-    model = with_fresh_adapter(base, _covering(own))
+    model = with_fresh_adapter(base, _covering(own, own.fisher.weights))
     assert torch.equal(logits(model), expected)
     trains = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trains and all("lora_A" in name or "lora_B" in name for name in trains)

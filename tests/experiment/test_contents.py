@@ -18,6 +18,7 @@ from alora_trainer.experiment.recipe.contents import CONTENTS, Contents, by_cont
 from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.dependencies import Given, result
+from alora_trainer.experiment.run.given_map import GivenMap
 from alora_trainer.experiment.run.run import Run
 from alora_trainer.experiment.run.sweep import Grid, cells_of
 from alora_trainer.experiment.run.whole_recipe import _identity
@@ -56,7 +57,9 @@ def files(tmp_path: Path) -> Path:
 def refused(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
     """`refused(name, text, **settings)`: a training is finished, the file gets this text, and the same command comes again;
     why it is refused, or None."""
-    monkeypatch.setattr("alora_trainer.experiment.run.run.pinned", lambda source, storage: source)
+    # What is in a map is not looked at here.
+    monkeypatch.setattr(GivenMap, "place", property(lambda given: given._source))
+    monkeypatch.setattr(GivenMap, "measured", None)
 
     def check(name: str, text: str, *, importance: Path | None = None, **settings: str) -> str | None:
         def run() -> Run:

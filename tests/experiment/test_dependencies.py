@@ -91,6 +91,7 @@ OURS: dict[type, dict[str, Any]] = {
         "share": 0.5,
         "weights": "all",
         "location": "cpu",
+        "parts": 2,
         "storage": "bfloat16",
     },
     EvaluationConfig: {

@@ -153,7 +153,7 @@ def test_what_does_not_fit_and_what_would(recipe: Callable[..., Recipe]) -> None
 def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
     planned = recipe(
         **{
-            "methods": "base,lora,alora,ewclora,replay",
+            "methods": "base,lora,alora,ewclora,kfac,replay",
             "tune.max_steps": "-1",
             "tune.num_train_epochs": "3",
             "tune.gradient_accumulation_steps": "2",
@@ -162,7 +162,9 @@ def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
     )
     plan = plan_recipe(planned, HOST)
     stages = {stage.name: stage for stage in plan.stages}
-    assert list(stages) == ["record", "fisher", "tune lora", "tune alora", "tune ewclora", "tune replay", "evaluate"]
+    measured = ["measure fisher", "measure kronecker"]
+    tuned = [f"tune {name}" for name in ("lora", "alora", "ewclora", "kfac", "replay")]
+    assert list(stages) == ["record", *measured, *tuned, "evaluate"]
     tune = stages["tune lora"].amount
     assert tune is not None and tune.items == 16 and tune.steps == 6  # 3 micro-batches of 6, 2 steps an epoch
     assert tune.tokens == 6 * 2 * 6 * 96

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from alora_trainer.basics.processes import own_share
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording import curvature_passes
 from alora_trainer.importance.recording.curvature import CurvatureEstimate, estimate_curvature
-from alora_trainer.importance.recording.curvature_checkpoint import own_checkpoint
 from tests.dense_metric import dense_metric
 from tests.importance.test_curvature import batches
+from tests.launching import launch_two
 from tests.tiny_training import tiny_llama, with_lora
 
 KINDS = ["kronecker", "ekfac", "covariance"]
@@ -110,46 +107,11 @@ def test_it_goes_on_from_nothing_but_its_own(model: Any, lora_model: Callable[..
         estimate_curvature(model, data, checkpoint=path, checkpoint_every=0)
 
 
-def work_in_two(rank: int, folder: Path) -> None:
-    """What each of two processes does; its outcomes go into `folder`."""
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    model = with_lora(tiny_llama(), target_modules=TARGETS)
-    data = list(own_share(batches(rows=10, size=2)))
-    found = {kind: estimate_curvature(model, data, kind, seed=5, keep=4) for kind in KINDS}
-    for kind, one in found.items():
-        parts = {name: stored.parts for name, stored in one.importance.items()}
-        torch.save({"parts": parts, "tokens": one.tokens, "batches": one.batches}, folder / f"{kind}-{rank}.pt")
-    path = folder / "at.safetensors"
-    settings: dict[str, Any] = {"seed": 5, "keep": 4, "checkpoint": path}
-    estimate_curvature(model, data, "ekfac", checkpoint_every=2, **settings)
-    # What is there now is of the second pass: after its second batch.
-    again = estimate_curvature(model, data, "ekfac", **settings)
-    facts: dict[str, Any] = {"files": sorted(file.name for file in folder.glob("at-*"))}
-    assert_same_bits(again, found["ekfac"])
-    if rank == 0:
-        own_checkpoint(path).unlink()
-    with pytest.raises(ALoRAError) as apart:
-        estimate_curvature(model, data, "ekfac", **settings)
-    torch.save(facts | {"apart": str(apart.value)}, folder / f"facts-{rank}.pt")
-    # A process without text, and layers that only the other has seen.
-    alone = estimate_curvature(model, batches(rows=2) if rank == 0 else [], labels="text", keep=3)
-    torch.save({name: stored.parts for name, stored in alone.importance.items()}, folder / f"alone-{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the outcomes of two processes: forked, since starting Python anew takes longer than all they do."""
+    """The folder with the outcomes of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work_in_two, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    launch_two("curvature_worker.py", str(folder))
     return folder
 
 

@@ -156,7 +156,7 @@ def test_the_choice():
     stored = {name: make_case(8, 8, 2, 2, 1.0, name, 0).stored for name in ELEMENTWISE_FORMATS}
     assert choose(stored["factored"], "cpu").name == "gram"
     assert choose(stored["factored"], "cuda").name == "gram"
-    for name in set(ELEMENTWISE_FORMATS) - {"factored"}:
+    for name in {name for name in ELEMENTWISE_FORMATS if not name.startswith("factored")}:
         assert choose(stored[name], "cpu").name == "blocked"
     assert choose(stored["float64"], "cuda").name == "blocked"
     assert choose(stored["float32"], "cuda", dtype=torch.float64).name == "blocked"

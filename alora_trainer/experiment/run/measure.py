@@ -112,6 +112,7 @@ def _curvature(
         share=settings.share,
         seed=recipe.seed,
         location=settings.location,
+        parts=settings.parts,
         checkpoint=checkpoint,
     )
 

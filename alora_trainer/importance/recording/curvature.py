@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from alora_trainer.importance.recording.curvature_checkpoint import (
     Saved,
     own_checkpoint,
 )
+from alora_trainer.importance.recording.curvature_parts import CurvatureEstimate, FinishedPart, of_part, split
 from alora_trainer.importance.recording.curvature_passes import Passes
 from alora_trainer.importance.recording.curvature_sides import check_sides, decompose, not_finite
 from alora_trainer.importance.recording.drawn_labels import LABELS
@@ -44,20 +46,8 @@ from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 CURVATURES = (KRONECKER, EKFAC, COVARIANCE)
 
 
-@dataclass(frozen=True)
-class CurvatureEstimate:
-    """What `estimate_curvature` found.
-
-    Attributes:
-        importance: by weight name, in host memory.
-        tokens, batches: how many went into it.
-        seconds: how long that took, over all the times that it was begun.
-    """
-
-    importance: dict[str, InBasis]
-    tokens: int
-    batches: int
-    seconds: float
+# What importance of a kind is made as.
+_MADE: Mapping[str, type[InBasis]] = {KRONECKER: KroneckerOmega, EKFAC: EkfacOmega, COVARIANCE: CovarianceOmega}
 
 
 def estimate_curvature(
@@ -72,6 +62,7 @@ def estimate_curvature(
     share: float | None = None,
     seed: int = 0,
     location: str = "device",
+    parts: int = 1,
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
 ) -> CurvatureEstimate:
@@ -82,8 +73,8 @@ def estimate_curvature(
             are meant. A fresh adapter is zero, so that the curvature is that of the base. The model is run in evaluation mode,
             and its gradients are left alone.
         batches: ``input_ids`` (B, T), perhaps ``attention_mask``, and ``labels`` (-100 where nothing is predicted) for "text";
-            gone through twice for EK-FAC, and again from the beginning where a checkpoint is gone on from. Of several
-            processes, each gives its own share.
+            gone through twice for EK-FAC, as often for each of several parts, and again from the beginning where a checkpoint
+            is gone on from. Of several processes, each gives its own share.
         kind: "kronecker", "ekfac" or "covariance".
         labels: "sampled" from the model's predictions, or the "text"'s own.
         draws: how often labels are sampled for each batch; each is a backward pass.
@@ -93,8 +84,11 @@ def estimate_curvature(
         seed: of the sampled labels; each batch of each process has a generator of its own (`batch_generator`).
         location: where sums are kept: "device" beside the weights, or "cpu" in host memory. Either way they are decomposed on
             the device, one at a time, in float64.
+        parts: the weights are taken in so many parts, one after the other, each with passes of its own: the sums of one part
+            alone are held at a time.
         checkpoint: a file that what was found so far is kept in; if it is there, the estimate goes on from it, to the same
-            bits. The caller removes it. Of several processes each has its own (`own_checkpoint`).
+            bits. The caller removes it. Of several processes each has its own (`own_checkpoint`), and so have several parts
+            (`of_part`, and another one with ``-found`` in its name for what is finished).
         checkpoint_every: batches between two writings of it.
 
     Raises:
@@ -109,34 +103,74 @@ def estimate_curvature(
     ):
         if value not in known:
             raise ALoRAError(f"{what}={value!r} is unknown: use one of {', '.join(known)}")
-    _check_numbers(labels, draws=draws, tokens=tokens, keep=keep, share=share, checkpoint_every=checkpoint_every)
-    if kind == EKFAC and isinstance(batches, Iterator):
+    _check_numbers(labels, draws=draws, tokens=tokens, keep=keep, share=share, parts=parts, every=checkpoint_every)
+    if (kind == EKFAC or parts > 1) and isinstance(batches, Iterator):
         raise ALoRAError(
-            "EK-FAC goes through the text twice, and it comes from an iterator: give a list or a DataLoader"
+            "EK-FAC and several parts go through the text more than once, and it comes from an iterator: give a list or a "
+            "DataLoader"
         )
     weights = adapted_weights(model)
     check_layers(weights)
     embeddings = frozenset(w.name for w in weights if w.is_embedding)
     check_sides({w.name: w.shape for w in weights}, embeddings, kind != COVARIANCE, keep)
-    settings = {
-        "kind": kind, "labels": labels, "draws": draws, "tokens": tokens, "keep": keep, "share": share, "seed": seed,
-        "processes": list(place()), "weights": {w.name: [list(w.shape), str(w.dtype), w.base_sample()] for w in weights},
-    }  # fmt: skip
-    file = CurvatureCheckpoint(own_checkpoint(checkpoint) if checkpoint else None, checkpoint_every, settings)
-    passes = Passes(model, labels, draws, tokens, seed, file)
-    return _Estimate(kind, weights, passes, keep, share, location).of(batches)
+    request = _Request(model, kind, labels, draws, tokens, keep, share, seed, location, checkpoint, checkpoint_every)
+    groups = split(weights, parts)
+    estimates = [request.measured(batches, own, number, len(groups)) for number, own in enumerate(groups, start=1)]
+    return reduce(CurvatureEstimate.joined, estimates)
 
 
 def _check_numbers(
-    labels: str, *, draws: int, tokens: int | None, keep: int | None, share: float | None, checkpoint_every: int
+    labels: str, *, draws: int, tokens: int | None, keep: int | None, share: float | None, parts: int, every: int
 ) -> None:
     if draws < 1 or (draws > 1 and labels != "sampled"):
         raise ALoRAError(f"draws={draws}: sample labels at least once, and the text's own labels exactly once")
-    for name, number, least in (("tokens", tokens, 1), ("keep", keep, 0), ("checkpoint_every", checkpoint_every, 1)):
+    numbers = (("tokens", tokens, 1), ("keep", keep, 0), ("parts", parts, 1), ("checkpoint_every", every, 1))
+    for name, number, least in numbers:
         if number is not None and number < least:
             raise ALoRAError(f"{name}={number} must be at least {least}")
     if share is not None and not 0 < share <= 1:
         raise ALoRAError(f"share={share} must be more than 0 and at most 1, the whole trace")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `estimate_curvature` was asked for, by its names."""
+
+    model: nn.Module
+    kind: str
+    labels: str
+    draws: int
+    tokens: int | None
+    keep: int | None
+    share: float | None
+    seed: int
+    location: str
+    checkpoint: Path | None
+    checkpoint_every: int
+
+    def measured(
+        self, batches: Iterable[Mapping[str, torch.Tensor]], own: list[AdaptedWeight], number: int, parts: int
+    ) -> CurvatureEstimate:
+        """Of the weights `own`, which are the part `number` of so many."""
+        file = self._file(own, number, parts)
+        passes = Passes(self.model, self.labels, self.draws, self.tokens, self.seed, file)
+        estimate = _Estimate(self.kind, own, passes, self.keep, self.share, self.location)
+        if parts == 1:
+            return estimate.of(batches)
+        whole = None if file.path is None else file.path.with_name(f"{file.path.stem}-found{file.path.suffix}")
+        finished = FinishedPart(replace(file, path=whole), _MADE[self.kind], own[0].device)
+        found = finished.read({weight.name: weight.shape for weight in own})
+        if found is None:
+            found = estimate.of(batches)
+            finished.write(found)
+        return found
+
+    def _file(self, own: list[AdaptedWeight], number: int, parts: int) -> CurvatureCheckpoint:
+        known = ("kind", "labels", "draws", "tokens", "keep", "share", "seed")
+        settings = {name: getattr(self, name) for name in known} | {"processes": list(place())}
+        weights = {w.name: [list(w.shape), str(w.dtype), w.base_sample()] for w in own}
+        path = own_checkpoint(self.checkpoint) if self.checkpoint is not None else None
+        return CurvatureCheckpoint(of_part(path, number, parts), self.checkpoint_every, settings | {"weights": weights})
 
 
 @dataclass

@@ -25,6 +25,7 @@ class CurvatureConfig:
         weights: "adapted" is those that the recipe's LoRA adapts, "all" every linear layer but the output head, whatever is
             adapted later.
         location: where the sums are kept, "device" or "cpu".
+        parts: the weights are taken in so many parts, each with passes of its own: only the sums of one are held at a time.
         storage: what the eigenvectors are saved in, "float32" or "bfloat16".
 
     Raises:
@@ -39,10 +40,11 @@ class CurvatureConfig:
     share: float | None = None
     weights: str = "adapted"
     location: str = "device"
+    parts: int = 1
     storage: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 1), ("batch_size", 1), ("draws", 1), ("keep", 0)):
+        for name, least in (("tokens", 1), ("batch_size", 1), ("draws", 1), ("keep", 0), ("parts", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ALoRAError(f"curvature.{name}={value!r} must be at least {least}")

@@ -51,7 +51,8 @@ class CurvatureModel:
             sums = [n * n for name, (_, n) in self._shapes.items() if self._leaders[name] == name]
             sums += [] if kind == COVARIANCE else [m * m for m, _ in self._shapes.values()]
             if self._settings.location == "device" or self._memory.host:
-                parts["sums"] = 4 * sum(sums)
+                # Parts are of about one size, but none is less than a weight.
+                parts["sums"] = 4 * max(sum(sums) // self._settings.parts, max(sums))
             # One at a time: the matrix, its eigenvectors and the workspace of their computation.
             parts["an eigendecomposition"] = 3 * _DOUBLE * max(sums)
             return Memory(parts)

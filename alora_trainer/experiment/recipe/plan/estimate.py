@@ -173,11 +173,11 @@ class _Planner:
         found = [count for count in (blocks, wanted) if count is not None]
         blocks = min(found) if found else None
         passes = None if blocks is None else -(-blocks // settings.batch_size)
-        twice = 2 if kind == EKFAC else 1
+        passes_each = (2 if kind == EKFAC else 1) * settings.parts
         amount = Amount(blocks, passes, 1, settings.batch_size, length)
         shape = Pass(settings.batch_size, length)
         each = 0.0 if not passes or blocks is None else self._curvatures.flops(kind, blocks * length) / passes
-        each += (twice * settings.draws - 1) * self.memory.trace(shape, False).flops
+        each += (passes_each * settings.draws - 1) * self.memory.trace(shape, False).flops
         return self._stage(
             f"measure {measured.name}", amount, shape, self.variant, self._curvatures.measuring(kind),
             0, each, host=self._curvatures.map_bytes(kind),
