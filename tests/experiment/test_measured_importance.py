@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from alora_trainer.experiment.run.general_text import text_to_train
 from alora_trainer.experiment.run.models import load_base, load_tokenizer, with_fresh_adapter
 from alora_trainer.experiment.run.whole_recipe import record_recipe, tune_recipe
 from alora_trainer.importance.recording.curvature import estimate_curvature
+from tests.dense_metric import dense_metric
+from tests.launching import ROOT, launch
 from tests.tiny_recipe import write_all
 
 COMMON = {"curvature.tokens": "100", "curvature.batch_size": "2", "curvature.keep": "4", "tune.max_steps": "2"}
@@ -139,6 +143,27 @@ def test_formats_of_other_kinds_are_for_other_methods(recipe: Callable[..., Reci
     tune_recipe(one, get_method("kfac"), output_dir=one.base / "log8", importance=kronecker)
     half = recipe(**{"method_options.kfac.alora.storage": "kronecker_bfloat16"})
     tune_recipe(half, get_method("kfac"), output_dir=one.base / "half", importance=kronecker)
+
+
+def test_two_processes_measure_together(recipe: Callable[..., Recipe], kronecker: Path, tmp_path: Path) -> None:
+    """Each has half of the blocks and of the tokens; labels of the text itself do not depend on who draws them."""
+    path = str(recipe().base / "recipe.yaml")
+    settings = COMMON | {"curvature.labels": "text", "curvature.batch_size": "1", "curvature.tokens": "null"}
+    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command += ["alora_trainer.cli", "record", path, "--importance", "kronecker", "--output_dir", str(tmp_path), *words]
+    done = launch(command, os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = ImportanceMap.from_pretrained(tmp_path / "kronecker" / "map")
+    whole = recipe(importance="kronecker", **{key: settings[key] for key in settings if key.startswith("curvature.")})
+    one = ImportanceMap.from_pretrained(record_recipe(whole, output_dir=tmp_path / "one"))
+    assert both.info.tokens == one.info.tokens and both.info.steps == one.info.steps
+    assert not list((tmp_path / "kronecker").glob("*.safetensors"))
+    for name in one:
+        expected = dense_metric(one.stored(name))
+        torch.testing.assert_close(
+            dense_metric(both.stored(name)), expected, rtol=1e-3, atol=1e-4 * float(expected.norm())
+        )
 
 
 def test_the_command(

@@ -13,9 +13,11 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from alora_trainer.artefact.provenance import describe_measured
 from alora_trainer.cli.command_line import main
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.plan.advice import misfits
+from alora_trainer.experiment.recipe.plan.curvature import CurvatureModel
 from alora_trainer.experiment.recipe.plan.devices import DEVICES, Device, probe
 from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
 from alora_trainer.experiment.recipe.plan.memory import MemoryModel, Pass, Variant
@@ -23,8 +25,11 @@ from alora_trainer.experiment.recipe.plan.models import build_model, model_confi
 from alora_trainer.experiment.recipe.plan.report import format_plan
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.run.models import with_fresh_adapter
+from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.mixin import ALoRATrainer
+from alora_trainer.weights.adapted import adapted_weights
 from benchmarks.measuring import peak_bytes
 from tests.tiny_recipe import write_all
 
@@ -111,6 +116,26 @@ def test_the_peaks_are_within_15_percent_of_what_trainings_take(
     held, _ = measured(planned, "tune", lambda: again)
     # The map itself was there before the measuring began.
     assert stages["tune alora"] - plan.memory.omega_bytes("float32") == pytest.approx(held, rel=0.15)
+
+
+def test_a_map_in_a_basis_is_as_large_as_planned(recipe: Callable[..., Recipe]) -> None:
+    """To the byte, with the directions of inputs that several layers share counted once; whichever kind and format."""
+    settings = {"methods": "kfac,ekfac,covariance", "curvature.keep": "12", "model.dtype": "float32"}
+    for storage in ("float32", "bfloat16"):
+        planned = recipe(**settings, **{"curvature.storage": storage})
+        memory = MemoryModel(build_model(planned, model_config(planned)), autocast=None, host=True)
+        curvature = CurvatureModel(memory, planned.curvature)
+        model = with_fresh_adapter(AutoModelForCausalLM.from_config(model_config(planned)), planned)
+        batch = {"input_ids": torch.randint(0, 2048, (2, 16))}
+        for kind in ("kronecker", "ekfac", "covariance"):
+            found = estimate_curvature(model, [batch], kind, keep=12)
+            made = describe_measured(model, adapted_weights(model), found.importance, name=kind)
+            assert curvature.map_bytes(kind) == made.convert(planned.curvature.format(kind)).nbytes
+    whole = CurvatureModel(memory, replace(planned.curvature, parts=1)).sum_bytes("kronecker")
+    parts = CurvatureModel(memory, replace(planned.curvature, parts=4)).sum_bytes("kronecker")
+    # Four blocks of q, k, v with one input of 256; of o; of gate and up with one; of down with 704.
+    inputs, outputs = 3 * 256**2 + 704**2, 2 * 256**2 + 2 * 128**2 + 2 * 704**2 + 256**2
+    assert whole == 4 * 4 * (inputs + outputs) and parts == whole // 4
 
 
 def test_sizes_of_the_paper_models(tmp_path: Path) -> None:
