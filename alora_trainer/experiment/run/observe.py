@@ -60,8 +60,10 @@ def learning_curve(
 
 def probe_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a training's log says of its general probe, one entry for each time that it was evaluated."""
-    kept = ("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull")
-    kept += ("predicted_rise", "calibrated_rise", "measured_rise", "calibration")
+    kept = (
+        *("step", "probe_loss", "probe_rise", "probe_rise_error", "lam", "final_pull"),
+        *("predicted_rise", "calibrated_rise", "measured_rise", "calibration"),
+    )
     return [{key: log[key] for key in kept if key in log} for log in log_history if "probe_loss" in log]
 
 
