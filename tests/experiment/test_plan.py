@@ -120,17 +120,17 @@ def test_the_peaks_are_within_15_percent_of_what_trainings_take(
 
 def test_a_map_in_a_basis_is_as_large_as_planned(recipe: Callable[..., Recipe]) -> None:
     """To the byte, with the directions of inputs that several layers share counted once; whichever kind and format."""
-    settings = {"methods": "kfac,ekfac,covariance", "curvature.keep": "12", "model.dtype": "float32"}
+    planned = recipe(**{"methods": "kfac,ekfac,covariance", "curvature.keep": "12", "model.dtype": "float32"})
+    memory = MemoryModel(build_model(planned, model_config(planned)), autocast=None, host=True)
+    model = with_fresh_adapter(AutoModelForCausalLM.from_config(model_config(planned)), planned)
+    batch = {"input_ids": torch.randint(0, 2048, (2, 16))}
+    found = {kind: estimate_curvature(model, [batch], kind, keep=12) for kind in ("kronecker", "ekfac", "covariance")}
     for storage in ("float32", "bfloat16"):
-        planned = recipe(**settings, **{"curvature.storage": storage})
-        memory = MemoryModel(build_model(planned, model_config(planned)), autocast=None, host=True)
-        curvature = CurvatureModel(memory, planned.curvature)
-        model = with_fresh_adapter(AutoModelForCausalLM.from_config(model_config(planned)), planned)
-        batch = {"input_ids": torch.randint(0, 2048, (2, 16))}
-        for kind in ("kronecker", "ekfac", "covariance"):
-            found = estimate_curvature(model, [batch], kind, keep=12)
-            made = describe_measured(model, adapted_weights(model), found.importance, name=kind)
-            assert curvature.map_bytes(kind) == made.convert(planned.curvature.format(kind)).nbytes
+        settings = replace(planned.curvature, storage=storage)
+        curvature = CurvatureModel(memory, settings)
+        for kind, one in found.items():
+            made = describe_measured(model, adapted_weights(model), one.importance, name=kind)
+            assert curvature.map_bytes(kind) == made.convert(settings.format(kind)).nbytes
     whole = CurvatureModel(memory, replace(planned.curvature, parts=1)).sum_bytes("kronecker")
     parts = CurvatureModel(memory, replace(planned.curvature, parts=4)).sum_bytes("kronecker")
     # Four blocks of q, k, v with one input of 256; of o; of gate and up with one; of down with 704.
