@@ -24,26 +24,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__:
-    from benchmarks.comparison import (
-        SELECTION_SEED,
-        TEST_ITEMS,
-        choose,
-        figures,
-        recipe_path,
-        results_of,
-        validation_overrides,
-    )
-else:
-    from comparison import (
-        SELECTION_SEED,
-        TEST_ITEMS,
-        choose,
-        figures,
-        recipe_path,
-        results_of,
-        validation_overrides,
-    )
+from comparison import (
+    SELECTION_SEED,
+    TEST_ITEMS,
+    choose,
+    figures,
+    recipe_path,
+    results_of,
+    validation_overrides,
+)
 
 from alora_trainer.basics.output import configure_output
 from alora_trainer.experiment.run.sweep import Grid, run_sweep
@@ -52,8 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TASK = "sciq-passages"
 # By the setting that says how strongly, the methods that have it and the strengths that are tried.
 TRIED: Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
-    "alora.lam": (("kfac", "ekfac", "covariance"), (0.0003, 0.001)),
-    "method_options.ewclora_true.alora.lam": (("ewclora_true",), (0.003, 0.01)),
+    "alora.lam": (("kfac", "ekfac", "covariance"), (0.0003, 0.001, 0.003)),
+    "method_options.ewclora_true.alora.lam": (("ewclora_true",), (0.003, 0.01, 0.03)),
     "method_options.kl_anchor.weight": (("kl_anchor",), (1.0, 4.0)),
     "method_options.replay.weight": (("replay",), (1.0, 4.0)),
 }

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,12 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.run import measure
 from alora_trainer.experiment.run.general_text import text_to_train
 from alora_trainer.experiment.run.models import load_base, load_tokenizer, with_fresh_adapter
 from alora_trainer.experiment.run.whole_recipe import record_recipe, tune_recipe
+from alora_trainer.importance.kinds.factored import WideFactoredOmega
+from alora_trainer.importance.kinds.kronecker import KroneckerOmega
 from alora_trainer.importance.recording.curvature import estimate_curvature
 from tests.dense_metric import dense_metric
 from tests.launching import ROOT, launch
@@ -139,10 +143,35 @@ def test_settings_that_cannot_be(recipe: Callable[..., Recipe], settings: dict[s
 
 def test_formats_of_other_kinds_are_for_other_methods(recipe: Callable[..., Recipe], kronecker: Path) -> None:
     """`alora.storage` and `alora.backend` are said of element-wise importance, and a recipe may compare both."""
-    one = recipe(**{"alora.storage": "log8", "alora.backend": "blocked"})
-    tune_recipe(one, get_method("kfac"), output_dir=one.base / "log8", importance=kronecker)
-    half = recipe(**{"method_options.kfac.alora.storage": "kronecker_bfloat16"})
-    tune_recipe(half, get_method("kfac"), output_dir=one.base / "half", importance=kronecker)
+    strong = {"alora.lam": "5"}
+    settings = {
+        "plain": {},
+        "log8": {"alora.storage": "log8", "alora.backend": "blocked"},
+        "half": {"method_options.kfac.alora.storage": "kronecker_bfloat16"},
+    }
+    found = {}
+    for name, own in settings.items():
+        one = recipe(**strong, **own)
+        folder = tune_recipe(one, get_method("kfac"), output_dir=one.base / f"storage-{name}", importance=kronecker)
+        found[name] = load_file(folder / "adapter_model.safetensors")
+    assert all(torch.equal(values, found["log8"][key]) for key, values in found["plain"].items())
+    assert any(not torch.equal(values, found["half"][key]) for key, values in found["plain"].items())
+    for key, values in found["plain"].items():
+        torch.testing.assert_close(found["half"][key], values, rtol=0.1, atol=1e-3)
+
+
+def test_ewclora_factored_takes_the_bytes_of_sixteen_directions() -> None:
+    """But for the eigenvalues themselves."""
+    for shape in ((256, 704), (3072, 3072)):
+        factored, kept = WideFactoredOmega.made_bytes(shape), KroneckerOmega.stored_bytes(shape, 16)
+        assert kept - factored == 2 * 17 * 4
+
+
+def test_processes_do_not_share_a_stream(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Processes", lambda: SimpleNamespace(rank=0, count=2))
+    one = recipe(importance="kronecker", **{"general.streaming": "true"})
+    with pytest.raises(ALoRAError, match="set general.streaming to false, or use one process"):
+        record_recipe(one, output_dir=one.base / "streamed")
 
 
 def test_two_processes_measure_together(recipe: Callable[..., Recipe], kronecker: Path, tmp_path: Path) -> None:

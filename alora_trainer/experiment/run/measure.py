@@ -15,6 +15,7 @@ from alora_trainer.artefact.provenance import describe_measured
 from alora_trainer.basics.cost_meter import Meter
 from alora_trainer.basics.processes import Processes, is_main, main_first
 from alora_trainer.data.domain import collator
+from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.facts import recording_facts
 from alora_trainer.experiment.run.general_text import text_to_train
@@ -64,8 +65,7 @@ def measure_importance(
     importance = _described(recipe, measured, moved, model, estimate)
     importance = importance.with_info(**recording_facts(recipe, cost, device))
     if is_main():
-        settings = recipe.curvature if measured.is_curvature else recipe.fisher
-        storage = recipe.curvature.format(measured.kind) if measured.is_curvature else settings.storage
+        storage = recipe.curvature.format(measured.kind) if measured.is_curvature else recipe.fisher.storage
         importance.save_pretrained(folder / "map", storage=storage)
     for left in folder.glob(f"{measured.section}*.safetensors") if is_main() else ():
         left.unlink()
@@ -98,6 +98,11 @@ def _curvature(
     settings, processes = recipe.curvature, Processes()
     tokens = settings.tokens
     if processes.count > 1:
+        if recipe.general.streaming:
+            raise ALoRAError(
+                "several processes share out the blocks of general text that they measure on, and a stream's are not known "
+                "before: set general.streaming to false, or use one process"
+            )
         # Every process sees its own share of the blocks, of which it predicts its own share of the tokens.
         data = Subset(data, range(processes.rank, len(data), processes.count))
         tokens = None if tokens is None else -(-tokens // processes.count)
