@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import InitVar, asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeGuard
+from dataclasses import InitVar, asdict, dataclass, fields, replace
+from typing import Any
 
 from alora_trainer.basics.output import OlderSpelling
 from alora_trainer.basics.registry import Registry
@@ -17,38 +16,15 @@ from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.damping import Damping
 from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.integral import LOCATIONS
+from alora_trainer.initialization.settings import DEFAULT, KINDS, MEMORIES, check_settings
 from alora_trainer.penalty.backends.choice import BACKENDS
+from alora_trainer.trainer.setting import is_finite, is_whole, number_in, option
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.start import StartFrom
 
 LAYER_WEIGHTS = ("l2", "none")
 _DEFAULT_LAM = 0.3
 _DEFAULT_XI = 1e-3
-
-# Which of a training's two parts a setting is for.
-ReadBy = Literal["recording", "protecting", "both"]
-
-
-class SettingHelp(str):
-    """What a setting is for, and what else is known of it.
-
-    `transformers.HfArgumentParser` gives argparse all that a field's metadata holds, so nothing of ours may stand beside the
-    help: it travels on it.
-
-    Attributes:
-        read_by: the part that reads the setting.
-        choices: the names that it can have (a registry's are looked up when asked); None for a setting that is no name.
-    """
-
-    read_by: ReadBy
-    choices: Collection[str] | None
-
-
-def _option(default: Any, text: str, read_by: ReadBy, choices: Collection[str] | None = None) -> Any:
-    """A field; one that None is the default of takes None beside its choices."""
-    described = SettingHelp(text)
-    described.read_by, described.choices = read_by, choices
-    return field(default=default, metadata={"help": described})
 
 
 @dataclass
@@ -59,7 +35,7 @@ class ALoRAConfig:
         ALoRAError: a value is out of range; the message names the field and what it accepts.
     """
 
-    record: str | None = _option(
+    record: str | None = option(
         None,
         "Record importance while training: 'paper' takes learning rate times gradient for the movement (eq. 13-14), 'path' the "
         "movement that the optimizer really made, 'projected' also an estimate of the weights' true gradient, and 'exact' "
@@ -67,76 +43,76 @@ class ALoRAConfig:
         "recording",
         ESTIMATORS,
     )
-    full_parameters: bool = _option(
+    full_parameters: bool = option(
         False,
         "Record and hold the model's own weights, for a training without LoRA (Synaptic Intelligence and EWC as published). "
         "Takes as much memory again as the weights, once while recording and once while protecting.",
         "both",
     )
     # A parser takes text for this order of types alone; TRL's dictionaries have it, too.
-    xi: float | str | None = _option(
+    xi: float | str | None = option(
         _DEFAULT_XI,
         "Damping added to the squared total movement in eq. 15; larger values calm weights that hardly moved. A number is "
         "added as it is, as in the paper; a percentage, with its sign, is that share of each layer's own mean squared "
         "movement. None is 1e-3.",
         "recording",
     )
-    basis: str | None = _option(
+    basis: str | None = option(
         None,
         "Folder or Hub id of a map of kronecker, ekfac or covariance importance: the path is integrated along its directions, "
         "and what is recorded is ekfac importance in them. None records along the weights' own rows and columns.",
         "recording",
     )
-    omega_device: str = _option(
+    omega_device: str = option(
         "device",
         "Where the recording keeps its running sums: 'device' beside the weights, 'cpu' in host memory, 'disk' in "
         "memory-mapped files under the output folder.",
         "recording",
         LOCATIONS,
     )
-    fold_every: int = _option(
+    fold_every: int = option(
         1,
         "Keep the factors of this many steps and fold them into the running sums at once (not for 'exact').",
         "recording",
     )
-    record_tokens: int | None = _option(
+    record_tokens: int | None = option(
         None,
         "Stop recording after this many tokens, whatever the number of steps or epochs; None sets no such limit.",
         "recording",
     )
-    storage: str | None = _option(
+    storage: str | None = option(
         None,
         "Format that importance is held in while it protects, of the same names. None keeps the map's own.",
         "protecting",
         FORMATS,
     )
-    storage_device: str = _option(
+    storage_device: str = option(
         "device",
         "Where importance is held while it protects: 'device' beside the weights, 'cpu' in host memory, from where it is "
         "streamed to the weights' device.",
         "protecting",
         ("device", "cpu"),
     )
-    lam: float | str | None = _option(
+    lam: float | str | None = option(
         None,
         "Strength lambda of the penalty (eq. 18), used where an importance map is given; 0 is plain LoRA, bit for bit. 'auto' "
         "sets it from the norms of the two gradients after the first tenth of the training. None is 0.3, or 'auto' where a "
         "budget is given.",
         "protecting",
     )
-    lam_schedule: str = _option(
+    lam_schedule: str = option(
         "constant",
         "How lambda changes over the training: 'constant', or from lambda to lam_end_factor times lambda, 'linear' in the "
         "steps or along half a 'cosine'.",
         "protecting",
         ("constant", "linear", "cosine"),
     )
-    lam_end_factor: float = _option(
+    lam_end_factor: float = option(
         0.0,
         "What lambda has been multiplied by at the end of a 'linear' or 'cosine' lam_schedule; above 1 it grows.",
         "protecting",
     )
-    application: str = _option(
+    application: str = option(
         "coupled",
         "'coupled' adds the penalty to the loss (the paper), so that the optimizer rescales its gradient with the data's. "
         "'decoupled' pulls the weights back after the optimizer's step, by learning rate times lambda, as AdamW decays "
@@ -144,18 +120,18 @@ class ALoRAConfig:
         "protecting",
         ("coupled", "decoupled"),
     )
-    budget: float | None = _option(
+    budget: float | None = option(
         None,
         "How much the loss on general text may rise over its value at the start, as a share of it: 0.01 is one percent of the "
         "mean negative log-likelihood. Lambda is steered to keep it; needs a probe_dataset.",
         "protecting",
     )
-    probe_steps: int = _option(
+    probe_steps: int = option(
         10,
         "Evaluate the probe_dataset every this many optimizer steps.",
         "protecting",
     )
-    start: str | None = _option(
+    start: str | None = option(
         None,
         "Where the protected training starts, and what the penalty is on: 'recorded' goes on with the recorded adapter; "
         "'merged' trains a new one (of any rank and target modules) on the base with the recorded adapter merged into it, "
@@ -164,14 +140,45 @@ class ALoRAConfig:
         "protecting",
         tuple(start.value for start in StartFrom),
     )
-    anchor: str | None = _option(
+    anchor: str | None = option(
         None,
         "What the penalty pulls towards: 'reference' is where the training starts (theta*, eq. 16), 'base' the base model's "
         "own weights. None is 'reference', or 'base' for a map that was measured there.",
         "protecting",
         ("reference", "base"),
     )
-    missing: str = _option(
+    init_adapter: str = option(
+        DEFAULT,
+        "Which directions a fresh adapter starts in: 'default' are PEFT's; 'natural_gradient' those in which the domain is "
+        "learned most for the least change on general text, by the domain's gradient and the map's curvature; 'contrastive' "
+        "those in which the domain's inputs are large and general ones small, without a backward pass. Both need a map of "
+        "kronecker, ekfac or covariance importance; with lam=0 it holds nothing.",
+        "protecting",
+        (DEFAULT, *KINDS),
+    )
+    init_items: int = option(
+        512,
+        "How many items of the domain init_adapter looks at, evenly spaced over all.",
+        "protecting",
+    )
+    init_damping: float = option(
+        0.01,
+        "What init_adapter adds to the general curvature on both sides, as a share of its mean eigenvalue.",
+        "protecting",
+    )
+    init_memory: str = option(
+        "device",
+        "Where init_adapter keeps a matrix of each weight's size meanwhile: 'device' beside the weights, 'cpu' in host memory; "
+        "'sketch' keeps a few thin products in its place, in twice the passes (for 'natural_gradient').",
+        "protecting",
+        MEMORIES,
+    )
+    freeze_a: bool = option(
+        False,
+        "Train B alone: A stays where it starts, so that the weights move within its directions (LoRA-FA).",
+        "protecting",
+    )
+    missing: str = option(
         "error",
         "Adapted weights without a recorded importance: 'error' refuses them, 'uniform' gives each of their elements the mean "
         "importance of the recorded ones, 'free' lets them move.",
@@ -179,25 +186,25 @@ class ALoRAConfig:
         ("error", "uniform", "free"),
     )
     # As xi.
-    layer_weights: dict[str, float] | str | None = _option(
+    layer_weights: dict[str, float] | str | None = option(
         None,
         "Weight w_l of each layer's penalty: 'l2' is the norm of its importance (eq. 17), 'none' is 1 for all; or a mapping "
         "of names or patterns, as PEFT's rank_pattern has them, to weights (the first that fits counts), which may be text "
         "in JSON. None is 'l2', or 'none' for importance in a basis, which is on one scale over all layers.",
         "protecting",
     )
-    normalize: bool = _option(
+    normalize: bool = option(
         True,
         "Divide importance by its mean over all adapted weights and w_l by its mean over layers, so that lambda keeps its "
         "meaning between models. False gives eq. 16-18 to the letter.",
         "protecting",
     )
-    allow_other_revision: bool = _option(
+    allow_other_revision: bool = option(
         False,
         "Take an importance map that was recorded on another revision of the base model, with a warning.",
         "protecting",
     )
-    backend: str | None = _option(
+    backend: str | None = option(
         None,
         "How the penalty is computed: 'blocked' (any device), 'triton' (CUDA, fused), 'gram' (importance kept as thin "
         "factors), or 'dense' (slow, for comparisons). None takes the fastest that fits.",
@@ -217,20 +224,31 @@ class ALoRAConfig:
         self._read_texts()
         for each in fields(self):
             self._check_field(each.name, each.default, each.metadata["help"].choices)
-        for name in ("fold_every", "record_tokens", "probe_steps"):
+        for name in _WHOLE_NUMBERS:
             value = getattr(self, name)
-            if not (_is_whole(value) and value >= 1) and not (name == "record_tokens" and value is None):
+            if not (is_whole(value) and value >= 1) and not (name == "record_tokens" and value is None):
                 raise ALoRAError(f"{name}={value!r} must be a whole number of at least 1")
         if not (self.basis is None or (isinstance(self.basis, str) and self.basis.strip())):
             raise ALoRAError(f"basis={self.basis!r} must be the folder or Hub id of an importance map, or None")
         self._check_full_parameters()
         self._check_layer_weights()
         self._check_strength()
+        self._check_initialization()
 
     def _read_texts(self) -> None:
         """Numbers and mappings that came as text, as command lines and YAML 1.1 (``1e-3``) have them."""
-        for name in ("xi", "lam", "lam_end_factor", "budget", "fold_every", "record_tokens", "probe_steps"):
-            setattr(self, name, _number_in(getattr(self, name)))
+        for name in (
+            "xi",
+            "lam",
+            "lam_end_factor",
+            "budget",
+            "fold_every",
+            "record_tokens",
+            "probe_steps",
+            "init_items",
+            "init_damping",
+        ):
+            setattr(self, name, number_in(getattr(self, name)))
         self.xi = Damping.parse(_DEFAULT_XI if self.xi is None else self.xi).setting
         if isinstance(self.layer_weights, str) and self.layer_weights.lstrip().startswith("{"):
             try:
@@ -273,17 +291,17 @@ class ALoRAConfig:
         if not given:
             raise ALoRAError("layer_weights is an empty mapping: give names or patterns with their weights, or 'none'")
         for pattern, weight in given.items():
-            if not isinstance(pattern, str) or not (_is_finite(weight) and weight >= 0):
+            if not isinstance(pattern, str) or not (is_finite(weight) and weight >= 0):
                 raise ALoRAError(f"layer_weights: {pattern!r}: {weight!r} must be a name with a weight of 0 or above")
 
     def _check_strength(self) -> None:
-        if self.lam not in (None, "auto") and not (_is_finite(self.lam) and self.lam >= 0):
+        if self.lam not in (None, "auto") and not (is_finite(self.lam) and self.lam >= 0):
             raise ALoRAError(f"lam={self.lam!r} must be zero or a positive number, or 'auto'")
-        if not (_is_finite(self.lam_end_factor) and self.lam_end_factor >= 0):
+        if not (is_finite(self.lam_end_factor) and self.lam_end_factor >= 0):
             raise ALoRAError(f"lam_end_factor={self.lam_end_factor!r} must be zero or a positive number")
         if self.budget is None:
             return
-        if not (_is_finite(self.budget) and self.budget > 0):
+        if not (is_finite(self.budget) and self.budget > 0):
             raise ALoRAError(
                 f"budget={self.budget!r} must be a positive number: 0.01 lets general loss rise by 1 percent"
             )
@@ -294,6 +312,20 @@ class ALoRAConfig:
         if self.lam_schedule != "constant":
             raise ALoRAError(
                 f"budget steers lambda, and would undo lam_schedule={self.lam_schedule!r}: leave one of the two out"
+            )
+
+    def _check_initialization(self) -> None:
+        if not (is_finite(self.init_damping) and self.init_damping > 0):
+            raise ALoRAError(
+                f"init_damping={self.init_damping!r} must be a positive number, a share of the mean eigenvalue"
+            )
+        if self.init_adapter == DEFAULT:
+            return
+        check_settings(self.init_adapter, items=self.init_items, damping=self.init_damping, memory=self.init_memory)
+        if self.start == StartFrom.RECORDED.value:
+            raise ALoRAError(
+                f"init_adapter={self.init_adapter!r} is for a fresh adapter, and start='recorded' goes on with one that has "
+                "learned: say start='bare', or leave init_adapter out"
             )
 
     @property
@@ -354,29 +386,13 @@ del ALoRAConfig.__annotations__["fresh_base"]
 
 # What only the protected training depends on; all other settings are about recording, or about both.
 PROTECTING = tuple(each.name for each in fields(ALoRAConfig) if each.metadata["help"].read_by == "protecting")
+_WHOLE_NUMBERS = ("fold_every", "record_tokens", "probe_steps", "init_items")
 _WITH_FULL_PARAMETERS = {
     "basis": (None,),
     "start": (None, StartFrom.RECORDED.value),
     "anchor": (None, "reference"),
     "missing": ("error", "free"),
     "backend": (None,),
+    "init_adapter": (DEFAULT,),
+    "freeze_a": (False,),
 }
-
-
-def _number_in(value: Any) -> Any:
-    """The number that a text says, a whole one as int; all else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return int(number) if number.is_integer() else number
-
-
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

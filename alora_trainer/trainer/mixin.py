@@ -19,6 +19,7 @@ from alora_trainer.trainer.adapters import check_adapter
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
 from alora_trainer.trainer.gradients import check_gradients
+from alora_trainer.trainer.initializing import initializing_part
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.protecting import protecting_part
 from alora_trainer.trainer.recording import Recording
@@ -41,11 +42,11 @@ class ALoRAMixin(_TrainerHooks):
     Put it before the trainer: ``class MyProtectedTrainer(ALoRAMixin, MyTrainer): ...``. It takes four keyword arguments of
     its own and passes all others on.
 
-    What a training does beside the Trainer's own work are its parts, in this order: holding what `importance` says is
-    important, those given as `parts`, and recording, which sees the whole of a step. A method of your own that keeps
-    something beside the training (a moving average, another penalty) is a `Part`: it is called at every moment of a training,
-    saved in the checkpoints and loaded again. One with a loss of its own on every micro-batch overrides `compute_loss`, and
-    multiplies by `loss_divisor` what is to count once an optimizer step.
+    What a training does beside the Trainer's own work are its parts, in this order: choosing a fresh adapter's directions,
+    holding what `importance` says is important, those given as `parts`, and recording, which sees the whole of a step. A
+    method of your own that keeps something beside the training (a moving average, another penalty) is a `Part`: it is called
+    at every moment of a training, saved in the checkpoints and loaded again. One with a loss of its own on every micro-batch
+    overrides `compute_loss`, and multiplies by `loss_divisor` what is to count once an optimizer step.
 
     Args:
         importance: hold the weights that this map (or folder, or Hub id of one) says are important.
@@ -78,15 +79,17 @@ class ALoRAMixin(_TrainerHooks):
         self.given_importance = None if importance is None else as_map(importance, self.alora.storage)
         self.alora = self.alora.meant_for(self.given_importance)
         self._recording = Recording(self.alora, self.given_importance) if self.alora.record is not None else None
-        if self.given_importance is None and self._recording is None and alora is not None and alora.strength != 0:
+        idle = self.given_importance is None and self._recording is None
+        if idle and alora is not None and alora.strength != 0 and not (alora.freeze_a and alora.lam is None):
             raise ALoRAError(
                 f"lam={alora.strength} needs an importance map: pass importance=..., or record one with record='projected'"
             )
         protecting = protecting_part(
             self.given_importance, self.alora, probe_dataset, batch_size=self.args.per_device_eval_batch_size
         )
+        self._initializing = initializing_part(self.given_importance, self.alora)
         # Recording comes last: what is recorded is the whole movement of a step, whatever part made it.
-        all_parts = (protecting, *parts, self._recording)
+        all_parts = (self._initializing, protecting, *parts, self._recording)
         self.parts: tuple[Part, ...] = tuple(part for part in all_parts if part is not None)
         self._running: tuple[Part, ...] = ()  # during a training: all of them
         self._weights: Sequence[TrainedWeight] = []
@@ -142,6 +145,7 @@ class ALoRAMixin(_TrainerHooks):
             given=self.given_importance,
             recorded=None if under_way else self.recorded_importance,
             repo_id=getattr(self, "hub_model_id", None),
+            initialized=self._initializing.facts if self._initializing is not None else {},
         )
 
     # ---- the hooks of transformers.Trainer ----
@@ -162,7 +166,7 @@ class ALoRAMixin(_TrainerHooks):
             check_whole(resume_from_checkpoint)
         self._resumed_from = None
         for part in self.parts:
-            part.before_training(self._weights)
+            part.before_training(self, self._weights, resumes=bool(resume_from_checkpoint))
         try:
             with making_steps(self) if self.parts else nullcontext():
                 return self._losses.corrected(super().train(resume_from_checkpoint, *args, **kwargs))

@@ -15,7 +15,7 @@ class Part:
 
     In this order; within an optimizer step, every part is called at one moment before any is at the next:
 
-        before_training      of `train`: nothing has been loaded from a checkpoint yet
+        before_training      of `train`: nothing has been loaded from a checkpoint yet, and no optimizer made
         begin, load          before the first step; `load` where the training goes on from a checkpoint
         before_forward       of an optimizer step's last micro-batch
         add_data_loss        after every micro-batch's forward pass
@@ -44,11 +44,13 @@ class Part:
         """Whether the present optimizer step is to be the last one; asked at its end."""
         return False
 
-    def before_training(self, weights: Sequence[TrainedWeight]) -> None:
-        """`train` was called, and no checkpoint has been loaded into the model yet.
+    def before_training(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
+        """`train` was called: no checkpoint has been loaded into the model yet, no optimizer made, and no engine has it.
 
         Args:
+            trainer: as it was made.
             weights: those that train, as the model was given; empty if no part has `needs_weights`.
+            resumes: the training goes on from a checkpoint.
         """
 
     def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:

@@ -88,7 +88,7 @@ class Protecting(Part):
         self.value: torch.Tensor | None = None
         self.predicted: torch.Tensor | None = None
 
-    def before_training(self, weights: Sequence[TrainedWeight]) -> None:
+    def before_training(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
         """Keep whole weights that are to be held at the base, where they are now: later, a checkpoint is in their place.
 
         Raises:

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Publication:
         given: the map that holds the training; None for none.
         recorded: the map of a recording that has ended; None before, and for a training that records nothing.
         repo_id: of the Hub repository that the trainer pushes to, if it does.
+        initialized: how the adapter's first directions were chosen; empty where they are PEFT's own.
     """
 
     config: ALoRAConfig
@@ -60,6 +61,7 @@ class Publication:
     given: ImportanceMap | None
     recorded: ImportanceMap | None
     repo_id: str | None
+    initialized: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def records(self) -> bool:
@@ -236,6 +238,7 @@ def describe_tuning(publication: Publication, importance: ImportanceMap) -> Tuni
         protection=config.resolved_protecting(),
         training={"steps": publication.state.global_step, "optimizer": str(getattr(args.optim, "value", args.optim))}
         | {name: getattr(args, name) for name in _TRAINING}
+        | {f"initialization_{name}": value for name, value in publication.initialized.items()}
         | _steered(publication)
         | _rises(publication),
         over_merged=config.start_from is StartFrom.MERGED,

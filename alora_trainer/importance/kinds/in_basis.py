@@ -100,11 +100,11 @@ class InBasis(Importance):
 
     def measure(self) -> Measure:
         (m, n), (k, h) = self.shape, self.kept
-        columns = _dimensions(h, n)
+        columns = dimensions(h, n)
         trace, squares, least = 0.0, 0.0, math.inf
         for rows in row_blocks(k + 1, h + 1):
             omega = self.omega_rows(rows, torch.float64).cpu()
-            shares = _dimensions(k, m)[rows, None] * columns
+            shares = dimensions(k, m)[rows, None] * columns
             trace += float((omega * shares).sum())
             squares += float((omega.square() * shares).sum())
             # Of what has no dimensions the number counts, too: it is a stranger's, and none may be negative or NaN.
@@ -114,9 +114,9 @@ class InBasis(Importance):
     def kept_trace(self) -> tuple[float, float]:
         """How much of the trace is in kept directions of the outputs, and how much in kept directions of the inputs."""
         (m, n), (k, h) = self.shape, self.kept
-        columns, of_outputs, of_inputs = _dimensions(h, n), 0.0, 0.0
+        columns, of_outputs, of_inputs = dimensions(h, n), 0.0, 0.0
         for rows in row_blocks(k + 1, h + 1):
-            traces = self.omega_rows(rows, torch.float64).cpu() * _dimensions(k, m)[rows, None] * columns
+            traces = self.omega_rows(rows, torch.float64).cpu() * dimensions(k, m)[rows, None] * columns
             of_outputs += float(traces[: max(k - (rows.start or 0), 0)].sum())
             of_inputs += float(traces[:, :h].sum())
         return of_outputs, of_inputs
@@ -160,7 +160,7 @@ class InBasis(Importance):
                 raise ValueError(f"{found[part][1]} {part.replace('_', ' ')} of {shape[side]} dimensions")
 
 
-def _dimensions(kept: int, size: int) -> torch.Tensor:
+def dimensions(kept: int, size: int) -> torch.Tensor:
     """Of how many dimensions each of the kept directions speaks, and the rest: (kept + 1,) in float64."""
     dimensions = torch.ones(kept + 1, dtype=torch.float64)
     dimensions[kept] = size - kept
