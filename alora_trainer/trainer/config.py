@@ -319,14 +319,8 @@ class ALoRAConfig:
             raise ALoRAError(
                 f"init_damping={self.init_damping!r} must be a positive number, a share of the mean eigenvalue"
             )
-        if self.init_adapter == DEFAULT:
-            return
-        check_settings(self.init_adapter, items=self.init_items, damping=self.init_damping, memory=self.init_memory)
-        if self.start == StartFrom.RECORDED.value:
-            raise ALoRAError(
-                f"init_adapter={self.init_adapter!r} is for a fresh adapter, and start='recorded' goes on with one that has "
-                "learned: say start='bare', or leave init_adapter out"
-            )
+        if self.init_adapter != DEFAULT:
+            check_settings(self.init_adapter, items=self.init_items, damping=self.init_damping, memory=self.init_memory)
 
     @property
     def strength(self) -> float | str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
 
@@ -24,6 +25,7 @@ from alora_trainer.initialization.settings import DEFAULT
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.part import Part
 from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
 INITIALIZATION_FILE = "adapter_initialization.json"
@@ -37,7 +39,7 @@ def initializing_part(importance: ImportanceMap | None, config: ALoRAConfig) -> 
         config: the settings, as they are meant for it.
 
     Raises:
-        ALoRAError: directions are to be chosen, and there is no map.
+        ALoRAError: directions are to be chosen, and there is no map, or no fresh adapter.
     """
     if config.init_adapter == DEFAULT and not config.freeze_a:
         return None
@@ -45,6 +47,11 @@ def initializing_part(importance: ImportanceMap | None, config: ALoRAConfig) -> 
         raise ALoRAError(
             f"init_adapter={config.init_adapter!r} needs a map of general curvature: pass importance=..., one of "
             "kronecker, ekfac or covariance importance (lam=0 holds nothing)"
+        )
+    if config.init_adapter != DEFAULT and config.start_from is StartFrom.RECORDED:
+        raise ALoRAError(
+            f"init_adapter={config.init_adapter!r} is for a fresh adapter, and start='recorded' goes on with one that has "
+            "learned: say start='bare', or leave init_adapter out"
         )
     return Initializing(importance, config)
 
@@ -132,7 +139,7 @@ def _batches(trainer: Any, items: int, device: torch.device) -> list[Batch]:
     if trainer.train_dataset is None:
         raise ALoRAError("init_adapter chooses directions by the domain's items: pass a train_dataset")
     data, collate = trainer.train_dataset, trainer.data_collator
-    if hasattr(data, "column_names") and hasattr(data, "features"):  # of datasets
+    if isinstance(data, Dataset):
         data = trainer._remove_unused_columns(data, description="training")
     else:
         collate = trainer._get_collator_with_removed_columns(collate, description="training")

@@ -13,7 +13,10 @@ import torch
 from datasets import Dataset
 
 import alora_trainer
-from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRAError, ALoRASFTTrainer
+from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRAError, ALoRASFTTrainer, ImportanceMap
+from alora_trainer.importance.recording.curvature import estimate_curvature
+from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.theta import BaseTheta
 from tests.conftest import move_factors
 from tests.penalty.test_penalty import dense_penalty, made_map
 from tests.tiny_tokenizer import TEXT, make_tokenizer
@@ -226,3 +229,36 @@ def test_trl_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("ALoRASFTTrainer", "ALoRADPOTrainer"):
         with pytest.raises(ALoRAError, match=rf"{name} needs TRL: pip install 'alora-trainer\[trl\]'"):
             getattr(alora_trainer, name)
+
+
+@pytest.mark.parametrize("case", ["sft packed", "sft chat, assistant only", "sft defaults: bf16, checkpointing", "dpo"])
+@pytest.mark.parametrize("kind", ["natural_gradient", "contrastive"])
+def test_a_fresh_adapter_starts_where_the_trainers_own_loss_says(tmp_path, tokenizer, model, case, kind):
+    trainer_kind, rows, settings = CASES[case]
+    fresh = get_fresh(model)
+    settings = ONE_STEP | {"per_device_train_batch_size": 2} | settings
+    alora = ALoRAConfig(lam=0, init_adapter=kind, init_items=6, freeze_a=True)
+    trainer = trainer_kind(tmp_path, tokenizer)(fresh, rows(8), importance=curvature_of(fresh), alora=alora, **settings)
+    default = {weight.name: weight.a.clone() for weight in adapted_weights(trainer.model)}
+    trainer.train()
+    for weight in adapted_weights(trainer.model):
+        assert weight.b.any() and not torch.allclose(weight.a.float(), default[weight.name].float(), rtol=0.1)
+    facts = trainer.publication().initialized
+    assert facts["kind"] == kind and facts["tokens"] > 0
+    # What was looked at is none of what the evaluation measured.
+    assert not any(trainer._metrics["eval"].values())
+
+
+def get_fresh(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        copy.deepcopy(model).unload(), LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"])
+    )
+
+
+def curvature_of(model: Any) -> ImportanceMap:
+    ids = torch.arange(64).remainder(model.config.vocab_size).view(4, 16)
+    estimate = estimate_curvature(model, [{"input_ids": ids}])
+    theta = BaseTheta({name: each.shape for name, each in estimate.importance.items()})
+    return ImportanceMap(estimate.importance, theta)
