@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from alora_trainer.errors import ALoRAError
     from alora_trainer.trainer.config import ALoRAConfig
     from alora_trainer.trainer.dpo import ALoRADPOTrainer
+    from alora_trainer.trainer.initialization.initialize import initialize_adapter
     from alora_trainer.trainer.mixin import ALoRAMixin, ALoRATrainer
     from alora_trainer.trainer.sft import ALoRASFTTrainer
 
@@ -26,6 +27,7 @@ _HOMES = {
     "ALoRASFTTrainer": "trainer.sft",
     "ALoRATrainer": "trainer.mixin",
     "ImportanceMap": "artefact.importance_map",
+    "initialize_adapter": "trainer.initialization.initialize",
     "load_reference": "artefact.importance_map",
 }
 # Public names that are modules.
@@ -39,6 +41,7 @@ __all__ = [
     "ALoRATrainer",
     "ImportanceMap",
     "__version__",
+    "initialize_adapter",
     "load_reference",
 ]
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from alora_trainer.basics.processes import own_share
 from alora_trainer.weights.adapted import adapted_weights
-from tests.initialization.test_initialize import adapter, domain_batches, initialize_like_the_worker
+from tests.trainer.initialization.test_initialize import adapter, domain_batches, initialize_like_the_worker
 
 
 def main(folder: Path) -> None:

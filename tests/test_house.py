@@ -29,12 +29,11 @@ BELOW = {
     "importance": _WEIGHTS,
     "penalty": _IMPORTANCE,
     "artefact": _IMPORTANCE,
-    "initialization": {"artefact", *_IMPORTANCE},
-    "trainer": {"initialization", "penalty", "artefact", *_IMPORTANCE},
+    "trainer": {"penalty", "artefact", *_IMPORTANCE},
     "data": _BASICS,
     "evaluation": {*_DATA, *_WEIGHTS},
-    "experiment": {"trainer", "initialization", "penalty", "artefact", "evaluation", *_IMPORTANCE, *_DATA},
-    "cli": {"experiment", "trainer", "initialization", "penalty", "artefact", "evaluation", *_IMPORTANCE, *_DATA},
+    "experiment": {"trainer", "penalty", "artefact", "evaluation", *_IMPORTANCE, *_DATA},
+    "cli": {"experiment", "trainer", "penalty", "artefact", "evaluation", *_IMPORTANCE, *_DATA},
 }
 # The same within experiment.
 WITHIN_EXPERIMENT = {

@@ -16,8 +16,8 @@ from alora_trainer.importance.kinds.formats import FORMATS
 from alora_trainer.importance.recording.damping import Damping
 from alora_trainer.importance.recording.estimators import ESTIMATORS
 from alora_trainer.importance.recording.integral import LOCATIONS
-from alora_trainer.initialization.settings import DEFAULT, KINDS, MEMORIES, check_settings
 from alora_trainer.penalty.backends.choice import BACKENDS
+from alora_trainer.trainer.initialization.settings import DEFAULT, KINDS, MEMORIES, check_settings
 from alora_trainer.trainer.setting import is_finite, is_whole, number_in, option
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.start import StartFrom

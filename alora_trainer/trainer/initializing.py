@@ -19,10 +19,10 @@ from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.basics.files import read_json, write_json
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError
-from alora_trainer.initialization.domain_passes import Batch, Domain
-from alora_trainer.initialization.initialize import check_weights, choose_directions, first_batches, predicted
-from alora_trainer.initialization.settings import DEFAULT
 from alora_trainer.trainer.config import ALoRAConfig
+from alora_trainer.trainer.initialization.domain_passes import Batch, Domain
+from alora_trainer.trainer.initialization.initialize import check_weights, choose_directions, first_batches, predicted
+from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.trainer.part import Part
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.start import StartFrom
@@ -43,6 +43,8 @@ def initializing_part(importance: ImportanceMap | None, config: ALoRAConfig) -> 
     """
     if config.init_adapter == DEFAULT and not config.freeze_a:
         return None
+    if importance is None and config.record is not None:
+        return None  # all that is said of holding is for the training after this one
     if config.init_adapter != DEFAULT and importance is None:
         raise ALoRAError(
             f"init_adapter={config.init_adapter!r} needs a map of general curvature: pass importance=..., one of "

@@ -45,8 +45,10 @@ def number_in(value: Any) -> Any:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, and neither NaN nor infinite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -21,7 +21,8 @@ from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
 from alora_trainer.experiment.recipe.recipe import KEYS, Recipe
-from alora_trainer.experiment.run.dependencies import OVERCAUTIOUS, Dependence, recording, result, shared
+from alora_trainer.experiment.run.dependencies import Dependence, recording, result, shared
+from alora_trainer.experiment.run.overcautious import OVERCAUTIOUS
 from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.trainer.config import ALoRAConfig
@@ -74,6 +75,11 @@ OURS: dict[type, dict[str, Any]] = {
         "probe_steps": 3,
         "start": "merged",
         "anchor": "base",
+        "init_adapter": "contrastive",
+        "init_items": 99,
+        "init_damping": 0.2,
+        "init_memory": "cpu",
+        "freeze_a": True,
         "missing": "free",
         "layer_weights": "none",
         "normalize": False,

@@ -206,6 +206,32 @@ def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
     assert plan.download_bytes == 0 and plan.disk_bytes > plan.memory.omega_bytes("float32")
 
 
+def test_the_choice_of_first_directions(recipe: Callable[..., Recipe]) -> None:
+    """Each way of keeping what is summed up, by the bytes of the weights; the sketch saves most of them."""
+    peaks = {}
+    for method, memory in (("lora_natural", "device"), ("lora_natural", "sketch"), ("lora_contrastive", "device")):
+        plan = plan_recipe(recipe(methods=method, **{"alora.init_memory": memory, "alora.init_items": "12"}), HOST)
+        stages = {stage.name: stage for stage in plan.stages}
+        assert list(stages) == [stages_before(method), f"choose {method}", f"tune {method}", "evaluate"]
+        chosen = stages[f"choose {method}"]
+        assert chosen.amount is not None and chosen.amount.items == 12 and chosen.amount.steps == 2
+        assert chosen.seconds is not None and chosen.seconds > 0
+        peaks[method, memory] = chosen.held.parts["sums"]
+    assert peaks["lora_natural", "device"] == 4 * plan.memory.adapted_elements
+    shapes = [weight.shape for weight in plan.memory.planned.weights]
+    ranks = [weight.rank for weight in plan.memory.planned.weights]
+    expected = sum(4 * (2 * rank + 16) * (m + n) for (m, n), rank in zip(shapes, ranks, strict=True))
+    assert peaks["lora_natural", "sketch"] == expected < peaks["lora_natural", "device"]
+    # q, k and v are given the same, and so are gate and up.
+    first = ("q_proj", "o_proj", "gate_proj", "down_proj")
+    inputs = [weight.shape[1] for weight in plan.memory.planned.weights if weight.name.endswith(first)]
+    assert peaks["lora_contrastive", "device"] == 4 * sum(n * n for n in inputs)
+
+
+def stages_before(method: str) -> str:
+    return "measure covariance" if "contrastive" in method else "measure kronecker"
+
+
 def test_the_command(recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe()
     assert main(["plan", str(tmp_path / "recipe.yaml"), "--device", "A800", "--json", str(tmp_path / "plan.json")]) == 0

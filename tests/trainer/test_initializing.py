@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
+from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, initialize_adapter
 from alora_trainer.artefact.cards.tuning import TUNING_FILE
-from alora_trainer.initialization import initialize_adapter
 from alora_trainer.trainer.initializing import INITIALIZATION_FILE
 from alora_trainer.trainer.publishing import save_protected_adapter
 from alora_trainer.weights.adapted import adapted_weights

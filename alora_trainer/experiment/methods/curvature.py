@@ -9,26 +9,26 @@ from alora_trainer.importance.kinds.kronecker import COVARIANCE as COVARIANCE_KI
 from alora_trainer.importance.kinds.kronecker import KRONECKER
 
 # Formats and backends that a recipe asks for are of element-wise importance.
-_HELD = {**FROM_THE_BASE, "storage": None, "backend": None}
+HELD = {**FROM_THE_BASE, "storage": None, "backend": None}
 
 KFAC = Method(
     "kfac",
     "LoRA on the domain, held to the base weights by their curvature in Kronecker form",
     starts_from="fresh",
     importance=KRONECKER,
-    alora=_HELD,
+    alora=HELD,
 )
 EKFAC = Method(
     "ekfac",
     "the same with a number for every pair of eigenvectors",
     starts_from="fresh",
     importance=EKFAC_KIND,
-    alora=_HELD,
+    alora=HELD,
 )
 COVARIANCE = Method(
     "covariance",
     "the same by the covariance of each layer's inputs, and one number for its outputs",
     starts_from="fresh",
     importance=COVARIANCE_KIND,
-    alora=_HELD,
+    alora=HELD,
 )

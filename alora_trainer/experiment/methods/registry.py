@@ -11,6 +11,15 @@ from alora_trainer.experiment.methods.controls import L2, SHUFFLED
 from alora_trainer.experiment.methods.corda import CORDA_KPM
 from alora_trainer.experiment.methods.curvature import COVARIANCE, EKFAC, KFAC
 from alora_trainer.experiment.methods.ewc import EWCLORA, EWCLORA_BATCH, EWCLORA_FACTORED, EWCLORA_TRUE
+from alora_trainer.experiment.methods.first_directions import (
+    KFAC_CONTRASTIVE,
+    KFAC_NATURAL,
+    LORA_CONTRASTIVE,
+    LORA_CONTRASTIVE_FROZEN,
+    LORA_FROZEN,
+    LORA_NATURAL,
+    LORA_NATURAL_FROZEN,
+)
 from alora_trainer.experiment.methods.full_tuning import EWC_FULL, SI_FULL
 from alora_trainer.experiment.methods.i_lora import I_LORA
 from alora_trainer.experiment.methods.kl_anchor import KL_ANCHOR
@@ -33,6 +42,8 @@ from alora_trainer.experiment.methods.replay import REPLAY
 METHODS: Registry[Method] = Registry("method")
 for _method in (
     *(BASE, LORA, LORA_AB, RSLORA, EWCLORA, EWCLORA_TRUE, EWCLORA_BATCH, EWCLORA_FACTORED, KFAC, EKFAC, COVARIANCE),
+    *(LORA_FROZEN, LORA_NATURAL, LORA_NATURAL_FROZEN, LORA_CONTRASTIVE, LORA_CONTRASTIVE_FROZEN),
+    *(KFAC_NATURAL, KFAC_CONTRASTIVE),
     *(ALORA, ALORA_NO_LAYER, ALORA_NO_ELEMENT),
     *(L2, SHUFFLED, MLP_ONLY, REPLAY, KL_ANCHOR, I_LORA, LORA_PRO, SI_FULL, EWC_FULL, CORDA_KPM, OSF),
 ):

@@ -23,6 +23,7 @@ from alora_trainer.experiment.run.stage import digest, plain
 from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh, watches_probe
 from alora_trainer.importance.recording.measured import RECORDED, Measured
 from alora_trainer.trainer.config import PROTECTING
+from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.weights.parameterization import Parameterization
 
 # A map in the place of the recording: a digest of its folder's content, or its Hub id with the commit.
@@ -45,21 +46,8 @@ _CURVE = ("curve_steps", "curve_blocks", "curve_items")
 _SCORES = ("batch_size", "limit", "bootstrap_iters", "kl_tokens", "general_tasks", "task_folder")
 # Settings of `evaluation` that results made before they were there do without, while they are not set.
 _LATER_ADDED = ("kl_tokens", "general_tasks", "task_folder")
-
-# Settings that make a result anew although they cannot change it (or only its last digits), and why they are left so.
-OVERCAUTIOUS = {
-    "tune.disable_tqdm": "one of many settings of the Trainer: to tell which of them cannot matter is not our knowledge",
-    "tune.save_steps": "as tune.disable_tqdm; how often checkpoints are written",
-    "record.disable_tqdm": "as tune.disable_tqdm",
-    "evaluation.batch_size": "padding moves the last digits of a score",
-    "evaluation.task_folder": "without general_tasks nothing reads it; who sets it sets both",
-    "alora.storage_device": "sums in another order move the last digits",
-    "alora.omega_device": "sums in another order move the last digits",
-    "alora.lam_end_factor": "nothing reads it with a constant schedule; who sets it sets both",
-    "fisher.location": "sums in another order move the last digits",
-    "curvature.location": "sums in another order move the last digits",
-    "curvature.parts": "each part's own decompositions may move the last digits",
-}
+# The same of `alora`, with the value that every training had before.
+_HOLDING_LATER_ADDED = (("init_adapter", DEFAULT), ("freeze_a", False))
 
 
 @dataclass(frozen=True)
@@ -220,7 +208,11 @@ def training(
     settings = _remaining(own, without) | {"method": method.settings()}
     holding = settings.pop("alora", {})
     if method.penalty:
-        settings["protecting"] = {key: value for key, value in holding.items() if key in PROTECTING}
+        settings["protecting"] = {
+            key: value
+            for key, value in holding.items()
+            if key in PROTECTING and (key, value) not in _HOLDING_LATER_ADDED
+        }
     if rest := {key: value for key, value in holding.items() if key not in PROTECTING}:
         settings["alora"] = rest
     options = recipe.options(method).own
@@ -351,6 +343,9 @@ def _without_holding(recipe: Recipe, method: Method, records: bool, first: bool)
         without["lora"] = "no new adapter is made: the one that is there is gone on with, or the whole model is tuned"
     if not method.penalty:
         return without | {"alora": "nothing is held"}
+    if recipe.alora.init_adapter == DEFAULT:
+        choosing = ("init_items", "init_damping", "init_memory")
+        without |= _each(_in("alora", choosing), "a new adapter starts in PEFT's own directions")
     if records:
         return without | {"alora.record_tokens": "a domain is recorded to the end of its training"}
     # That the whole model is tuned is a matter of both.

@@ -13,6 +13,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.penalty.anchor import check_anchor
+from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.weights.adapter_settings import (
     more_than_factors,
     not_base_without,
@@ -49,7 +50,8 @@ def as_trained(recipe: Recipe, method: Method, *, later: bool = False, recorded:
     """
     own = recipe.for_method(method)
     if later and starts_fresh(own) and not over_merged(own):
-        own = dataclasses.replace(own, alora=dataclasses.replace(own.alora, start=StartFrom.RECORDED.value))
+        goes_on = dataclasses.replace(own.alora, start=StartFrom.RECORDED.value, init_adapter=DEFAULT)
+        own = dataclasses.replace(own, alora=goes_on)
     if method.trains and method.parameterization is Parameterization.ADAPTER:
         _check_adapters(own, method, recipe.lora_config() if recorded is None else recorded, given=recorded is not None)
     return own

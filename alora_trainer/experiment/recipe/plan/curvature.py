@@ -15,7 +15,7 @@ from alora_trainer.importance.kinds.kronecker import COVARIANCE
 from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 
 # Floating-point operations of an eigendecomposition with vectors, by the cube of the matrix's side (Golub and Van Loan, 8.3).
-_EIGEN_FLOPS = 9
+EIGEN_FLOPS = 9
 _DOUBLE = 8
 
 
@@ -33,6 +33,11 @@ class CurvatureModel:
         self._shapes = {weight.name: weight.shape for weight in memory.planned.weights}
         self._leaders = _leaders(memory)
 
+    @property
+    def distinct_inputs(self) -> list[int]:
+        """n of every input, those that several weights are given once."""
+        return [n for name, (_, n) in self._shapes.items() if self._leaders[name] == name]
+
     def map_bytes(self, kind: str) -> int:
         """The importance of all weights, what several have in common once."""
         format = storage_format(self._settings.format(kind))
@@ -48,7 +53,7 @@ class CurvatureModel:
         def peak(shape: Pass, variant: Variant) -> Memory:
             parts = self._memory.training(shape, variant)
             del parts["optimizer"]
-            sums = [n * n for name, (_, n) in self._shapes.items() if self._leaders[name] == name]
+            sums = [n * n for n in self.distinct_inputs]
             sums += [] if kind == COVARIANCE else [m * m for m, _ in self._shapes.values()]
             if self._settings.location == "device" or self._memory.host:
                 # Parts are of about one size, but none is less than a weight.
@@ -65,13 +70,13 @@ class CurvatureModel:
 
     def flops(self, kind: str, tokens: int) -> float:
         """Beside the passes through the model: products of inputs and of gradients, and their eigenvectors."""
-        inputs = [n for name, (_, n) in self._shapes.items() if self._leaders[name] == name]
+        inputs = self.distinct_inputs
         outputs = [] if kind == COVARIANCE else [m for m, _ in self._shapes.values()]
         draws = self._settings.draws
         products = 2.0 * tokens * (sum(n * n for n in inputs) + draws * sum(m * m for m in outputs))
         if kind == EKFAC:  # gradients and inputs in the bases, and the tokens of a sequence with each other
             products += 2.0 * tokens * draws * sum(m * m + n * n + m * n for m, n in self._shapes.values())
-        return products + _EIGEN_FLOPS * sum(float(side) ** 3 for side in (*inputs, *outputs))
+        return products + EIGEN_FLOPS * sum(float(side) ** 3 for side in (*inputs, *outputs))
 
 
 def _leaders(memory: MemoryModel) -> Mapping[str, str]:

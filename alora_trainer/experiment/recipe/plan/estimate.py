@@ -22,12 +22,14 @@ from alora_trainer.experiment.recipe.plan.amounts import (
 )
 from alora_trainer.experiment.recipe.plan.curvature import CurvatureModel
 from alora_trainer.experiment.recipe.plan.devices import Device
+from alora_trainer.experiment.recipe.plan.first_directions import ChoosingModel
 from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.kinds.ekfac import EKFAC
 from alora_trainer.importance.kinds.formats import listed_formats
 from alora_trainer.importance.recording.measured import Measured
+from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.weights.parameterization import Parameterization
 
 # Bytes that one token of packed general text takes in host memory: ids and labels as int32.
@@ -39,7 +41,7 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        name: "record", "measure IMPORTANCE", "tune METHOD" or "evaluate".
+        name: "record", "measure IMPORTANCE", "choose METHOD", "tune METHOD" or "evaluate".
         held: what the device holds at its peak.
         host_bytes: what the host holds at its peak, the Python process with its libraries included.
         amount: steps and tokens; None for an evaluation.
@@ -125,12 +127,10 @@ class _Planner:
             stages.append(self._record())
         stages += [self._curvature(one) if one.is_curvature else self._fisher(one) for one in self._measured]
         domains = recipe.each_domain()
-        stages += [
-            self._tune(each, method)
-            for method in recipe.methods
-            if method.trains and method.parameterization is Parameterization.ADAPTER
-            for each in domains
-        ]
+        for method in recipe.methods:
+            if method.trains and method.parameterization is Parameterization.ADAPTER:
+                stages += self._choose(domains[0], method)
+                stages += [self._tune(each, method) for each in domains]
         stages.append(self._evaluate(domains))
         omega = self.memory.omega_bytes(recipe.map.storage or "float32")
         return Plan(
@@ -196,6 +196,24 @@ class _Planner:
             f"measure {measured.name}", amount, shape, self.variant,
             lambda s, v: self.memory.fisher(s, settings.batch_size), 2 * once, outer, host=once,
         )  # fmt: skip
+
+    def _choose(self, first: Recipe, method: Method) -> list[StagePlan]:
+        """The choice of a fresh adapter's first directions, where they are not PEFT's."""
+        recipe, measured = first.for_method(method), method.measured
+        if recipe.alora.init_adapter == DEFAULT or measured is None or not measured.is_curvature:
+            return []
+        amount = training_amount(recipe, "tune", domain_items(first)[0], self.length or first.domain.max_length)
+        items = min(recipe.alora.init_items, domain_items(first)[0] or recipe.alora.init_items)
+        batches = -(-items // amount.batch_size)
+        omega = self._curvatures.map_bytes(measured.kind)
+        model = ChoosingModel(self.memory, self._curvatures, recipe.alora, omega)
+        shape = Pass(amount.batch_size, amount.length)
+        back, forward = model.passes
+        each = model.flops(items * amount.length) / batches
+        # A step's work is counted once; a pass forward alone is a third of one forward and back.
+        each += (back + forward / 3 - 1) * self.memory.trace(shape, False).flops
+        planned = Amount(items, batches, 1, amount.batch_size, amount.length)
+        return [self._stage(f"choose {method.name}", planned, shape, self.variant, model.peak, 0, each, host=omega)]
 
     def _tune(self, each: Recipe, method: Method) -> StagePlan:
         """Stage B of one method on the domain of `each`."""

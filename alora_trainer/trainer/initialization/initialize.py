@@ -17,8 +17,8 @@ from alora_trainer.basics.processes import Processes, together
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.recording.layer_moments import INPUTS, LayerMoments, with_float64
-from alora_trainer.initialization.directions import contrastive_directions, default_mean_square
-from alora_trainer.initialization.domain_passes import (
+from alora_trainer.trainer.initialization.directions import contrastive_directions, default_mean_square
+from alora_trainer.trainer.initialization.domain_passes import (
     Batch,
     Domain,
     MeanGradients,
@@ -26,8 +26,8 @@ from alora_trainer.initialization.domain_passes import (
     WholeGradients,
     add_up,
 )
-from alora_trainer.initialization.general_metric import GeneralMetric
-from alora_trainer.initialization.settings import CONTRASTIVE, NATURAL_GRADIENT, SKETCH, check_settings
+from alora_trainer.trainer.initialization.general_metric import GeneralMetric
+from alora_trainer.trainer.initialization.settings import CONTRASTIVE, NATURAL_GRADIENT, SKETCH, check_settings
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.start import StartFrom
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from alora_trainer import initialize_adapter
 from alora_trainer.errors import ALoRAError
-from alora_trainer.initialization import initialize_adapter
-from alora_trainer.initialization.directions import contrastive_directions, natural_directions
-from alora_trainer.initialization.general_metric import GeneralMetric
+from alora_trainer.trainer.initialization.directions import contrastive_directions, natural_directions
+from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from tests.basis_map import basis_map
 from tests.launching import launch_two

@@ -15,8 +15,9 @@ from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.layer_moments import with_float64
-from alora_trainer.initialization.directions import leading_right_vectors, natural_directions
-from alora_trainer.initialization.general_metric import GeneralMetric
+from alora_trainer.trainer.initialization.directions import leading_right_vectors, natural_directions
+from alora_trainer.trainer.initialization.general_metric import GeneralMetric
+from alora_trainer.trainer.initialization.sketch import sketch_width
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.layer_hooks import LayerHooks
 
@@ -167,7 +168,7 @@ class SketchedGradients:
     def _random(self, weight: AdaptedWeight) -> torch.Tensor:
         """``W R``; by the weight's name, so that it is the same on all processes and in every run."""
         generator = torch.Generator().manual_seed(zlib.crc32(weight.name.encode()))
-        width = min(2 * weight.rank + 16, *weight.shape)
+        width = sketch_width(weight.shape, weight.rank)
         probe = torch.randn(width, weight.shape[1], generator=generator, dtype=torch.float64)
         device = with_float64(weight.device)
         return self._metric_of(weight).whiten_inputs(probe.to(device)).T.to(weight.device, weight.dtype)

@@ -11,13 +11,13 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.dense import DenseOmega
 from alora_trainer.importance.kinds.eigenbasis import symmetric
 from alora_trainer.importance.kinds.kronecker import CovarianceOmega, KroneckerOmega
-from alora_trainer.initialization.directions import (
+from alora_trainer.trainer.initialization.directions import (
     contrastive_directions,
     default_mean_square,
     leading_right_vectors,
     natural_directions,
 )
-from alora_trainer.initialization.general_metric import GeneralMetric
+from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 from tests.dense_metric import moments, random_importance
 
 CPU = torch.device("cpu")

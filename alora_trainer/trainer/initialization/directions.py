@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from alora_trainer.initialization.general_metric import GeneralMetric
+from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 
 
 def natural_directions(gradient: torch.Tensor, metric: GeneralMetric, rank: int) -> torch.Tensor:
