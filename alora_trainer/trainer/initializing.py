@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
 
@@ -141,7 +140,7 @@ def _batches(trainer: Any, items: int, device: torch.device) -> list[Batch]:
     if trainer.train_dataset is None:
         raise ALoRAError("init_adapter chooses directions by the domain's items: pass a train_dataset")
     data, collate = trainer.train_dataset, trainer.data_collator
-    if isinstance(data, Dataset):
+    if hasattr(data, "remove_columns") and hasattr(data, "__len__"):  # of datasets, which is not imported for it
         data = trainer._remove_unused_columns(data, description="training")
     else:
         collate = trainer._get_collator_with_removed_columns(collate, description="training")
