@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from alora_trainer import initialize_adapter
+from alora_trainer import ImportanceMap, initialize_adapter
 from alora_trainer.errors import ALoRAError
+from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.trainer.initialization.directions import contrastive_directions, natural_directions
 from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.weights.theta import BaseTheta
 from tests.basis_map import basis_map
 from tests.launching import launch_two
 from tests.tiny_training import tiny_llama, token_rows, with_lora
@@ -56,6 +58,12 @@ def layer_inputs(batches: list[dict[str, torch.Tensor]], name: str) -> torch.Ten
     for batch in batches:
         model(**batch)
     return torch.cat([found[mask] for found, mask in zip(rows, masks, strict=True)])
+
+
+def curvature_of(model: Any) -> ImportanceMap:
+    estimate = estimate_curvature(model, domain_batches(), keep=6)
+    theta = BaseTheta({name: each.shape for name, each in estimate.importance.items()})
+    return ImportanceMap(estimate.importance, theta)
 
 
 def metric_of(weight: AdaptedWeight, importance: Any, damping: float) -> GeneralMetric:
@@ -172,15 +180,9 @@ def test_fewer_items_than_there_are():
 
 
 def test_conv1d_and_fused_layers(gpt2_model):
-    from alora_trainer import ImportanceMap
-    from alora_trainer.importance.recording.curvature import estimate_curvature
-    from alora_trainer.weights.theta import BaseTheta
-
     model = gpt2_model
     batches = domain_batches()
-    estimate = estimate_curvature(model, batches, keep=6)
-    theta = BaseTheta({name: each.shape for name, each in estimate.importance.items()})
-    importance = ImportanceMap(estimate.importance, theta)
+    importance = curvature_of(model)
     initialize_adapter(model, importance, batches, damping=0.1)
     base = copy.deepcopy(model).unload().double().eval()
     for parameter in base.parameters():
@@ -215,18 +217,26 @@ def gpt2_model() -> Any:
         ({"r": 20}, {}, "q_proj has 16 inputs, and a rank of 20: lower its rank"),
         ({"target_modules": ["q_proj", "k_proj"]}, {}, "no importance of .*k_proj"),
         ({"target_modules": ["k_proj"]}, {"missing": "free"}, "none of the adapted weights"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, {"missing": "free"}, None),
     ],
 )
 def test_what_is_refused(change, settings, message):
-    if message is None:  # what the map does not have stays as it is
-        model = adapter(**change)
-        before = model.base_model.model.model.embed_tokens.lora_embedding_A["default"].clone()
-        initialize_adapter(model, basis_map(), domain_batches(), **settings)
-        assert torch.equal(model.base_model.model.model.embed_tokens.lora_embedding_A["default"], before)
-        return
     with pytest.raises(ALoRAError, match=message):
         initialize_adapter(adapter(**change), basis_map(), domain_batches(), **settings)
+
+
+def test_what_the_map_does_not_have_stays_as_it_is():
+    model = adapter(target_modules=["q_proj", "k_proj"])
+    before = {weight.name: weight.a.clone() for weight in adapted_weights(model)}
+    initialize_adapter(model, basis_map(), domain_batches(), missing="free")
+    assert {w.name for w in adapted_weights(model) if torch.equal(w.a, before[w.name])} == {
+        f"model.layers.{block}.self_attn.k_proj" for block in (0, 1)
+    }
+
+
+def test_embeddings_are_refused_by_name():
+    model = adapter(target_modules=["embed_tokens"])
+    with pytest.raises(ALoRAError, match="chosen for linear layers, and model.embed_tokens is a Embedding: leave it"):
+        initialize_adapter(model, curvature_of(model), domain_batches())
 
 
 def test_batches_that_say_nothing_are_refused():
