@@ -151,8 +151,9 @@ class ALoRAConfig:
         DEFAULT,
         "Which directions a fresh adapter starts in: 'default' are PEFT's; 'natural_gradient' those in which the domain is "
         "learned most for the least change on general text, by the domain's gradient and the map's curvature; 'contrastive' "
-        "those in which the domain's inputs are large and general ones small, without a backward pass. Both need a map of "
-        "kronecker, ekfac or covariance importance; with lam=0 it holds nothing.",
+        "those in which the domain's inputs are large and general ones small, without a backward pass. To compare with: "
+        "'gradient', by the domain alone, and 'null_space', by general inputs alone. All need a map of kronecker, ekfac or "
+        "covariance importance; with lam=0 it holds nothing.",
         "protecting",
         (DEFAULT, *KINDS),
     )

@@ -42,6 +42,23 @@ def contrastive_directions(moments: torch.Tensor, metric: GeneralMetric, rank: i
     return metric.whiten_inputs(_signed(vectors.flip(1)[:, :rank]).T)
 
 
+def null_space_directions(metric: GeneralMetric, rank: int) -> torch.Tensor:
+    """A (r, n): the eigenvectors of S with the smallest eigenvalues, orthonormal, as LoRA-Null's (arXiv 2503.02659).
+
+    Of a basis that is kept in part, all that is orthogonal to it is alike, and directions of that come first.
+
+    Args:
+        metric: the general one; its inputs' side is used.
+        rank: r, at most n.
+    """
+    kept = metric.inputs.vectors
+    size, known = kept.shape
+    everything = torch.linalg.qr(torch.cat([kept, torch.eye(size).to(kept)], dim=1)).Q
+    rest = everything[:, known : known + rank]
+    # Those that are kept are in the order of falling eigenvalues.
+    return _signed(torch.cat([rest, kept.flip(1)], dim=1)[:, :rank]).T
+
+
 def leading_right_vectors(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     """The leading right singular vectors (n, r) of a matrix (p, n), orthonormal and each with its largest element positive.
 

@@ -50,6 +50,18 @@ class GeneralMetric:
         sides = (_wide(side, device) for side in _sides(importance))
         return cls(*(_inverse_root(side, size, damping) for side, size in zip(sides, importance.shape, strict=True)))
 
+    @classmethod
+    def euclidean(cls, shape: tuple[int, int], device: torch.device) -> GeneralMetric:
+        """The identity on both sides: what general text says is not asked for."""
+        outputs, inputs = (
+            EigenSide(
+                torch.zeros(size, 0, dtype=torch.float64, device=device),
+                torch.ones(1, dtype=torch.float64, device=device),
+            )
+            for size in shape
+        )
+        return cls(outputs, inputs)
+
     def whiten_outputs(self, left: torch.Tensor) -> torch.Tensor:
         """``(G + d)^-1/2 left``, (m, p)."""
         return multiply(self.outputs.vectors, self.outputs.values, left)

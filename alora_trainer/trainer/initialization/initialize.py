@@ -17,7 +17,11 @@ from alora_trainer.basics.processes import Processes, together
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.recording.layer_moments import INPUTS, LayerMoments, with_float64
-from alora_trainer.trainer.initialization.directions import contrastive_directions, default_mean_square
+from alora_trainer.trainer.initialization.directions import (
+    contrastive_directions,
+    default_mean_square,
+    null_space_directions,
+)
 from alora_trainer.trainer.initialization.domain_passes import (
     Batch,
     Domain,
@@ -27,7 +31,14 @@ from alora_trainer.trainer.initialization.domain_passes import (
     add_up,
 )
 from alora_trainer.trainer.initialization.general_metric import GeneralMetric
-from alora_trainer.trainer.initialization.settings import CONTRASTIVE, NATURAL_GRADIENT, SKETCH, check_settings
+from alora_trainer.trainer.initialization.settings import (
+    CONTRASTIVE,
+    GRADIENT,
+    NATURAL_GRADIENT,
+    NULL_SPACE,
+    SKETCH,
+    check_settings,
+)
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.start import StartFrom
 
@@ -37,7 +48,7 @@ class Initialization:
     """How an adapter's first directions were chosen.
 
     Attributes:
-        kind: "natural_gradient" or "contrastive".
+        kind: "natural_gradient", "contrastive", "gradient" or "null_space".
         damping: share of the mean eigenvalue that was added to both sides of the general curvature.
         memory: what was kept of the gradients or moments: "device", "cpu" or "sketch".
         items, tokens: of the domain that were looked at, by all processes.
@@ -73,7 +84,9 @@ def initialize_adapter(
         importance: a map of kronecker, ekfac or covariance importance of this base model, or its folder or Hub id.
         dataloader: batches of the domain, as the model takes them: ``input_ids`` (B, T), ``labels``, perhaps
             ``attention_mask``. Of several processes, each gives its own share.
-        kind: "natural_gradient", which needs backward passes, or "contrastive", which needs forward passes alone.
+        kind: "natural_gradient", which needs backward passes, or "contrastive", which needs forward passes alone. To compare
+            with: "gradient", the domain's own leading directions (LoRA-GA's), and "null_space", where general inputs are
+            smallest (LoRA-Null's), whatever the domain.
         items: rows of the domain at most (of this process); batches are taken whole.
         damping: added to the curvature, as a share of its mean eigenvalue.
         memory: "device" or "cpu" keeps a matrix of each weight's size (of its inputs' size squared for "contrastive") there;
@@ -179,10 +192,15 @@ def choose_directions(
 
     def metric_of(weight: AdaptedWeight) -> GeneralMetric:
         device = with_float64(weight.device)
+        if kind == GRADIENT:
+            return GeneralMetric.euclidean(weight.shape, device)
         return GeneralMetric.of(weight.name, importance.stored(weight.name), damping, device)
 
     if kind == CONTRASTIVE:
         _contrastive(weights, metric_of, domain, memory)
+    elif kind == NULL_SPACE:
+        _set(weights, lambda weight: null_space_directions(metric_of(weight), weight.rank))
+        _scale_over(weights, domain)
     else:
         sketched = memory == SKETCH
         gradients: MeanGradients = (
@@ -197,6 +215,11 @@ def _natural(weights: Sequence[AdaptedWeight], metric_of: Any, domain: Domain, g
         domain.backward(weights, gradients.see)
         gradients.end_pass()
     _set(weights, lambda weight: gradients.directions(weight, metric_of(weight)))
+    _scale_over(weights, domain)
+
+
+def _scale_over(weights: Sequence[AdaptedWeight], domain: Domain) -> None:
+    """Give every A the scale of PEFT's own start, by one more pass forward."""
     squares = {weight.name: torch.zeros(3, dtype=weight.dtype, device=weight.device) for weight in weights}
 
     def see(weight: AdaptedWeight, rows: torch.Tensor) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from alora_trainer.errors import ALoRAError
 
 DEFAULT, NATURAL_GRADIENT, CONTRASTIVE = "default", "natural_gradient", "contrastive"
+# What each of the two would be without one of its two texts, to compare with.
+GRADIENT, NULL_SPACE = "gradient", "null_space"
 SKETCH = "sketch"
-KINDS = (NATURAL_GRADIENT, CONTRASTIVE)
+KINDS = (NATURAL_GRADIENT, CONTRASTIVE, GRADIENT, NULL_SPACE)
+BY_GRADIENT = (NATURAL_GRADIENT, GRADIENT)
 MEMORIES = ("device", "cpu", SKETCH)
 
 
@@ -19,9 +22,9 @@ def check_settings(kind: str, *, items: int, damping: float, memory: str) -> Non
     for name, value, known in (("kind", kind, KINDS), ("memory", memory, MEMORIES)):
         if value not in known:
             raise ALoRAError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, known))}")
-    if kind == CONTRASTIVE and memory == SKETCH:
+    if kind not in BY_GRADIENT and memory == SKETCH:
         raise ALoRAError(
-            "a sketch is of gradients, and contrastive directions are found without any: use memory='device' or 'cpu'"
+            f"a sketch is of gradients, and {kind} directions are found without any: use memory='device' or 'cpu'"
         )
     if not items >= 1:
         raise ALoRAError(f"items={items!r} must be at least 1")

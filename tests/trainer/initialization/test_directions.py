@@ -16,6 +16,7 @@ from alora_trainer.trainer.initialization.directions import (
     default_mean_square,
     leading_right_vectors,
     natural_directions,
+    null_space_directions,
 )
 from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 from tests.dense_metric import moments, random_importance
@@ -95,6 +96,22 @@ def test_of_a_gradient_of_low_rank_the_other_directions_are_orthonormal_to_it(p,
     leading = random(n, seed=2)
     assert abs(float(vectors[:, 0] @ leading / leading.norm())) == pytest.approx(1)
     assert all(float(column[column.abs().argmax()]) > 0 for column in vectors.T)
+
+
+@given(st.integers(2, 9), st.integers(0, 9), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_null_space_directions_are_where_general_inputs_are_smallest(n, h, rank):
+    rank = min(rank, n)
+    importance = random_importance("covariance", 4, n, (4, min(h, n)), seed=n)
+    a = null_space_directions(GeneralMetric.of("w", importance, 0.1, CPU), rank)
+    close(a @ a.T, torch.eye(rank, dtype=torch.float64))
+    _, s = dense_sides(importance, 0.0)
+    expected = torch.linalg.eigvalsh(s)
+    # What is not kept has one number, which may lie above some that are kept.
+    if h >= n:
+        close((a @ s @ a.T).diagonal() / expected.max(), expected[:rank] / expected.max())
+    elif rank <= n - h:
+        assert float((a @ importance.input_vectors(torch.float64)).abs().max() if h else 0) < 1e-5
 
 
 def fall_per_rise(a: torch.Tensor, gradient: torch.Tensor, g: torch.Tensor, s: torch.Tensor) -> float:

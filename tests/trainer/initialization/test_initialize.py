@@ -100,7 +100,18 @@ def test_contrastive_is_that_of_the_dense_moments(padded):
         assert_same_directions(weight.a, expected)
 
 
-@pytest.mark.parametrize("kind", ["natural_gradient", "contrastive"])
+@pytest.mark.parametrize("memory", ["device", "sketch"])
+def test_the_gradient_alone_is_that_of_the_dense_singular_vectors(memory):
+    model, batches = adapter(r=2), domain_batches()
+    initialize_adapter(model, basis_map(), batches, "gradient", memory=memory)
+    gradients = full_gradients(batches)
+    for weight in adapted_weights(model):
+        right = torch.linalg.svd(gradients[f"{weight.name}.weight"]).Vh[:2]
+        expected = right * (right * weight.a.double()).sum(1).sign()[:, None]
+        assert_same_directions(weight.a, expected)
+
+
+@pytest.mark.parametrize("kind", ["natural_gradient", "contrastive", "null_space"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_scale_is_that_of_the_default_start(kind, padded):
     model, batches = adapter(), domain_batches(padded=padded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alora_trainer.experiment.recipe.plan.curvature import EIGEN_FLOPS, CurvatureModel
 from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.trainer.config import ALoRAConfig
-from alora_trainer.trainer.initialization.settings import CONTRASTIVE, SKETCH
+from alora_trainer.trainer.initialization.settings import BY_GRADIENT, CONTRASTIVE, SKETCH
 from alora_trainer.trainer.initialization.sketch import sketch_width
 
 _SINGLE, _DOUBLE = 4, 8
@@ -31,7 +31,7 @@ class ChoosingModel:
     @property
     def passes(self) -> tuple[int, int]:
         """How often the items go forward and back, and how often forward alone."""
-        if self._config.init_adapter == CONTRASTIVE:
+        if self._config.init_adapter not in BY_GRADIENT:
             return 0, 1
         return (2 if self._config.init_memory == SKETCH else 1), 1
 
@@ -49,6 +49,8 @@ class ChoosingModel:
     def _sums(self) -> int:
         if self._config.init_adapter == CONTRASTIVE:
             return _SINGLE * sum(n * n for n in self._inputs)
+        if self._config.init_adapter not in BY_GRADIENT:
+            return 0
         if self._config.init_memory == SKETCH:
             return _SINGLE * sum(sketch_width(shape, rank) * sum(shape) for shape, rank in self._weights)
         return _SINGLE * self._memory.adapted_elements
@@ -57,6 +59,8 @@ class ChoosingModel:
         """Beside the passes through the model: products over `tokens`, and decompositions."""
         if self._config.init_adapter == CONTRASTIVE:
             products = 2.0 * tokens * sum(n * n for n in self._inputs)
+        elif self._config.init_adapter not in BY_GRADIENT:
+            products = 0.0
         elif self._config.init_memory == SKETCH:
             products = 8.0 * tokens * sum(sketch_width(shape, rank) * sum(shape) for shape, rank in self._weights)
         else:
