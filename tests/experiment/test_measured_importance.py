@@ -19,7 +19,7 @@ from alora_trainer.artefact.importance_map import ImportanceMap
 from alora_trainer.cli.command_line import main
 from alora_trainer.data.domain import collator
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.methods import METHODS, get_method
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run import measure
@@ -29,6 +29,7 @@ from alora_trainer.experiment.run.whole_recipe import record_recipe, tune_recipe
 from alora_trainer.importance.kinds.factored import WideFactoredOmega
 from alora_trainer.importance.kinds.kronecker import KroneckerOmega
 from alora_trainer.importance.recording.curvature import estimate_curvature
+from alora_trainer.importance.recording.measured import MEASURED
 from tests.dense_metric import dense_metric
 from tests.launching import ROOT, launch
 from tests.tiny_recipe import write_all
@@ -51,7 +52,7 @@ def kronecker(recipe: Callable[..., Recipe]) -> Path:
 
 def test_a_record_without_training(recipe: Callable[..., Recipe], kronecker: Path) -> None:
     one = recipe()
-    assert kronecker == one.base / "recorded" / "kronecker" / "map"
+    assert kronecker == one.base / "recorded" / "curvature_kronecker" / "map"
     assert not (one.base / "recorded" / "record").exists()
     made = ImportanceMap.from_pretrained(kronecker)
     assert (made.kind, made.storage, made.info.estimator) == ("kronecker", "kronecker", "kronecker")
@@ -68,6 +69,22 @@ def test_a_record_without_training(recipe: Callable[..., Recipe], kronecker: Pat
     for name, importance in estimate.importance.items():
         for part, values in importance.parts.items():
             assert torch.equal(values, made.stored(name).parts[part]), (name, part)
+
+
+def test_no_measurement_is_kept_where_a_method_trains() -> None:
+    """`ekfac` and `covariance` are the names of both; a second call would have found the one in the other's place."""
+    kept = {f"{measured.folder}{whole}" for measured in MEASURED.values() for whole in ("", "_full")}
+    kept |= {"record", "data", "overlap"}
+    assert not kept & set(METHODS)
+
+
+def test_a_second_call_finds_both_the_measurement_and_the_training(recipe: Callable[..., Recipe]) -> None:
+    one = recipe()
+    first = tune_recipe(one, get_method("covariance"), output_dir=one.base / "twice")
+    before = (first / "adapter_model.safetensors").stat().st_mtime_ns
+    assert tune_recipe(one, get_method("covariance"), output_dir=one.base / "twice") == first
+    assert (first / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert (one.base / "twice" / "curvature_covariance" / "training.json").is_file()
 
 
 def test_a_second_record_does_nothing_again(
@@ -89,9 +106,9 @@ def test_a_second_record_does_nothing_again(
 def test_a_map_that_is_given_holds_as_one_that_is_made(recipe: Callable[..., Recipe], kronecker: Path) -> None:
     one = recipe(**{"alora.lam": "5"})
     given = tune_recipe(one, get_method("kfac"), output_dir=one.base / "given", importance=kronecker)
-    assert not (one.base / "given" / "kronecker").exists()
+    assert not (one.base / "given" / "curvature_kronecker").exists()
     made = tune_recipe(one, get_method("kfac"), output_dir=one.base / "made")
-    assert (one.base / "made" / "kronecker" / "map").is_dir()
+    assert (one.base / "made" / "curvature_kronecker" / "map").is_dir()
     free = tune_recipe(recipe(), get_method("lora"), output_dir=one.base / "given")
     adapters = [load_file(folder / "adapter_model.safetensors") for folder in (given, made, free)]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
@@ -183,11 +200,11 @@ def test_two_processes_measure_together(recipe: Callable[..., Recipe], kronecker
     command += ["alora_trainer.cli", "record", path, "--importance", "kronecker", "--output_dir", str(tmp_path), *words]
     done = launch(command, os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    both = ImportanceMap.from_pretrained(tmp_path / "kronecker" / "map")
+    both = ImportanceMap.from_pretrained(tmp_path / "curvature_kronecker" / "map")
     whole = recipe(importance="kronecker", **{key: settings[key] for key in settings if key.startswith("curvature.")})
     one = ImportanceMap.from_pretrained(record_recipe(whole, output_dir=tmp_path / "one"))
     assert both.info.tokens == one.info.tokens and both.info.steps == one.info.steps
-    assert not list((tmp_path / "kronecker").glob("*.safetensors"))
+    assert not list((tmp_path / "curvature_kronecker").glob("*.safetensors"))
     for name in one:
         expected = dense_metric(one.stored(name))
         torch.testing.assert_close(

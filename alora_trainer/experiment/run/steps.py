@@ -53,7 +53,7 @@ class Steps:
 
     def measurement(self, measured: Measured, moved: Parameterization = Parameterization.ADAPTER) -> Stage:
         """What is measured at the base weights, of those that LoRA adapts or of the whole model."""
-        name = f"{measured.name}_full" if moved is Parameterization.FULL else measured.name
+        name = f"{measured.folder}_full" if moved is Parameterization.FULL else measured.folder
         settings = dependencies.measurement(self.recipe, measured, moved).settings
         return Stage(self.folder / name, settings, "training")
 

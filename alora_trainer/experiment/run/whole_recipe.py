@@ -110,7 +110,7 @@ def record_recipe(recipe: Recipe, *, output_dir: str | Path, overwrite: bool = F
     with working_in(run.folder):
         run.check(measured=measured)
         run.measure(measured)
-    return run.folder / measured.name / "map"
+    return run.folder / measured.folder / "map"
 
 
 def _joined_run(recipe: Recipe, section: str, output_dir: str | Path, **settings: Any) -> Run:

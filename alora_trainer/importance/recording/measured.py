@@ -33,6 +33,11 @@ class Measured:
     labels: str = "text"
 
     @property
+    def folder(self) -> str:
+        """The name of the folder in a run that it is kept in: none that a method has for its training."""
+        return f"curvature_{self.name}" if self.is_curvature else self.name
+
+    @property
     def is_curvature(self) -> bool:
         """Whether it is curvature in a basis, and no Fisher information by element."""
         return self.section == "curvature"
