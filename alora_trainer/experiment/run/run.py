@@ -202,7 +202,7 @@ class Run:
         return cost
 
     def measure(self, measured: Measured, moved: Parameterization = Parameterization.ADAPTER) -> dict[str, Any]:
-        """Measure importance at the base weights, into a folder of its own, such as ``curvature_kronecker/map`` or ``fisher/map``.
+        """Measure importance at the base weights, into a folder of its own: ``curvature_kronecker/map``, ``fisher/map``.
 
         Returns:
             What `measure_importance` says of it.
