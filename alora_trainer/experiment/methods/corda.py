@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import CordaConfig
@@ -15,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
+from alora_trainer.experiment.methods.starts import check_difference, saved_as_difference
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Corda(Method):
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         options, general, batch_of = inputs.options, inputs.general, inputs.collate
         assert batch_of is not None
+        check_difference(config)
         config.init_lora_weights = "corda"
         config.corda_config = CordaConfig(corda_method="kpm")
         if config.target_modules == "all-linear":
@@ -57,15 +57,7 @@ class Corda(Method):
                 base(input_ids=batch_of([general[number]])["input_ids"].to(base.device))
 
         preprocess_corda(base, config, run_model=read_general_text)
-        model: Any = get_peft_model(base, config)
-        model.peft_config["default"].init_lora_weights = True
-        beginning = inputs.folder / "corda_beginning"
-        model.save_pretrained(str(beginning))
-
-        def save(target: Path) -> None:
-            model.save_pretrained(str(target), path_initial_model_for_weight_conversion=str(beginning))
-
-        return Adapter(model, save)
+        return saved_as_difference(get_peft_model(base, config), inputs.folder)
 
 
 def _all_linear(model: PreTrainedModel) -> set[str]:

@@ -40,13 +40,16 @@ class AdapterInputs:
     Attributes:
         options: the method's own, an instance of its `options_class`, or None.
         folder: of the training, for an adapter that needs its beginning to be saved.
-        general, collate: rows of general text and what makes a batch of them, for a method that `needs_general_text`.
+        general: rows of general text, for a method that `needs_general_text`.
+        collate: makes a batch of rows.
+        domain: the rows that the domain is trained with, for a method that `needs_domain_items`.
     """
 
     options: Any
     folder: Path
     general: Any = None
     collate: Collate | None = None
+    domain: Any = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Method:
     options_class: ClassVar[type | None] = None
     # Whether its training on the domain (or its adapter) sees general text, too.
     needs_general_text: ClassVar[bool] = False
+    # Whether its adapter is made from items of the domain.
+    needs_domain_items: ClassVar[bool] = False
     # Whether it reads the base weights' own numbers, which a quantised base does not have.
     needs_plain_base: ClassVar[bool] = False
     # Whether its training takes the model with its adapter switched off for the base model.

@@ -61,6 +61,7 @@ def starting_model(
     folder: Path,
     general: Any,
     collate: Any,
+    domain: Any = None,
 ) -> Adapter:
     """The model that a training on a domain starts with, and how what it learns is saved: for the bare base model.
 
@@ -70,7 +71,9 @@ def starting_model(
         importance: the map that it starts from or is held by; None for a method that has none.
         learned: the adapter that the domain before left behind; None on the first.
         folder: of the training.
-        general, collate: rows of general text and what makes a batch of them, for an adapter that looks at some.
+        general: rows of general text, for an adapter that looks at some.
+        collate: makes a batch of rows.
+        domain: the rows that the domain is trained with, for an adapter that looks at some.
     """
     if method.parameterization is Parameterization.FULL:
         assert importance is not None
@@ -91,6 +94,7 @@ def starting_model(
         folder=folder,
         general=general,
         collate=collate,
+        domain=domain,
     )
 
 
@@ -149,6 +153,7 @@ def attach_adapter(
     folder: Path,
     general: Any = None,
     collate: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
+    domain: Any = None,
 ) -> Adapter:
     """A new adapter of the method's kind.
 
@@ -158,7 +163,7 @@ def attach_adapter(
         config: the recipe's LoRA.
         seed: of the adapter's random values.
         folder: where an adapter that needs its beginning to be saved keeps it.
-        general, collate: rows of general text and what makes a batch of them, for CorDA.
+        general, collate, domain: rows of general text, what makes a batch, and rows of the domain; see `AdapterInputs`.
 
     Raises:
         ALoRAError: the adapter does not fit the model.
@@ -169,7 +174,7 @@ def attach_adapter(
             f"{method.name} takes the base weights apart, which are quantised here: leave model.quantization out"
         )
     try:
-        return method.attach(base, config, AdapterInputs(options.own, folder, general, collate))
+        return method.attach(base, config, AdapterInputs(options.own, folder, general, collate, domain))
     except (TypeError, ValueError) as error:
         if isinstance(error, ALoRAError):
             raise

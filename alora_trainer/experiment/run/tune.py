@@ -102,6 +102,7 @@ def _trainer(
 ) -> tuple[Any, Adapter, ImportanceMap | None]:
     """The method's trainer, ready to train; the model in it, and how that is saved; the map that holds it, if any does."""
     options, collate = recipe.options(method), collator(tokenizer)
+    items = _items(recipe, data, tokenizer)
     general = _general_rows(recipe, method, tokenizer, folder) if method.needs_general_text else None
     adapter = starting_model(
         recipe,
@@ -112,6 +113,7 @@ def _trainer(
         folder=folder,
         general=general,
         collate=collate,
+        domain=items if method.needs_domain_items else None,
     )
     held, settings = _holding(recipe, method, beginning, records)
     watched = None
@@ -125,7 +127,7 @@ def _trainer(
         general=general,
         model=adapter.model,
         args=recipe.training_arguments("tune", folder / "checkpoints"),
-        train_dataset=_items(recipe, data, tokenizer),
+        train_dataset=items,
         data_collator=collate,
     )
     return trainer, adapter, held

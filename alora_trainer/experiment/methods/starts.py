@@ -1,0 +1,195 @@
+"""What the methods have in common whose adapter starts in directions that are computed, not drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import layer as lora_layers
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.method import Adapter, Collate
+from alora_trainer.importance.recording.layer_moments import INPUTS, LayerMoments
+from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
+
+# Rows that go through the model at a time.
+_ROWS = 8
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Of a method whose start is computed from data.
+
+    Attributes:
+        samples: how many rows of each kind of data it looks at (blocks of general text, items of the domain), evenly spaced
+            over all that there are; all of them if there are fewer.
+
+    Raises:
+        ALoRAError: there are none.
+    """
+
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ALoRAError(f"samples={self.samples!r} must be at least 1")
+
+
+# ---- what is looked at ----
+
+
+def spread(rows: int, samples: int) -> list[int]:
+    """The numbers of `samples` rows (or all, if there are fewer), evenly spaced over `rows`."""
+    count = min(samples, rows)
+    return [number * rows // count for number in range(count)]
+
+
+def batches(
+    rows: Sequence[Any], samples: int, collate: Collate, device: torch.device, size: int = _ROWS
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The rows that `spread` names, in batches on `device`."""
+    places = spread(len(rows), samples)
+    for first in range(0, len(places), size):
+        batch = collate([rows[place] for place in places[first : first + size]])
+        yield {key: value.to(device) for key, value in batch.items()}
+
+
+@torch.no_grad()
+def input_moments(
+    model: Any, weights: Sequence[AdaptedWeight], text: Iterable[Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """E[x x'] (n, n) over the inputs of every layer, padding left out, in float64; layers with one input share the tensor.
+
+    Args:
+        model: with an adapter that does nothing yet, so that it is the base model.
+        weights: the layers that are meant.
+        text: batches with ``input_ids`` and, where there is padding, an ``attention_mask``.
+
+    Raises:
+        ALoRAError: nothing has passed through a layer.
+    """
+    moments = LayerMoments(weights, outputs=False, location="device")
+    trained = model.training
+    model.eval()
+    with moments.watching():
+        for batch in text:
+            ids = batch["input_ids"]
+            mask = batch.get("attention_mask", torch.ones_like(ids))
+            moments.begin(mask.bool())
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+            moments.end_forward()
+    model.train(trained)
+    of_leader = {
+        leader: moments.sums.pop(f"{INPUTS}.{leader}").to(moments.devices[leader]).double() / count
+        for leader, count in moments.rows.items()
+    }
+    for weight in weights:
+        if weight.name not in moments.leaders:
+            raise ALoRAError(f"nothing has passed through {weight.name}: leave it out of lora.target_modules")
+    return {weight.name: of_leader[moments.leaders[weight.name]] for weight in weights}
+
+
+# ---- the weights and their factors ----
+
+
+def linear_weights(model: Any, directions: int = 1) -> list[AdaptedWeight]:
+    """The adapted weights of a model, for a start that takes each of them apart.
+
+    Args:
+        model: with its adapter.
+        directions: how many directions of a weight the start needs for each of the adapter's ranks.
+
+    Raises:
+        ALoRAError: one is of another kind of layer than linear, is shared with another layer, or has fewer directions.
+    """
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    weights = adapted_weights(model)
+    for weight in weights:
+        name, layer = weight.name, weight.layer
+        if not isinstance(layer, lora_layers.Linear):
+            raise ALoRAError(
+                f"this start knows linear layers, and {name} is a {type(layer).__name__}: leave it out of "
+                f"{'lora.target_parameters' if weight.stack is not None else 'lora.target_modules'}"
+            )
+        if owners[id(layer.get_base_layer().weight)] > 1:
+            raise ALoRAError(
+                f"the weight of {name} is another layer's, too, which this start would change with it: leave it out of "
+                "lora.target_modules"
+            )
+        needed, smaller = directions * int(layer.r[weight.adapter]), min(layer.in_features, layer.out_features)
+        if needed > smaller:
+            raise ALoRAError(
+                f"this start takes {needed} directions of {name}, which has {smaller}: set lora.r to at most "
+                f"{smaller // directions} (or its rank in lora.rank_pattern)"
+            )
+    return weights
+
+
+def base_matrix(weight: AdaptedWeight) -> torch.Tensor:
+    """A copy of the frozen base weight as a matrix (out_features, in_features), in float64 where its device has that."""
+    stored = weight.layer.get_base_layer().weight.detach()
+    matrix = stored.T if weight.stored_transposed else stored
+    return matrix.to("cpu" if matrix.device.type == "mps" else matrix.device).double()
+
+
+def set_factors(weight: AdaptedWeight, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Make (r, n) `a` and (m, r) `b` the adapter's factors."""
+    for parameter, matrix in ((weight.parameter_a, a), (weight.parameter_b, b)):
+        parameter.data.copy_(matrix.to(parameter.dtype))
+
+
+def take_out(weight: AdaptedWeight) -> None:
+    """``W0 <- W0 - s B A`` for the factors as they are stored, so that the model as a whole is the base model still."""
+    layer = weight.layer.get_base_layer()
+    movement = weight.scaling * weight.b.float() @ weight.a.float()
+    stored = movement.T if weight.stored_transposed else movement
+    layer.weight.data = (layer.weight.data.float() - stored).to(layer.weight.dtype)
+
+
+def freeze_a(weights: Sequence[AdaptedWeight]) -> None:
+    """Let B alone be trained, from now on and after a checkpoint has been loaded."""
+    for weight in weights:
+        # PEFT makes all factors trainable again when it loads an adapter, but for those that a layer names.
+        frozen = dict(weight.layer.frozen_peft_weight_names)
+        weight.layer.frozen_peft_weight_names = frozen | {weight.adapter: ("lora_A",)}
+        weight.parameter_a.requires_grad_(False)
+
+
+# ---- how it is saved ----
+
+
+def check_difference(config: LoraConfig) -> None:
+    """Refuse what `saved_as_difference` could not save in the end.
+
+    Raises:
+        ALoRAError: rsLoRA together with ranks or alphas of single layers.
+    """
+    if config.use_rslora and (config.rank_pattern or config.alpha_pattern):
+        raise ALoRAError(
+            "what this start takes out of the base weights is saved with twice the rank, which PEFT cannot do for rsLoRA with "
+            "rank_pattern or alpha_pattern: leave lora.use_rslora or the patterns out"
+        )
+
+
+def saved_as_difference(model: Any, folder: Path) -> Adapter:
+    """An adapter whose start was taken out of the base weights, saved as one of rank 2 r for the base as it was.
+
+    ``W0 - s B* A* + s B A = W0 + s [B, -B*] [A; A*]`` with (A*, B*) the factors as they are now, by PEFT's own conversion.
+
+    Args:
+        model: at its start.
+        folder: keeps the start.
+    """
+    model.peft_config["default"].init_lora_weights = True
+    beginning = folder / "beginning"
+    model.save_pretrained(str(beginning))
+
+    def save(target: Path) -> None:
+        model.save_pretrained(str(target), path_initial_model_for_weight_conversion=str(beginning))
+
+    return Adapter(model, save)

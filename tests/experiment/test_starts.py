@@ -1,0 +1,199 @@
+"""Methods whose adapter starts in directions that are computed: each start against a dense reference, and what is saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.methods.method import Adapter, MethodOptions
+from alora_trainer.experiment.methods.starts import StartOptions, batches, spread
+from alora_trainer.experiment.run.start import attach_adapter
+from alora_trainer.weights.adapted import adapted_weights
+from tests.tiny_training import tiny_llama, token_rows
+
+IDS = torch.arange(2, 14).view(2, 6)
+LENGTHS = (5, 8, 3, 8, 6)
+# Everything that is computed from data or from the base weights; False: the base weights stay as they are.
+TAKEN_OUT = {"lora_null": True, "lora_null_frozen": True}
+
+
+def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
+    """Pads on the right, as a recipe's collator does."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        ids, missing = row["input_ids"], longest - len(row["input_ids"])
+        batch["input_ids"].append([*ids, *[1] * missing])
+        batch["labels"].append([*row["labels"], *[-100] * missing])
+        batch["attention_mask"].append([1] * len(ids) + [0] * missing)
+    return {key: torch.tensor(value) for key, value in batch.items()}
+
+
+def ragged(seed: int) -> list[dict[str, list[int]]]:
+    """Rows of different lengths."""
+    rows = token_rows(items=20, length=8, seed=seed)
+    return [{key: row[key][: LENGTHS[number % 5]] for key in row} for number, row in enumerate(rows)]
+
+
+GENERAL, DOMAIN = ragged(8), ragged(4)
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., tuple[Any, Adapter]]:
+    """`start(name, base=..., samples=..., **lora)`: the base model as it was, and the adapter on a copy of it."""
+
+    def make(name: str, base: Any = None, options: Any = None, **lora: Any) -> tuple[Any, Adapter]:
+        base = tiny_llama() if base is None else base
+        method = get_method(name)
+        own = options if options is not None else method.default_options()
+        settings = {"r": 2, "lora_alpha": 6, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | lora
+        adapter = attach_adapter(
+            method, MethodOptions(own), copy.deepcopy(base), LoraConfig(**settings), seed=0, folder=tmp_path,
+            general=GENERAL if method.needs_general_text else None,
+            domain=DOMAIN if method.needs_domain_items else None,
+            collate=collate,
+        )  # fmt: skip
+        return base.eval(), adapter
+
+    return make
+
+
+def logits(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def seen_inputs(base: Any, name: str, rows: list[dict[str, list[int]]]) -> torch.Tensor:
+    """All inputs (tokens, n) of a layer of the base model, row by row and so without any padding, in float64."""
+    seen: list[torch.Tensor] = []
+    layer = base.get_submodule(name)
+    handle = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, 1)))
+    with torch.no_grad():
+        for row in rows:
+            base(input_ids=torch.tensor([row["input_ids"]]))
+    handle.remove()
+    return torch.cat(seen).double()
+
+
+# ---- which rows ----
+
+
+def test_rows_are_evenly_spaced() -> None:
+    assert spread(10, 4) == [0, 2, 5, 7] and spread(3, 8) == [0, 1, 2] and spread(5, 1) == [0]
+    rows = [{"input_ids": [number], "labels": [number]} for number in range(21)]
+    found = list(batches(rows, 10, collate, torch.device("cpu")))
+    assert [len(batch["input_ids"]) for batch in found] == [8, 2]
+    assert torch.cat([batch["input_ids"] for batch in found]).flatten().tolist() == spread(21, 10)
+    with pytest.raises(ALoRAError, match="samples=0 must be at least 1"):
+        StartOptions(samples=0)
+
+
+# ---- all of them ----
+
+
+@pytest.mark.parametrize("name", TAKEN_OUT)
+def test_it_starts_as_the_base_and_is_saved_as_what_was_trained(
+    start: Any, training_arguments: Any, tmp_path: Path, name: str
+) -> None:
+    base, adapter = start(name, lora_alpha=3)
+    expected = logits(base)
+    torch.testing.assert_close(logits(adapter.model), expected, rtol=1e-4, atol=1e-5)
+    changed = any(
+        not torch.equal(weight.layer.get_base_layer().weight, base.get_submodule(weight.name).weight)
+        for weight in adapted_weights(adapter.model)
+    )
+    assert changed == TAKEN_OUT[name]
+    method = get_method(name)
+    trainer = method.make_trainer(
+        options=method.default_options(),
+        model=adapter.model,
+        args=training_arguments(max_steps=2, learning_rate=0.02),
+        train_dataset=DOMAIN,
+        data_collator=collate,
+    )
+    trainer.train()
+    trained = logits(adapter.model)
+    assert float((trained - expected).abs().max()) > 0.01
+    adapter.save(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(again), trained, rtol=1e-4, atol=1e-5)
+    config = again.peft_config["default"]
+    assert config.init_lora_weights is True and config.r == (4 if changed else 2)
+    torch.testing.assert_close(logits(again.unload()), expected)  # and the base is as it was
+
+
+@pytest.mark.parametrize("name", TAKEN_OUT)
+def test_layers_that_keep_their_transpose(start: Any, name: str) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40, n_positions=32)).eval()
+    expected = logits(base)
+    _, adapter = start(name, base=base, target_modules="all-linear", rank_pattern={"mlp.c_fc": 4})
+    torch.testing.assert_close(logits(adapter.model), expected, rtol=1e-4, atol=1e-5)
+    weights = {weight.name.removeprefix("transformer.h.0."): weight for weight in adapted_weights(adapter.model)}
+    assert len(weights) == 4 and weights["mlp.c_fc"].rank == 4 and weights["mlp.c_proj"].rank == 2
+
+
+@pytest.mark.parametrize("name", [name for name, taken in TAKEN_OUT.items() if taken])
+def test_what_could_not_be_taken_out_is_refused(start: Any, name: str) -> None:
+    with pytest.raises(ALoRAError, match="leave lora.use_rslora or the patterns out"):
+        start(name, use_rslora=True, rank_pattern={"q_proj": 1})
+    with pytest.raises(
+        ALoRAError, match="directions of model.layers.0.self_attn.v_proj, which has 8: set lora.r to at most"
+    ):
+        start(name, r=9)
+    with pytest.raises(ALoRAError, match="embed_tokens is a Embedding: leave it out of lora.target_modules"):
+        start(name, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(ALoRAError, match="the weight of lm_head is another layer's, too"):
+        start(name, base=tiny_llama(tie_word_embeddings=True), target_modules=["q_proj", "lm_head"])
+
+
+# ---- LoRA-Null ----
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_lora_null_is_the_weight_on_the_null_space_of_general_text(start: Any, rslora: bool) -> None:
+    base, adapter = start("lora_null", options=StartOptions(samples=7), use_rslora=rslora)
+    rows = [GENERAL[place] for place in spread(len(GENERAL), 7)]
+    for weight in adapted_weights(adapter.model):
+        inputs = seen_inputs(base, weight.name, rows)
+        null = torch.linalg.svd(inputs, full_matrices=True).Vh[-2:]
+        before = base.get_submodule(weight.name).weight.double()
+        part = before @ null.T @ null
+        a, b = weight.a.double(), weight.b.double()
+        torch.testing.assert_close(weight.scaling * b @ a, part, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(a @ a.T, b.T @ b, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(weight.layer.get_base_layer().weight.double(), before - part, rtol=1e-3, atol=1e-5)
+        random = torch.randn(2, inputs.shape[1], generator=torch.Generator().manual_seed(0), dtype=a.dtype)
+        passes = [float((inputs @ torch.linalg.qr(rows.T).Q).square().sum()) for rows in (a, random)]
+        assert passes[0] < 0.2 * passes[1]
+
+
+def test_with_a_frozen_b_alone_moves_also_after_a_resume(start: Any, training_arguments: Any, tmp_path: Path) -> None:
+    def trained(steps: int, resume: str | None = None) -> dict[str, torch.Tensor]:
+        _, adapter = start("lora_null_frozen")
+        first = {name: p.detach().clone() for name, p in adapter.model.named_parameters() if "lora_" in name}
+        trainer = get_method("lora_null_frozen").make_trainer(
+            options=None, model=adapter.model, train_dataset=DOMAIN, data_collator=collate,
+            args=training_arguments(max_steps=steps, save_strategy="steps", save_steps=1),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        last = {name: p.detach() for name, p in adapter.model.named_parameters() if "lora_" in name}
+        for name in first:
+            assert torch.equal(first[name], last[name]) == ("lora_A" in name)
+        return last
+
+    whole = trained(3)
+    again = trained(3, resume=str(tmp_path / "out" / "checkpoint-1"))
+    assert all(torch.equal(whole[name], value) for name, value in again.items())
