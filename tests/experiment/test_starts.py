@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.methods.lora_ga import LoRAGAOptions
 from alora_trainer.experiment.methods.method import Adapter, MethodOptions
 from alora_trainer.experiment.methods.starts import StartOptions, batches, spread
 from alora_trainer.experiment.run.start import attach_adapter
@@ -22,7 +23,7 @@ from tests.tiny_training import tiny_llama, token_rows
 IDS = torch.arange(2, 14).view(2, 6)
 LENGTHS = (5, 8, 3, 8, 6)
 # Everything that is computed from data or from the base weights; False: the base weights stay as they are.
-TAKEN_OUT = {"lora_null": True, "lora_null_frozen": True}
+TAKEN_OUT = {"lora_null": True, "lora_null_frozen": True, "lora_ga": True}
 
 
 def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
@@ -150,13 +151,21 @@ def test_what_could_not_be_taken_out_is_refused(start: Any, name: str) -> None:
     with pytest.raises(ALoRAError, match="leave lora.use_rslora or the patterns out"):
         start(name, use_rslora=True, rank_pattern={"q_proj": 1})
     with pytest.raises(
-        ALoRAError, match="directions of model.layers.0.self_attn.v_proj, which has 8: set lora.r to at most"
+        ALoRAError, match="directions of model.layers.0.self_attn.[qv]_proj, which has [0-9]+: set lora.r"
     ):
         start(name, r=9)
     with pytest.raises(ALoRAError, match="embed_tokens is a Embedding: leave it out of lora.target_modules"):
         start(name, target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(ALoRAError, match="the weight of lm_head is another layer's, too"):
         start(name, base=tiny_llama(tie_word_embeddings=True), target_modules=["q_proj", "lm_head"])
+
+
+def assert_same_up_to_sign(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Rows of a decomposition, of which each may have either sign; a randomised one is off by a part in a thousand or so."""
+    signs = (found.double() * expected.double()).sum(1, keepdim=True).sign()
+    torch.testing.assert_close(
+        signs * found.double(), expected.double(), rtol=0, atol=5e-3 * float(expected.abs().max())
+    )
 
 
 # ---- LoRA-Null ----
@@ -197,3 +206,28 @@ def test_with_a_frozen_b_alone_moves_also_after_a_resume(start: Any, training_ar
     whole = trained(3)
     again = trained(3, resume=str(tmp_path / "out" / "checkpoint-1"))
     assert all(torch.equal(whole[name], value) for name, value in again.items())
+
+
+# ---- LoRA-GA ----
+
+
+@pytest.mark.parametrize("equation", ["peft", "paper"])
+def test_lora_ga_is_made_of_the_domains_gradient(start: Any, equation: str) -> None:
+    base, adapter = start("lora_ga", options=LoRAGAOptions(samples=11, equation=equation, gamma=4))
+    rows = [DOMAIN[place] for place in spread(len(DOMAIN), 11)]
+    for part in (rows[:8], rows[8:]):
+        (base(**collate(part)).loss / 2).backward()
+    for weight in adapted_weights(adapter.model):
+        before = base.get_submodule(weight.name).weight
+        left, values, right = torch.linalg.svd(before.grad.double(), full_matrices=False)
+        scale = before.shape[0] ** 0.25 / 2
+        of_a, of_b = (1.0, scale * values[2:4]) if equation == "peft" else (scale, scale)
+        assert_same_up_to_sign(weight.a, of_a * right[:2])
+        assert_same_up_to_sign(weight.b.T, (of_b * left[:, 2:4]).T)
+        rest = before.double() - weight.scaling * weight.b.double() @ weight.a.double()
+        torch.testing.assert_close(weight.layer.get_base_layer().weight.double(), rest, rtol=1e-4, atol=1e-6)
+    assert not any(hasattr(module, "_peft_loraga_grad") for module in adapter.model.modules())
+    with pytest.raises(ALoRAError, match="equation='papr' is unknown"):
+        LoRAGAOptions(equation="papr")
+    with pytest.raises(ALoRAError, match="gamma=0 must be at least 1"):
+        LoRAGAOptions(gamma=0)

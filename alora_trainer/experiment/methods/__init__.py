@@ -10,6 +10,7 @@ full_tuning.py     the model's own weights, held as published
 mlp_only.py, corda.py, osf.py     other adapters
 starts.py          what adapters have in common that start in directions which are computed
 lora_null.py       ... in those that general text hardly uses
+lora_ga.py         ... in those of the domain's own gradient
 general_text.py    trainings that see general text beside the domain: the part that they share
 replay.py, kl_anchor.py, i_lora.py     ... and what each does with it
 lora_pro.py        LoRA-Pro's correction of the factors' gradients

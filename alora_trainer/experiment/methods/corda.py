@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
-from alora_trainer.experiment.methods.starts import check_difference, saved_as_difference
+from alora_trainer.experiment.methods.starts import all_linear, check_difference, saved_as_difference
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Corda(Method):
         config.corda_config = CordaConfig(corda_method="kpm")
         if config.target_modules == "all-linear":
             # preprocess_corda does not know PEFT's own abbreviation.
-            config.target_modules = _all_linear(base)
+            config.target_modules = all_linear(base)
         rows = min(options.samples, len(general))
 
         def read_general_text() -> None:
@@ -58,14 +56,6 @@ class Corda(Method):
 
         preprocess_corda(base, config, run_model=read_general_text)
         return saved_as_difference(get_peft_model(base, config), inputs.folder)
-
-
-def _all_linear(model: PreTrainedModel) -> set[str]:
-    """Names of all linear layers but the output head."""
-    head = model.get_output_embeddings()
-    return {
-        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
-    }
 
 
 CORDA_KPM = Corda("corda_kpm", "PEFT's CorDA, knowledge-preserved mode", starts_from="fresh")

@@ -23,6 +23,7 @@ from alora_trainer.experiment.methods.first_directions import (
 from alora_trainer.experiment.methods.full_tuning import EWC_FULL, SI_FULL
 from alora_trainer.experiment.methods.i_lora import I_LORA
 from alora_trainer.experiment.methods.kl_anchor import KL_ANCHOR
+from alora_trainer.experiment.methods.lora_ga import LORA_GA
 from alora_trainer.experiment.methods.lora_null import LORA_NULL, LORA_NULL_FROZEN
 from alora_trainer.experiment.methods.lora_pro import LORA_PRO
 from alora_trainer.experiment.methods.method import Method
@@ -47,7 +48,7 @@ for _method in (
     *(KFAC_NATURAL, KFAC_CONTRASTIVE),
     *(ALORA, ALORA_NO_LAYER, ALORA_NO_ELEMENT),
     *(L2, SHUFFLED, MLP_ONLY, REPLAY, KL_ANCHOR, I_LORA, LORA_PRO, SI_FULL, EWC_FULL, CORDA_KPM, OSF),
-    *(LORA_NULL, LORA_NULL_FROZEN),
+    *(LORA_NULL, LORA_NULL_FROZEN, LORA_GA),
 ):
     METHODS.register(_method.name, _method)
 

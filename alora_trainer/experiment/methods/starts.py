@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import layer as lora_layers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, Collate
@@ -97,6 +100,24 @@ def input_moments(
 # ---- the weights and their factors ----
 
 
+def all_linear(model: PreTrainedModel) -> set[str]:
+    """Names of all linear layers but the output head: PEFT's "all-linear", which its own preparations do not know."""
+    head = model.get_output_embeddings()
+    return {
+        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    }
+
+
+def check_rank(name: str, rank: int, shape: Sequence[int], directions: int) -> None:
+    """Raises ALoRAError if a weight of this shape has fewer directions than `directions` for each of the adapter's ranks."""
+    needed, smaller = directions * rank, min(shape)
+    if needed > smaller:
+        raise ALoRAError(
+            f"this start takes {needed} directions of {name}, which has {smaller}: set lora.r to at most "
+            f"{smaller // directions} (or its rank in lora.rank_pattern)"
+        )
+
+
 def linear_weights(model: Any, directions: int = 1) -> list[AdaptedWeight]:
     """The adapted weights of a model, for a start that takes each of them apart.
 
@@ -121,12 +142,7 @@ def linear_weights(model: Any, directions: int = 1) -> list[AdaptedWeight]:
                 f"the weight of {name} is another layer's, too, which this start would change with it: leave it out of "
                 "lora.target_modules"
             )
-        needed, smaller = directions * int(layer.r[weight.adapter]), min(layer.in_features, layer.out_features)
-        if needed > smaller:
-            raise ALoRAError(
-                f"this start takes {needed} directions of {name}, which has {smaller}: set lora.r to at most "
-                f"{smaller // directions} (or its rank in lora.rank_pattern)"
-            )
+        check_rank(name, int(layer.r[weight.adapter]), (layer.out_features, layer.in_features), directions)
     return weights
 
 
