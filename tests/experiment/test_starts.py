@@ -23,7 +23,8 @@ from tests.tiny_training import tiny_llama, token_rows
 IDS = torch.arange(2, 14).view(2, 6)
 LENGTHS = (5, 8, 3, 8, 6)
 # Everything that is computed from data or from the base weights; False: the base weights stay as they are.
-TAKEN_OUT = {"lora_null": True, "lora_null_frozen": True, "lora_ga": True}
+TAKEN_OUT = {"lora_null": True, "lora_null_frozen": True, "lora_ga": True, "pissa": True, "olora": True}
+TAKEN_OUT |= {"mica": False, "orthogonal": False}
 
 
 def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
@@ -57,6 +58,7 @@ def start(tmp_path: Path) -> Callable[..., tuple[Any, Adapter]]:
         method = get_method(name)
         own = options if options is not None else method.default_options()
         settings = {"r": 2, "lora_alpha": 6, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | lora
+        settings |= method.lora
         adapter = attach_adapter(
             method, MethodOptions(own), copy.deepcopy(base), LoraConfig(**settings), seed=0, folder=tmp_path,
             general=GENERAL if method.needs_general_text else None,
@@ -129,11 +131,11 @@ def test_it_starts_as_the_base_and_is_saved_as_what_was_trained(
     again = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(again), trained, rtol=1e-4, atol=1e-5)
     config = again.peft_config["default"]
-    assert config.init_lora_weights is True and config.r == (4 if changed else 2)
+    assert config.init_lora_weights == (True if name != "orthogonal" else name) and config.r == (4 if changed else 2)
     torch.testing.assert_close(logits(again.unload()), expected)  # and the base is as it was
 
 
-@pytest.mark.parametrize("name", TAKEN_OUT)
+@pytest.mark.parametrize("name", [name for name in TAKEN_OUT if name != "olora"])
 def test_layers_that_keep_their_transpose(start: Any, name: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -189,18 +191,21 @@ def test_lora_null_is_the_weight_on_the_null_space_of_general_text(start: Any, r
         assert passes[0] < 0.2 * passes[1]
 
 
-def test_with_a_frozen_b_alone_moves_also_after_a_resume(start: Any, training_arguments: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "frozen"), [("lora_null_frozen", "lora_A"), ("mica", "lora_B")])
+def test_one_factor_is_frozen_also_after_a_resume(
+    start: Any, training_arguments: Any, tmp_path: Path, method: str, frozen: str
+) -> None:
     def trained(steps: int, resume: str | None = None) -> dict[str, torch.Tensor]:
-        _, adapter = start("lora_null_frozen")
+        _, adapter = start(method)
         first = {name: p.detach().clone() for name, p in adapter.model.named_parameters() if "lora_" in name}
-        trainer = get_method("lora_null_frozen").make_trainer(
+        trainer = get_method(method).make_trainer(
             options=None, model=adapter.model, train_dataset=DOMAIN, data_collator=collate,
             args=training_arguments(max_steps=steps, save_strategy="steps", save_steps=1),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         last = {name: p.detach() for name, p in adapter.model.named_parameters() if "lora_" in name}
         for name in first:
-            assert torch.equal(first[name], last[name]) == ("lora_A" in name)
+            assert torch.equal(first[name], last[name]) == (frozen in name)
         return last
 
     whole = trained(3)
@@ -231,3 +236,55 @@ def test_lora_ga_is_made_of_the_domains_gradient(start: Any, equation: str) -> N
         LoRAGAOptions(equation="papr")
     with pytest.raises(ALoRAError, match="gamma=0 must be at least 1"):
         LoRAGAOptions(gamma=0)
+
+
+# ---- of the weights alone ----
+
+
+def test_pissa_is_the_leading_part_and_olora_the_first(start: Any) -> None:
+    for name in ("pissa", "olora"):
+        base, adapter = start(name)
+        for weight in adapted_weights(adapter.model):
+            before = base.get_submodule(weight.name).weight.detach().double()
+            if name == "pissa":
+                left, values, right = torch.linalg.svd(before, full_matrices=False)
+                part = left[:, :2] * values[:2] @ right[:2]
+            else:
+                q, r = torch.linalg.qr(before)
+                part = weight.scaling * q[:, :2] @ r[:2]
+            torch.testing.assert_close(weight.scaling * (weight.b @ weight.a).double(), part, rtol=1e-3, atol=1e-5)
+            rest = weight.layer.get_base_layer().weight.double()
+            torch.testing.assert_close(rest, before - part, rtol=1e-3, atol=1e-5)
+
+
+def test_olora_refuses_what_peft_would_take_for_the_weight(start: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    base = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40, n_positions=32))
+    with pytest.raises(
+        ALoRAError, match="c_attn keeps the transpose of its weight .Conv1D., which PEFT's olora takes for"
+    ):
+        start("olora", base=base, target_modules="all-linear")
+
+
+def test_mica_holds_the_last_directions(start: Any) -> None:
+    base, adapter = start("mica")
+    for weight in adapted_weights(adapter.model):
+        left = torch.linalg.svd(base.get_submodule(weight.name).weight.detach().double(), full_matrices=False).U
+        assert_same_up_to_sign(weight.b.T, left[:, -2:].T)
+        assert not weight.a.any() and weight.parameter_a.requires_grad and not weight.parameter_b.requires_grad
+    with pytest.raises(ALoRAError, match="MiCA requires `r` <= min"):
+        start("mica", r=9)
+    with pytest.raises(ALoRAError, match="embed_tokens is a Embedding"):
+        start("mica", target_modules=["q_proj", "embed_tokens"])
+
+
+def test_orthogonal_factors_pass_nothing_on_though_neither_is_zero(start: Any) -> None:
+    first, second = (adapted_weights(start("orthogonal", r=4)[1].model) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.a, other.a) and torch.equal(one.b, other.b)
+        for factor in (one.a, one.b):
+            assert int(torch.linalg.matrix_rank(factor, rtol=1e-4)) == 2 and float(factor.norm()) > 0.3
+        assert float((one.b @ one.a).abs().max()) < 1e-6
+    with pytest.raises(ALoRAError, match="requires the LoRA rank to be even, got 3"):
+        start("orthogonal", r=3)

@@ -126,9 +126,8 @@ def linear_weights(model: Any, directions: int = 1) -> list[AdaptedWeight]:
         directions: how many directions of a weight the start needs for each of the adapter's ranks.
 
     Raises:
-        ALoRAError: one is of another kind of layer than linear, is shared with another layer, or has fewer directions.
+        ALoRAError: one is of another kind of layer than linear, or has fewer directions.
     """
-    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     weights = adapted_weights(model)
     for weight in weights:
         name, layer = weight.name, weight.layer
@@ -136,11 +135,6 @@ def linear_weights(model: Any, directions: int = 1) -> list[AdaptedWeight]:
             raise ALoRAError(
                 f"this start knows linear layers, and {name} is a {type(layer).__name__}: leave it out of "
                 f"{'lora.target_parameters' if weight.stack is not None else 'lora.target_modules'}"
-            )
-        if owners[id(layer.get_base_layer().weight)] > 1:
-            raise ALoRAError(
-                f"the weight of {name} is another layer's, too, which this start would change with it: leave it out of "
-                "lora.target_modules"
             )
         check_rank(name, int(layer.r[weight.adapter]), (layer.out_features, layer.in_features), directions)
     return weights
@@ -200,7 +194,17 @@ def saved_as_difference(model: Any, folder: Path) -> Adapter:
     Args:
         model: at its start.
         folder: keeps the start.
+
+    Raises:
+        ALoRAError: a weight that something was taken out of is another layer's, too.
     """
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    for weight in adapted_weights(model):
+        if owners[id(weight.layer.get_base_layer().weight)] > 1:
+            raise ALoRAError(
+                f"the weight of {weight.name} is another layer's, too, which this start has changed with it: leave it out of "
+                "lora.target_modules"
+            )
     model.peft_config["default"].init_lora_weights = True
     beginning = folder / "beginning"
     model.save_pretrained(str(beginning))
