@@ -40,7 +40,7 @@ def test_a_quantised_base_records_and_tunes(kind: str, layer: str, tmp_path: Pat
     base = load_base(recipe)
     assert {type(m).__name__ for n, m in base.named_modules() if n.endswith(("q_proj", "down_proj"))} == {layer}
     assert type(base.lm_head) is torch.nn.Linear
-    for method in ("alora", "ewclora"):
+    for method in ("alora", "ewclora", "eva"):
         adapter = tune_recipe(recipe, get_method(method), output_dir=tmp_path / "run")
         assert any(
             bool(t.any()) for name, t in load_file(adapter / "adapter_model.safetensors").items() if "lora_B" in name

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.methods import eva, get_method
 from alora_trainer.experiment.methods.lora_ga import LoRAGAOptions
 from alora_trainer.experiment.methods.method import Adapter, MethodOptions
 from alora_trainer.experiment.methods.starts import StartOptions, batches, spread
@@ -24,7 +24,7 @@ IDS = torch.arange(2, 14).view(2, 6)
 LENGTHS = (5, 8, 3, 8, 6)
 # Everything that is computed from data or from the base weights; False: the base weights stay as they are.
 TAKEN_OUT = {"lora_null": True, "lora_null_frozen": True, "lora_ga": True, "pissa": True, "olora": True}
-TAKEN_OUT |= {"mica": False, "orthogonal": False}
+TAKEN_OUT |= {"mica": False, "orthogonal": False, "eva": False}
 
 
 def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
@@ -145,7 +145,9 @@ def test_layers_that_keep_their_transpose(start: Any, name: str) -> None:
     _, adapter = start(name, base=base, target_modules="all-linear", rank_pattern={"mlp.c_fc": 4})
     torch.testing.assert_close(logits(adapter.model), expected, rtol=1e-4, atol=1e-5)
     weights = {weight.name.removeprefix("transformer.h.0."): weight for weight in adapted_weights(adapter.model)}
-    assert len(weights) == 4 and weights["mlp.c_fc"].rank == 4 and weights["mlp.c_proj"].rank == 2
+    assert len(weights) == 4 and sum(weight.rank for weight in weights.values()) == 10
+    if name != "eva":  # which gives the ranks to the layers anew
+        assert weights["mlp.c_fc"].rank == 4 and weights["mlp.c_proj"].rank == 2
 
 
 @pytest.mark.parametrize("name", [name for name, taken in TAKEN_OUT.items() if taken])
@@ -288,3 +290,38 @@ def test_orthogonal_factors_pass_nothing_on_though_neither_is_zero(start: Any) -
         assert float((one.b @ one.a).abs().max()) < 1e-6
     with pytest.raises(ALoRAError, match="requires the LoRA rank to be even, got 3"):
         start("orthogonal", r=3)
+
+
+# ---- EVA ----
+
+
+@pytest.mark.parametrize("rho", [1.0, 2.0])
+def test_eva_holds_most_of_what_the_domains_inputs_vary_by(start: Any, rho: float) -> None:
+    base = tiny_llama()
+    with torch.no_grad():
+        base.model.embed_tokens.weight[:, 2:] *= 0.05  # two directions say most of the first layer's inputs
+    _, adapter = start("eva", base=base, r=3, options=eva.EVAOptions(samples=20, rho=rho))
+    weights = adapted_weights(adapter.model)
+    ranks = [weight.rank for weight in weights]
+    assert sum(ranks) == 3 * len(ranks) and (set(ranks) == {3}) == (rho == 1)
+    for weight in weights:
+        trained = torch.cat([torch.tensor(row["labels"]) for row in DOMAIN]) != -100
+        inputs = seen_inputs(base, weight.name, DOMAIN)[trained]
+        centred = inputs - inputs.mean(0)
+        best = torch.linalg.svdvals(centred)[: weight.rank].square().sum()
+        a = weight.a.double()
+        torch.testing.assert_close(a @ a.T, torch.eye(weight.rank, dtype=a.dtype), rtol=0, atol=1e-5)
+        assert float((centred @ a.T).square().sum() / best) > 0.97
+        assert not weight.b.any() and weight.scaling == pytest.approx(2.0)
+
+
+def test_eva_ends_where_peft_would_go_on_for_ever(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ALoRAError, match="takes up to 14 directions from .* in a batch of items, which has fewer"):
+        start("eva", r=7, options=eva.EVAOptions(samples=2))
+    with pytest.raises(ALoRAError, match="this start takes 20 directions of .*q_proj, which has 16"):
+        start("eva", r=8, options=eva.EVAOptions(rho=2.5))
+    with pytest.raises(ALoRAError, match="rho=0.5 must be at least 1"):
+        eva.EVAOptions(rho=0.5)
+    monkeypatch.setattr(eva, "_PASSES", 1)
+    with pytest.raises(ALoRAError, match="did not stand still within 1 passes"):
+        start("eva")

@@ -10,6 +10,7 @@ from alora_trainer.basics.registry import Registry
 from alora_trainer.experiment.methods.controls import L2, SHUFFLED
 from alora_trainer.experiment.methods.corda import CORDA_KPM
 from alora_trainer.experiment.methods.curvature import COVARIANCE, EKFAC, KFAC
+from alora_trainer.experiment.methods.eva import EVA
 from alora_trainer.experiment.methods.ewc import EWCLORA, EWCLORA_BATCH, EWCLORA_FACTORED, EWCLORA_TRUE
 from alora_trainer.experiment.methods.first_directions import (
     KFAC_CONTRASTIVE,
@@ -49,7 +50,7 @@ for _method in (
     *(KFAC_NATURAL, KFAC_CONTRASTIVE),
     *(ALORA, ALORA_NO_LAYER, ALORA_NO_ELEMENT),
     *(L2, SHUFFLED, MLP_ONLY, REPLAY, KL_ANCHOR, I_LORA, LORA_PRO, SI_FULL, EWC_FULL, CORDA_KPM, OSF),
-    *(LORA_NULL, LORA_NULL_FROZEN, LORA_GA, MICA, PISSA, OLORA, ORTHOGONAL),
+    *(LORA_NULL, LORA_NULL_FROZEN, LORA_GA, MICA, PISSA, OLORA, ORTHOGONAL, EVA),
 ):
     METHODS.register(_method.name, _method)
 

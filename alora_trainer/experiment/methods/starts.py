@@ -23,6 +23,9 @@ from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 # Rows that go through the model at a time.
 _ROWS = 8
 
+# All layers of PEFT's that `adapted_weights` knows and that are not linear.
+_OTHER_LAYERS = (lora_layers.Embedding, lora_layers._ConvNd, lora_layers.ParamWrapper)
+
 
 @dataclass(frozen=True)
 class StartOptions:
@@ -131,7 +134,7 @@ def linear_weights(model: Any, directions: int = 1) -> list[AdaptedWeight]:
     weights = adapted_weights(model)
     for weight in weights:
         name, layer = weight.name, weight.layer
-        if not isinstance(layer, lora_layers.Linear):
+        if isinstance(layer, _OTHER_LAYERS):
             raise ALoRAError(
                 f"this start knows linear layers, and {name} is a {type(layer).__name__}: leave it out of "
                 f"{'lora.target_parameters' if weight.stack is not None else 'lora.target_modules'}"
