@@ -15,6 +15,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import eva, get_method
 from alora_trainer.experiment.methods.lora_ga import LoRAGAOptions
 from alora_trainer.experiment.methods.method import Adapter, MethodOptions
+from alora_trainer.experiment.methods.sc_lora import SCLoRAOptions
 from alora_trainer.experiment.methods.starts import StartOptions, batches, spread
 from alora_trainer.experiment.run.start import attach_adapter
 from alora_trainer.weights.adapted import adapted_weights
@@ -23,7 +24,14 @@ from tests.tiny_training import tiny_llama, token_rows
 IDS = torch.arange(2, 14).view(2, 6)
 LENGTHS = (5, 8, 3, 8, 6)
 # Everything that is computed from data or from the base weights; False: the base weights stay as they are.
-TAKEN_OUT = {"lora_null": True, "lora_null_frozen": True, "lora_ga": True, "pissa": True, "olora": True}
+TAKEN_OUT = {
+    "lora_null": True,
+    "lora_null_frozen": True,
+    "lora_ga": True,
+    "pissa": True,
+    "olora": True,
+    "sc_lora": True,
+}
 TAKEN_OUT |= {"mica": False, "orthogonal": False, "eva": False}
 
 
@@ -133,6 +141,16 @@ def test_it_starts_as_the_base_and_is_saved_as_what_was_trained(
     config = again.peft_config["default"]
     assert config.init_lora_weights == (True if name != "orthogonal" else name) and config.r == (4 if changed else 2)
     torch.testing.assert_close(logits(again.unload()), expected)  # and the base is as it was
+
+
+@pytest.mark.parametrize("name", TAKEN_OUT)
+def test_in_16_bits_the_factors_are_float32_and_the_model_is_the_base_but_for_rounding(start: Any, name: str) -> None:
+    base = tiny_llama().to(torch.bfloat16)
+    expected = logits(base)
+    _, adapter = start(name, base=base)
+    torch.testing.assert_close(logits(adapter.model), expected, rtol=0.05, atol=0.02)
+    for weight in adapted_weights(adapter.model):
+        assert {parameter.dtype for parameter in weight.parameters} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", [name for name in TAKEN_OUT if name != "olora"])
@@ -325,3 +343,28 @@ def test_eva_ends_where_peft_would_go_on_for_ever(start: Any, monkeypatch: pytes
     monkeypatch.setattr(eva, "_PASSES", 1)
     with pytest.raises(ALoRAError, match="did not stand still within 1 passes"):
         start("eva")
+
+
+# ---- SC-LoRA ----
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_sc_lora_is_the_weight_in_the_outputs_of_the_domain(start: Any, beta: float) -> None:
+    base, adapter = start("sc_lora", options=SCLoRAOptions(samples=7, beta=beta))
+    for weight in adapted_weights(adapter.model):
+        before = base.get_submodule(weight.name).weight.detach().double()
+        moments = []
+        for rows in (DOMAIN, GENERAL):
+            outputs = seen_inputs(base, weight.name, [rows[place] for place in spread(len(rows), 7)]) @ before.T
+            moments.append(outputs.T @ outputs / len(outputs))
+        contrast = (1 - beta) * moments[0] - beta * moments[1]
+        a, b = weight.a.double(), weight.b.double()
+        q = b * weight.scaling**0.5
+        torch.testing.assert_close(q.T @ q, torch.eye(2, dtype=q.dtype), rtol=0, atol=1e-5)
+        best = torch.linalg.eigvalsh(contrast)[-2:].sum()
+        torch.testing.assert_close((q.T @ contrast @ q).trace(), best, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(weight.scaling * b @ a, q @ q.T @ before, rtol=1e-3, atol=1e-5)
+        rest = weight.layer.get_base_layer().weight.double()
+        torch.testing.assert_close(rest, before - q @ q.T @ before, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ALoRAError, match="beta=1.5 must lie between 0 and 1"):
+        SCLoRAOptions(beta=1.5)

@@ -12,6 +12,7 @@ starts.py          what adapters have in common that start in directions which a
 lora_null.py       ... in those that general text hardly uses
 lora_ga.py         ... in those of the domain's own gradient
 eva.py             ... in those that the domain's inputs vary most in
+sc_lora.py         ... in those of the domain's outputs and not of general text's
 weight_starts.py   ... in those of the base weights, by PEFT
 general_text.py    trainings that see general text beside the domain: the part that they share
 replay.py, kl_anchor.py, i_lora.py     ... and what each does with it

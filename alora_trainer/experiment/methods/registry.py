@@ -40,6 +40,7 @@ from alora_trainer.experiment.methods.paper import (
     RSLORA,
 )
 from alora_trainer.experiment.methods.replay import REPLAY
+from alora_trainer.experiment.methods.sc_lora import SC_LORA
 from alora_trainer.experiment.methods.weight_starts import MICA, OLORA, ORTHOGONAL, PISSA
 
 # In the order of tables and reports, which tell methods apart by their place.
@@ -50,7 +51,7 @@ for _method in (
     *(KFAC_NATURAL, KFAC_CONTRASTIVE),
     *(ALORA, ALORA_NO_LAYER, ALORA_NO_ELEMENT),
     *(L2, SHUFFLED, MLP_ONLY, REPLAY, KL_ANCHOR, I_LORA, LORA_PRO, SI_FULL, EWC_FULL, CORDA_KPM, OSF),
-    *(LORA_NULL, LORA_NULL_FROZEN, LORA_GA, MICA, PISSA, OLORA, ORTHOGONAL, EVA),
+    *(LORA_NULL, LORA_NULL_FROZEN, LORA_GA, MICA, PISSA, OLORA, ORTHOGONAL, EVA, SC_LORA),
 ):
     METHODS.register(_method.name, _method)
 
