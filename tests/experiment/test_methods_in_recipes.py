@@ -96,6 +96,7 @@ def all_methods(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     make_collecting_cheap()
     recipe = write_all(tmp_path_factory.mktemp("all"))
     settings = {"methods": ",".join(METHODS), "fisher.batch_size": "3", "method_options.osf.effective_rank": "0.75"}
+    settings["method_options.oplora.k"] = "3"
     settings |= {
         "tune.max_steps": "2",
         "record.max_steps": "3",

@@ -16,6 +16,7 @@ sc_lora.py         ... in those of the domain's outputs and not of general text'
 weight_starts.py   ... in those of the base weights, by PEFT
 general_text.py    trainings that see general text beside the domain: the part that they share
 replay.py, kl_anchor.py, i_lora.py     ... and what each does with it
+oplora.py, clora.py     a movement that keeps out of directions of the weights, or of random ones
 lora_pro.py        LoRA-Pro's correction of the factors' gradients
 """
 

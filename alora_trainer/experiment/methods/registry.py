@@ -7,6 +7,7 @@ A package of its own adds one with ``METHODS.register`` (see docs/contributing.m
 from __future__ import annotations
 
 from alora_trainer.basics.registry import Registry
+from alora_trainer.experiment.methods.clora import CLORA
 from alora_trainer.experiment.methods.controls import L2, SHUFFLED
 from alora_trainer.experiment.methods.corda import CORDA_KPM
 from alora_trainer.experiment.methods.curvature import COVARIANCE, EKFAC, KFAC
@@ -29,6 +30,7 @@ from alora_trainer.experiment.methods.lora_null import LORA_NULL, LORA_NULL_FROZ
 from alora_trainer.experiment.methods.lora_pro import LORA_PRO
 from alora_trainer.experiment.methods.method import Method
 from alora_trainer.experiment.methods.mlp_only import MLP_ONLY
+from alora_trainer.experiment.methods.oplora import OPLORA
 from alora_trainer.experiment.methods.osf import OSF
 from alora_trainer.experiment.methods.paper import (
     ALORA,
@@ -51,7 +53,7 @@ for _method in (
     *(KFAC_NATURAL, KFAC_CONTRASTIVE),
     *(ALORA, ALORA_NO_LAYER, ALORA_NO_ELEMENT),
     *(L2, SHUFFLED, MLP_ONLY, REPLAY, KL_ANCHOR, I_LORA, LORA_PRO, SI_FULL, EWC_FULL, CORDA_KPM, OSF),
-    *(LORA_NULL, LORA_NULL_FROZEN, LORA_GA, MICA, PISSA, OLORA, ORTHOGONAL, EVA, SC_LORA),
+    *(LORA_NULL, LORA_NULL_FROZEN, LORA_GA, MICA, PISSA, OLORA, ORTHOGONAL, EVA, SC_LORA, OPLORA, CLORA),
 ):
     METHODS.register(_method.name, _method)
 
