@@ -141,6 +141,7 @@ TRAINER = {
 }
 OPTIONS = {"fraction": 0.7, "weight": 0.3, "temperature": 2.0, "decay": 0.5, "consistency": 0.3, "result": "trained"}
 OPTIONS |= {"solution": "zero", "damping": 0.1, "samples": 3, "effective_rank": 0.3}
+OPTIONS |= {"equation": "paper", "gamma": 4, "rho": 1.5, "beta": 0.3, "k": 5, "strength": 0.3, "share": 0.2}
 
 
 def dotted(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
