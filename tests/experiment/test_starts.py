@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,19 @@ TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., tuple[Any, Adapter]]:
-    """`start(name, base=..., samples=..., **lora)`: the base model as it was, and the adapter on a copy of it."""
+    """`start(name, base=..., options=..., folder=..., **lora)`: the base as it was, and the adapter on a copy of it."""
 
-    def make(name: str, base: Any = None, options: Any = None, **lora: Any) -> tuple[Any, Adapter]:
+    def make(
+        name: str, base: Any = None, options: Any = None, folder: Path | None = None, **lora: Any
+    ) -> tuple[Any, Adapter]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) if folder is None else folder
         base = tiny_llama() if base is None else base
         method = get_method(name)
         own = options if options is not None else method.default_options()
         settings = {"r": 2, "lora_alpha": 6, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | lora
         settings |= method.lora
         adapter = attach_adapter(
-            method, MethodOptions(own), copy.deepcopy(base), LoraConfig(**settings), seed=0, folder=tmp_path,
+            method, MethodOptions(own), copy.deepcopy(base), LoraConfig(**settings), seed=0, folder=folder,
             general=GENERAL if method.needs_general_text else None,
             domain=DOMAIN if method.needs_domain_items else None,
             collate=collate,
@@ -188,6 +192,23 @@ def assert_same_up_to_sign(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(
         signs * found.double(), expected.double(), rtol=0, atol=5e-3 * float(expected.abs().max())
     )
+
+
+@pytest.mark.parametrize("name", ["lora_null_frozen", "lora_ga", "pissa", "corda_kpm"])
+def test_a_training_that_goes_on_has_the_start_that_it_had(start: Any, tmp_path: Path, name: str) -> None:
+    """Whatever would be computed now: the data are others."""
+    base, first = start(name, folder=tmp_path)
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in other.model.layers[1].parameters():
+            parameter.add_(0.1)
+    _, again = start(name, base=other, folder=tmp_path)
+    pairs = zip(adapted_weights(first.model), adapted_weights(again.model), strict=True)
+    for one, two in pairs:
+        assert torch.equal(one.a, two.a) and torch.equal(one.b, two.b)
+        assert [p.requires_grad for p in one.parameters] == [p.requires_grad for p in two.parameters]
+    torch.testing.assert_close(logits(again.model), logits(other), rtol=1e-4, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["beginning"]
 
 
 # ---- LoRA-Null ----

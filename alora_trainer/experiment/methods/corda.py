@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import CordaConfig
@@ -10,8 +11,8 @@ from peft.tuners.lora.corda import preprocess_corda
 from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
-from alora_trainer.experiment.methods.starts import all_linear, check_difference, saved_as_difference
+from alora_trainer.experiment.methods.method import AdapterInputs
+from alora_trainer.experiment.methods.starts import TakenOut, all_linear
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,15 @@ class CordaOptions:
 
 
 @dataclass(frozen=True)
-class Corda(Method):
-    """CorDA takes a part of each weight out of the base and trains it as the adapter; saved is the difference, of rank 2 r."""
+class Corda(TakenOut):
+    """CorDA takes a part of each weight out of the base and trains it as the adapter."""
 
     options_class = CordaOptions
     needs_general_text = True
-    needs_plain_base = True
-    is_plain = False
-    one_process = True  # every process would write the beginning
 
-    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
+    def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
         options, general, batch_of = inputs.options, inputs.general, inputs.collate
         assert batch_of is not None
-        check_difference(config)
         config.init_lora_weights = "corda"
         config.corda_config = CordaConfig(corda_method="kpm")
         if config.target_modules == "all-linear":
@@ -55,7 +52,7 @@ class Corda(Method):
                 base(input_ids=batch_of([general[number]])["input_ids"].to(base.device))
 
         preprocess_corda(base, config, run_model=read_general_text)
-        return saved_as_difference(get_peft_model(base, config), inputs.folder)
+        return get_peft_model(base, config)
 
 
 CORDA_KPM = Corda("corda_kpm", "PEFT's CorDA, knowledge-preserved mode", starts_from="fresh")

@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import EvaConfig
 from peft.tuners.lora.eva import initialize_lora_eva_weights
-from peft.tuners.tuners_utils import cast_adapter_dtype
 from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
 from alora_trainer.experiment.methods.starts import StartOptions, batches, check_rank, linear_weights
+from alora_trainer.weights.adapted import adapted_weights
 
 # Times that the items may pass through the model before the directions stand still; PEFT itself never gives up.
 _PASSES = 50
@@ -65,8 +65,10 @@ class InputDirections(Method):
                 "set lora.r or method_options.eva.rho lower, or domain.loss_on to all"
             )
         initialize_lora_eva_weights(model, items, forward_fn=_Forward(_PASSES * len(items)), show_progress_bar=False)
-        # Where PEFT has changed a rank, it has made the factors anew in the base's dtype.
-        cast_adapter_dtype(model, "default", autocast_adapter_dtype=True)
+        for weight in adapted_weights(model):
+            for parameter in weight.parameters:
+                # Where PEFT has changed a rank, it has made the factors anew in the base's dtype.
+                parameter.data = parameter.data.to(weight.dtype)
         model.peft_config["default"].init_lora_weights = True
         return Adapter.plain(model)
 

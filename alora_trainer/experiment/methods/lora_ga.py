@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.config import LoraGAConfig
-from peft.tuners.lora.loraga import get_target_modules, preprocess_loraga
 from peft.utils.other import get_pattern_key
 from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
+from alora_trainer.experiment.methods.method import AdapterInputs
 from alora_trainer.experiment.methods.starts import (
     StartOptions,
+    TakenOut,
     all_linear,
     base_matrix,
     batches,
-    check_difference,
     check_rank,
     linear_weights,
-    saved_as_difference,
     set_factors,
     take_out,
 )
+
+try:
+    from peft.tuners.lora.config import LoraGAConfig
+    from peft.tuners.lora.loraga import get_target_modules, preprocess_loraga
+except ImportError:  # an older PEFT
+    LoraGAConfig = None
 
 # PEFT's name for the gradient that it leaves on a layer.
 _GRADIENT = "_peft_loraga_grad"
@@ -67,19 +71,17 @@ def gradient_factors(gradient: torch.Tensor, rank: int, gamma: float) -> tuple[t
 
 
 @dataclass(frozen=True)
-class LoRAGA(Method):
-    """Takes the start out of the base weights, as PEFT does; saved is the difference, of rank 2 r."""
+class LoRAGA(TakenOut):
+    """Starts in the leading directions of the gradient on the domain, taken out of the base weights."""
 
     options_class = LoRAGAOptions
     needs_domain_items = True
-    needs_plain_base = True
-    is_plain = False
-    one_process = True
 
-    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
+    def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
         options: LoRAGAOptions = inputs.options
         assert inputs.collate is not None
-        check_difference(config)
+        if LoraGAConfig is None:
+            raise ALoRAError("lora_ga needs PEFT 0.21: install a newer one")
         config.init_lora_weights = "lora_ga"
         config.lora_ga_config = LoraGAConfig(stable_gamma=options.gamma)
         if config.target_modules == "all-linear":
@@ -104,7 +106,7 @@ class LoRAGA(Method):
                 gradient = gradient.T if weight.stored_transposed else gradient
                 set_factors(weight, *gradient_factors(gradient, weight.rank, options.gamma))
                 take_out(weight)
-        return saved_as_difference(model, inputs.folder)
+        return model
 
 
 LORA_GA = LoRAGA(

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
+from alora_trainer.experiment.methods.method import Adapter, AdapterInputs
 from alora_trainer.experiment.methods.starts import (
     StartOptions,
+    TakenOut,
     base_matrix,
     batches,
-    check_difference,
     freeze_a,
     input_moments,
     linear_weights,
-    saved_as_difference,
     set_factors,
     take_out,
 )
+from alora_trainer.weights.adapted import adapted_weights
 
 
 def null_space(covariance: torch.Tensor, rank: int) -> torch.Tensor:
@@ -42,8 +43,8 @@ def null_space_factors(weight: torch.Tensor, null: torch.Tensor, scaling: float)
 
 
 @dataclass(frozen=True)
-class LoRANull(Method):
-    """Takes the null space's part of each weight out of the base and trains it; saved is the difference, of rank 2 r.
+class LoRANull(TakenOut):
+    """Takes the null space's part of each weight out of the base and trains it.
 
     Attributes:
         freezes_a: train B alone.
@@ -51,15 +52,17 @@ class LoRANull(Method):
 
     options_class = StartOptions
     needs_general_text = True
-    needs_plain_base = True
-    is_plain = False
-    one_process = True
 
     freezes_a: bool = False
 
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
+        adapter = super().attach(base, config, inputs)
+        if self.freezes_a:
+            freeze_a(adapted_weights(adapter.model))
+        return adapter
+
+    def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
         assert inputs.collate is not None
-        check_difference(config)
         config.init_lora_weights = True
         model = get_peft_model(base, config)
         weights = linear_weights(model)
@@ -72,9 +75,7 @@ class LoRANull(Method):
             matrix = base_matrix(weight)
             set_factors(weight, *null_space_factors(matrix, null.to(matrix.device), weight.scaling))
             take_out(weight)
-        if self.freezes_a:
-            freeze_a(weights)
-        return saved_as_difference(model, inputs.folder)
+        return model
 
 
 LORA_NULL = LoRANull(

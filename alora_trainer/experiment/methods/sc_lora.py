@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
+from alora_trainer.experiment.methods.method import AdapterInputs
 from alora_trainer.experiment.methods.starts import (
     StartOptions,
+    TakenOut,
     base_matrix,
     batches,
-    check_difference,
     input_moments,
     linear_weights,
-    saved_as_difference,
     set_factors,
     take_out,
 )
@@ -61,20 +61,16 @@ def subspace_factors(
 
 
 @dataclass(frozen=True)
-class SCLoRA(Method):
-    """Takes each weight's part in the subspace out of the base and trains it; saved is the difference, of rank 2 r."""
+class SCLoRA(TakenOut):
+    """Takes each weight's part in the subspace out of the base and trains it."""
 
     options_class = SCLoRAOptions
     needs_general_text = True
     needs_domain_items = True
-    needs_plain_base = True
-    is_plain = False
-    one_process = True
 
-    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
+    def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
         options: SCLoRAOptions = inputs.options
         assert inputs.collate is not None
-        check_difference(config)
         config.init_lora_weights = True
         model = get_peft_model(base, config)
         weights = linear_weights(model)
@@ -87,7 +83,7 @@ class SCLoRA(Method):
             contrast = (1 - options.beta) * domain[weight.name] - options.beta * general[weight.name]
             set_factors(weight, *subspace_factors(matrix, contrast.to(matrix.device), weight.rank, weight.scaling))
             take_out(weight)
-        return saved_as_difference(model, inputs.folder)
+        return model
 
 
 SC_LORA = SCLoRA(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import layer as lora_layers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, Collate
+from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Collate, Method
 from alora_trainer.importance.recording.layer_moments import INPUTS, LayerMoments
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 
@@ -165,42 +166,73 @@ def take_out(weight: AdaptedWeight) -> None:
 
 
 def freeze_a(weights: Sequence[AdaptedWeight]) -> None:
-    """Let B alone be trained, from now on and after a checkpoint has been loaded."""
+    """Let B alone be trained, from now on and after a checkpoint has been loaded.
+
+    Raises:
+        ALoRAError: PEFT is too old for that: it makes all factors trainable again when it loads an adapter.
+    """
     for weight in weights:
-        # PEFT makes all factors trainable again when it loads an adapter, but for those that a layer names.
-        frozen = dict(weight.layer.frozen_peft_weight_names)
-        weight.layer.frozen_peft_weight_names = frozen | {weight.adapter: ("lora_A",)}
+        frozen = getattr(weight.layer, "frozen_peft_weight_names", None)
+        if frozen is None:
+            raise ALoRAError("PEFT can keep one factor of an adapter frozen from version 0.21 on: install a newer one")
+        weight.layer.frozen_peft_weight_names = dict(frozen) | {weight.adapter: ("lora_A",)}
         weight.parameter_a.requires_grad_(False)
 
 
-# ---- how it is saved ----
+# ---- what is taken out of the base weights ----
 
 
-def check_difference(config: LoraConfig) -> None:
-    """Refuse what `saved_as_difference` could not save in the end.
+@dataclass(frozen=True)
+class TakenOut(Method):
+    """A method whose start is a part of the base weights, taken out of them: ``W0 - s B* A* + s B A``.
 
-    Raises:
-        ALoRAError: rsLoRA together with ranks or alphas of single layers.
+    It is saved as ``W0 + s [B, -B*] [A; A*]``, an adapter of rank 2 r for the base as it was, by PEFT's own conversion. The
+    start is kept beside the checkpoints, so that a training that goes on has the very same one.
     """
-    if config.use_rslora and (config.rank_pattern or config.alpha_pattern):
-        raise ALoRAError(
-            "what this start takes out of the base weights is saved with twice the rank, which PEFT cannot do for rsLoRA with "
-            "rank_pattern or alpha_pattern: leave lora.use_rslora or the patterns out"
-        )
+
+    needs_plain_base = True
+    is_plain = False
+    one_process = True
+
+    def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
+        """The base with the adapter at its start, and that taken out of the base's weights; for arguments see `attach`."""
+        raise NotImplementedError
+
+    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
+        if config.use_rslora and (config.rank_pattern or config.alpha_pattern):
+            raise ALoRAError(
+                f"what {self.name} takes out of the base weights is saved with twice the rank, which PEFT cannot do for rsLoRA "
+                "with rank_pattern or alpha_pattern: leave lora.use_rslora or the patterns out"
+            )
+        beginning = inputs.folder / "beginning"
+        if beginning.is_dir():
+            model = _begun(base, config, beginning)
+        else:
+            model = self.started(base, config, inputs)
+            _refuse_shared(model)
+            model.peft_config["default"].init_lora_weights = True
+            partial = Path(tempfile.mkdtemp(prefix=".beginning-", suffix=".partial", dir=inputs.folder))
+            model.save_pretrained(str(partial))
+            partial.rename(beginning)
+
+        def save(target: Path) -> None:
+            model.save_pretrained(str(target), path_initial_model_for_weight_conversion=str(beginning))
+
+        return Adapter(model, save)
 
 
-def saved_as_difference(model: Any, folder: Path) -> Adapter:
-    """An adapter whose start was taken out of the base weights, saved as one of rank 2 r for the base as it was.
+def _begun(base: PreTrainedModel, config: LoraConfig, beginning: Path) -> Any:
+    """The base with the adapter at the start that is kept in the folder `beginning`."""
+    config.init_lora_weights = True
+    model: Any = get_peft_model(base, config)
+    model.load_adapter(str(beginning), "default", is_trainable=True)
+    for weight in adapted_weights(model):
+        take_out(weight)
+    return model
 
-    ``W0 - s B* A* + s B A = W0 + s [B, -B*] [A; A*]`` with (A*, B*) the factors as they are now, by PEFT's own conversion.
 
-    Args:
-        model: at its start.
-        folder: keeps the start.
-
-    Raises:
-        ALoRAError: a weight that something was taken out of is another layer's, too.
-    """
+def _refuse_shared(model: Any) -> None:
+    """Raises ALoRAError if a weight that something was taken out of is another layer's, too."""
     owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     for weight in adapted_weights(model):
         if owners[id(weight.layer.get_base_layer().weight)] > 1:
@@ -208,11 +240,3 @@ def saved_as_difference(model: Any, folder: Path) -> Adapter:
                 f"the weight of {weight.name} is another layer's, too, which this start has changed with it: leave it out of "
                 "lora.target_modules"
             )
-    model.peft_config["default"].init_lora_weights = True
-    beginning = folder / "beginning"
-    model.save_pretrained(str(beginning))
-
-    def save(target: Path) -> None:
-        model.save_pretrained(str(target), path_initial_model_for_weight_conversion=str(beginning))
-
-    return Adapter(model, save)

@@ -11,27 +11,22 @@ from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
-from alora_trainer.experiment.methods.starts import check_difference, linear_weights, saved_as_difference
+from alora_trainer.experiment.methods.starts import TakenOut, linear_weights
 
 
 @dataclass(frozen=True)
-class PartOfTheWeight(Method):
-    """PEFT takes the adapter's start out of the base weights; saved is the difference, of rank 2 r.
+class PartOfTheWeight(TakenOut):
+    """PEFT takes the adapter's start out of the base weights.
 
     Attributes:
         start: PEFT's ``init_lora_weights``.
         knows_conv1d: whether PEFT minds that a Conv1D keeps its weight's transpose.
     """
 
-    needs_plain_base = True
-    is_plain = False
-    one_process = True  # every process would write the beginning
-
     start: str = "pissa"
     knows_conv1d: bool = True
 
-    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
-        check_difference(config)
+    def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
         config.init_lora_weights = self.start
         model = get_peft_model(base, config)
         for weight in linear_weights(model):
@@ -40,7 +35,7 @@ class PartOfTheWeight(Method):
                     f"{weight.name} keeps the transpose of its weight (Conv1D), which PEFT's {self.start} takes for the "
                     f"weight: leave {self.name} out for this model"
                 )
-        return saved_as_difference(model, inputs.folder)
+        return model
 
 
 @dataclass(frozen=True)
