@@ -2,9 +2,10 @@
 
     torchrun --nproc_per_node 8 examples/launch/protect.py BASE MAP DOMAIN.jsonl OUTPUT
 
-BASE is a model (folder or Hub id), MAP an importance map (folder or Hub id), DOMAIN.jsonl has a ``text`` a line. Any further
-``--name value`` is a field of `transformers.TrainingArguments` or of `ALoRAConfig` (``--lam 0.1``). Without a GPU, add
-``--use_cpu true``.
+BASE is a model (folder or Hub id), MAP an importance map (folder or Hub id): one that was recorded in a training goes on with
+its own adapter, one that was measured at the base weights gets a new one on the same weights. DOMAIN.jsonl has a ``text`` a
+line. Any further ``--name value`` is a field of `transformers.TrainingArguments` or of `ALoRAConfig` (``--lam 0.1``). Without
+a GPU, add ``--use_cpu true``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from datasets import load_dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -34,15 +35,20 @@ def main() -> None:
     rows = load_dataset("json", data_files=domain, split="train")
     with args.main_process_first():
         rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, max_length=512), remove_columns=["text"])
-    model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype="auto"), importance, is_trainable=True
-    )
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    held = ImportanceMap.from_pretrained(importance)
+    if held.at_base:
+        adapted = get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules=list(held))
+        )
+    else:
+        adapted = PeftModel.from_pretrained(model, importance, is_trainable=True)
     trainer = ALoRATrainer(
-        model,
+        adapted,
         args,
         train_dataset=rows,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        importance=ImportanceMap.from_pretrained(importance),
+        importance=held,
         alora=alora,
     )
     trainer.train()

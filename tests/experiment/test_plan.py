@@ -23,6 +23,7 @@ from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
 from alora_trainer.experiment.recipe.plan.memory import MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.plan.report import format_plan
+from alora_trainer.experiment.recipe.plan.sharding import Sharding
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import with_fresh_adapter
@@ -230,6 +231,43 @@ def test_the_choice_of_first_directions(recipe: Callable[..., Recipe]) -> None:
 
 def stages_before(method: str) -> str:
     return "measure covariance" if "contrastive" in method else "measure kronecker"
+
+
+def test_several_gpus(recipe: Callable[..., Recipe]) -> None:
+    """Importance is shared out in any case; the model itself by FSDP2 and ZeRO-3, but for two blocks at a time."""
+    settings = {"methods": "alora,kfac", "tune.max_steps": "-1", "tune.num_train_epochs": "3", "model.dtype": "float32"}
+    one = {stage.name: stage for stage in plan_recipe(recipe(**settings), HOST).stages}
+    plans = {
+        kind: {stage.name: stage for stage in plan_recipe(recipe(**settings), HOST, sharding=Sharding(4, kind)).stages}
+        for kind in ("none", "zero2", "fsdp2", "zero3")
+    }
+    for kind, stages in plans.items():
+        alone, each = one["tune alora"].held.parts, stages["tune alora"].held.parts
+        assert (
+            each["Omega"] == -(-alone["Omega"] // 4)
+            and stages["record"].held.parts["w"] < one["record"].held.parts["w"]
+        )
+        assert stages["tune kfac"].held.parts["bases"] == -(-one["tune kfac"].held.parts["bases"] // 4)
+        assert each["activations and gradients"] == alone["activations and gradients"]
+        assert each["optimizer"] == (alone["optimizer"] if kind == "none" else -(-alone["optimizer"] // 4))
+        spread = kind in ("fsdp2", "zero3")
+        assert each["base weights"] == (-(-alone["base weights"] // 4) if spread else alone["base weights"])
+        assert ("gathered blocks" in each) == spread
+        # What is measured at the base weights needs the model whole.
+        assert stages["measure kronecker"].held.parts["base weights"] == alone["base weights"]
+        first, amount = one["tune alora"].amount, stages["tune alora"].amount
+        assert first is not None and amount is not None and (first.steps, amount.steps) == (9, 3)
+    model = plan_recipe(recipe(**settings), HOST).memory.planned.model
+    block = sum(4 * p.numel() for p in model.base_model.model.model.layers[0].parameters())
+    gathered = plans["fsdp2"]["tune alora"].held.parts["gathered blocks"]
+    assert gathered == pytest.approx(max(2 * block, 4 * 2048 * 256), rel=1e-3)
+    for gpus, kind, message in (
+        (1, "fsdp2", "say how many, by --gpus"),
+        (0, "none", "at least 1"),
+        (2, "ddp", "unknown"),
+    ):
+        with pytest.raises(ALoRAError, match=message):
+            Sharding(gpus, kind)
 
 
 def test_the_command(recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,53 @@ def test_the_launched_script_trains(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+def test_two_machines_train_together(tmp_path):
+    """Two of them on this one, by the file for several machines, with a map that was measured at the base weights."""
+    from transformers import AutoModelForCausalLM
+
+    from alora_trainer import ImportanceMap
+    from alora_trainer.importance.recording.curvature import estimate_curvature
+    from alora_trainer.weights.theta import BaseTheta
+    from tests.tiny_training import with_lora
+
+    write_all(tmp_path)
+    model = with_lora(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="float32"))
+    found = estimate_curvature(model, [{"input_ids": torch.arange(32).view(2, 16)}]).importance
+    ImportanceMap(found, BaseTheta({name: each.shape for name, each in found.items()})).save_pretrained(
+        tmp_path / "map"
+    )
+    domain = tmp_path / "domain.jsonl"
+    domain.write_text("".join(json.dumps({"text": f"Sum {i} and {i} is {2 * i}"}) + "\n" for i in range(8)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = ["bash", str(LAUNCH / "several_nodes.sh"), str(tmp_path / "model"), str(tmp_path / "map"), str(domain)]
+    command += [
+        str(tmp_path / "out"),
+        *["--use_cpu", "true", "--lam", "0.1", "--max_steps", "2", "--save_strategy", "no", "--report_to", "none"],
+    ]
+    common = {
+        "NODES": "2",
+        "HEAD": "127.0.0.1",
+        "PORT": port,
+        "GPUS": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    python = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with ThreadPoolExecutor(2) as machines:
+        both = [
+            machines.submit(launch, command, os.environ | common | {"NODE": node, "PATH": path, "PYTHONPATH": python})
+            for node in ("0", "1")
+        ]
+    for one in both:
+        assert one.result().returncode == 0, one.result().stderr[-3000:]
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    tuning = json.loads((tmp_path / "out" / "importance_tuning.json").read_text())
+    assert tuning["protection"]["start"] == "bare" and tuning["training"]["steps"] == 2
+
+
 def test_the_launched_script_needs_its_arguments(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["protect.py"])
     spec = importlib.util.spec_from_file_location("protect", LAUNCH / "protect.py")

@@ -24,6 +24,12 @@ def add(commands: Subcommands) -> None:
         metavar="TOKENS",
         help="of a domain item at most (default: the recipe's domain.max_length)",
     )
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="how many devices train together (default: 1)")
+    plan.add_argument(
+        "--sharding",
+        default="none",
+        help="none (torchrun: the model whole on each), zero2, fsdp2 or zero3 (default: none); the plan is each device's",
+    )
     plan.add_argument("--json", metavar="FILE", help="write the plan there, too")
 
 
@@ -33,8 +39,15 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.experiment.recipe.plan.devices import get_device
     from alora_trainer.experiment.recipe.plan.estimate import as_json, plan_recipe
     from alora_trainer.experiment.recipe.plan.report import format_plan
+    from alora_trainer.experiment.recipe.plan.sharding import Sharding
 
-    plan = plan_recipe(recipe, get_device(arguments.device), config_file=arguments.config, length=arguments.length)
+    plan = plan_recipe(
+        recipe,
+        get_device(arguments.device),
+        config_file=arguments.config,
+        length=arguments.length,
+        sharding=Sharding(arguments.gpus, arguments.sharding),
+    )
     say(format_plan(plan))
     if arguments.json is not None:
         write_json(Path(arguments.json), as_json(plan))

@@ -37,8 +37,12 @@ class Amount:
         return None if self.steps is None else self.steps * self.micro_batches * self.batch_size * self.length
 
 
-def training_amount(recipe: Recipe, section: str, items: int | None, length: int) -> Amount:
-    """What the training of `section` ("record" or "tune") does with so many items of at most `length` tokens."""
+def training_amount(recipe: Recipe, section: str, items: int | None, length: int, *, processes: int = 1) -> Amount:
+    """What the training of `section` ("record" or "tune") does with so many items of at most `length` tokens.
+
+    Args:
+        processes: that share the items: steps and tokens are those of each.
+    """
     arguments = recipe.training_arguments(section, ".", anywhere=True)
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     if arguments.max_steps > 0:
@@ -46,7 +50,7 @@ def training_amount(recipe: Recipe, section: str, items: int | None, length: int
     elif items is None:
         steps = None
     else:
-        steps = math.ceil(arguments.num_train_epochs * math.ceil(math.ceil(items / size) / accumulation))
+        steps = math.ceil(arguments.num_train_epochs * math.ceil(math.ceil(items / (size * processes)) / accumulation))
     return Amount(items, steps, accumulation, size, length)
 
 

@@ -25,6 +25,7 @@ from alora_trainer.experiment.recipe.plan.devices import Device
 from alora_trainer.experiment.recipe.plan.first_directions import ChoosingModel
 from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
+from alora_trainer.experiment.recipe.plan.sharding import Sharding
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.kinds.ekfac import EKFAC
 from alora_trainer.importance.kinds.formats import listed_formats
@@ -64,7 +65,7 @@ class Plan:
     """What a recipe will take.
 
     Attributes:
-        recipe, device: what was planned.
+        recipe, device, sharding: what was planned; all that is held is each device's.
         variant: what the recipe itself chooses.
         memory: the bytes behind it.
         stages: in the order of the run; full tunings (`si_full`, `ewc_full`), which are for small models, are left out.
@@ -75,6 +76,7 @@ class Plan:
 
     recipe: Recipe
     device: Device
+    sharding: Sharding
     variant: Variant
     memory: MemoryModel
     stages: list[StagePlan]
@@ -84,33 +86,47 @@ class Plan:
 
 
 def plan_recipe(
-    recipe: Recipe, device: Device, *, config_file: str | Path | None = None, length: int | None = None
+    recipe: Recipe,
+    device: Device,
+    *,
+    config_file: str | Path | None = None,
+    length: int | None = None,
+    sharding: Sharding | None = None,
+    memory: MemoryModel | None = None,
 ) -> Plan:
-    """Plan all stages of a recipe on one device.
+    """Plan all stages of a recipe on one device, or on several alike.
 
     Args:
         recipe: checked by `load_recipe`.
         device: where it is to run.
         config_file: a config.json of the model, if it is neither local nor in the table.
         length: tokens of a domain item, at most; None is the recipe's ``domain.max_length``.
+        sharding: how many devices train together, and how; None for one.
+        memory: of an earlier plan of the same model, LoRA and training: what a step takes is not traced again.
 
     Raises:
         ALoRAError: the model's configuration is not at hand, or the LoRA does not fit it.
     """
+    memory = memory or _memory_of(recipe, device, config_file)
+    return _Planner(recipe, device, memory, length, sharding or Sharding()).plan()
+
+
+def _memory_of(recipe: Recipe, device: Device, config_file: str | Path | None) -> MemoryModel:
     planned = build_model(recipe, model_config(recipe, config_file))
     arguments = recipe.training_arguments("tune", ".", anywhere=True)
-    memory = MemoryModel(
+    return MemoryModel(
         planned,
         optimizer=str(getattr(arguments.optim, "value", arguments.optim)),
         autocast=torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
         host=device.host,
     )
-    return _Planner(recipe, device, memory, length).plan()
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, device: Device, memory: MemoryModel, length: int | None) -> None:
-        self.recipe, self.device, self.memory, self.length = recipe, device, memory, length
+    def __init__(
+        self, recipe: Recipe, device: Device, memory: MemoryModel, length: int | None, sharding: Sharding
+    ) -> None:
+        self.recipe, self.device, self.memory, self.length, self.sharding = recipe, device, memory, length, sharding
         self.variant = Variant(
             checkpointing=bool(recipe.tune.get("gradient_checkpointing", False)),
             omega_device=recipe.alora.omega_device,
@@ -136,6 +152,7 @@ class _Planner:
         return Plan(
             recipe,
             self.device,
+            self.sharding,
             self.variant,
             self.memory,
             stages,
@@ -145,7 +162,7 @@ class _Planner:
         )
 
     def _record(self) -> StagePlan:
-        amount = training_amount(self.recipe, "record", general_blocks(self.recipe), self.recipe.general.block_length)
+        amount = self._training(self.recipe, "record", general_blocks(self.recipe), self.recipe.general.block_length)
         variant = Variant(**(vars(self.variant) | {"checkpointing": self._checkpoints("record")}))
         shape = Pass(amount.batch_size, amount.length)
         once = self.memory.omega_bytes("float32")
@@ -180,7 +197,7 @@ class _Planner:
         each += (passes_each * settings.draws - 1) * self.memory.trace(shape, False).flops
         return self._stage(
             f"measure {measured.name}", amount, shape, self.variant, self._curvatures.measuring(kind),
-            0, each, host=self._curvatures.map_bytes(kind),
+            0, each, host=self._curvatures.map_bytes(kind), whole_model=True,
         )  # fmt: skip
 
     def _fisher(self, measured: Measured) -> StagePlan:
@@ -194,7 +211,7 @@ class _Planner:
         outer = 2 * self.memory.adapted_elements * settings.batch_size * amount.length
         return self._stage(
             f"measure {measured.name}", amount, shape, self.variant,
-            lambda s, v: self.memory.fisher(s, settings.batch_size), 2 * once, outer, host=once,
+            lambda s, v: self.memory.fisher(s, settings.batch_size), 2 * once, outer, host=once, whole_model=True,
         )  # fmt: skip
 
     def _choose(self, first: Recipe, method: Method) -> list[StagePlan]:
@@ -202,7 +219,7 @@ class _Planner:
         recipe, measured = first.for_method(method), method.measured
         if recipe.alora.init_adapter == DEFAULT or measured is None or not measured.is_curvature:
             return []
-        amount = training_amount(recipe, "tune", domain_items(first)[0], self.length or first.domain.max_length)
+        amount = self._training(recipe, "tune", domain_items(first)[0], self.length or first.domain.max_length)
         items = min(recipe.alora.init_items, domain_items(first)[0] or recipe.alora.init_items)
         batches = -(-items // amount.batch_size)
         omega = self._curvatures.map_bytes(measured.kind)
@@ -213,13 +230,16 @@ class _Planner:
         # A step's work is counted once; a pass forward alone is a third of one forward and back.
         each += (back + forward / 3 - 1) * self.memory.trace(shape, False).flops
         planned = Amount(items, batches, 1, amount.batch_size, amount.length)
-        return [self._stage(f"choose {method.name}", planned, shape, self.variant, model.peak, 0, each, host=omega)]
+        stage = self._stage(
+            f"choose {method.name}", planned, shape, self.variant, model.peak, 0, each, host=omega, whole_model=True
+        )
+        return [stage]
 
     def _tune(self, each: Recipe, method: Method) -> StagePlan:
         """Stage B of one method on the domain of `each`."""
         recipe = each.for_method(method)
         name = f"tune {method.name}" + (f" on {get_task(each.domain.task).name}" if self.recipe.domains else "")
-        amount = training_amount(recipe, "tune", domain_items(each)[0], self.length or each.domain.max_length)
+        amount = self._training(recipe, "tune", domain_items(each)[0], self.length or each.domain.max_length)
         extra = method.general_rows(self.recipe.options(method).own, amount.batch_size)
         length = max(amount.length, recipe.general.block_length) if extra else amount.length
         shape = Pass(amount.batch_size + extra, length)
@@ -259,17 +279,22 @@ class _Planner:
         extra_flops: float,
         *,
         host: int = 0,
+        whole_model: bool = False,
     ) -> StagePlan:
-        held = peak(shape, variant)
+        """One stage; `whole_model` for one that needs the model whole on each device, whatever the engine."""
+        sharding = self.sharding.with_whole_model if whole_model else self.sharding
+
+        def each(chosen: Variant) -> Memory:
+            return sharding.each(peak(shape, chosen), self.memory.planned.model)
+
+        held = each(variant)
         host_bytes = self.libraries + host + (held.total if self.device.host else 0)
         if amount.steps is None:
-            return StagePlan(name, held, host_bytes, amount, None, None, lambda v: peak(shape, v))
+            return StagePlan(name, held, host_bytes, amount, None, None, each)
         step = amount.micro_batches * self.memory.trace(shape, variant.checkpointing).flops + extra_flops
         device = self.device
         seconds = step / (device.flops * device.efficiency) + moved_bytes / device.bytes_per_second
-        return StagePlan(
-            name, held, host_bytes, amount, step * amount.steps, seconds * amount.steps, lambda v: peak(shape, v)
-        )
+        return StagePlan(name, held, host_bytes, amount, step * amount.steps, seconds * amount.steps, each)
 
     def _evaluate(self, domains: list[Recipe]) -> StagePlan:
         """All evaluations: one a method, and with several domains one before the first and after each of them."""
@@ -287,6 +312,10 @@ class _Planner:
         seconds = None if flops is None else flops / (self.device.flops * self.device.efficiency)
         host = self.libraries + (held.total if self.device.host else 0)
         return StagePlan("evaluate", held, host, None, flops, seconds, lambda v: self.memory.evaluation(shape, v))
+
+    def _training(self, recipe: Recipe, section: str, items: int | None, length: int) -> Amount:
+        """What each of the devices does."""
+        return training_amount(recipe, section, items, length, processes=self.sharding.gpus)
 
     @property
     def _rank(self) -> int:
@@ -328,6 +357,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "bytes_per_second": plan.device.bytes_per_second,
             "memory_bytes": plan.device.memory_bytes,
         },
+        "gpus": plan.sharding.gpus,
+        "sharding": plan.sharding.kind,
         "parameters": memory.parameters,
         "adapted_weights": len(memory.planned.weights),
         "adapted_parameters": memory.adapted_elements,

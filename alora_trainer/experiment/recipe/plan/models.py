@@ -65,6 +65,17 @@ CONFIGURATIONS: Mapping[str, tuple[dict[str, Any], int]] = {
         },
         2,
     ),
+    "meta-llama/Llama-3.1-70B": (
+        _LLAMA_3
+        | {
+            "hidden_size": 8192,
+            "intermediate_size": 28672,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "tie_word_embeddings": False,
+        },
+        2,
+    ),
     "EleutherAI/gpt-j-6b": (
         {
             "model_type": "gptj",
@@ -85,6 +96,7 @@ CONFIGURATIONS: Mapping[str, tuple[dict[str, Any], int]] = {
 CONFIGURATIONS = {
     **CONFIGURATIONS,
     "meta-llama/Llama-3.1-8B-Instruct": CONFIGURATIONS["meta-llama/Llama-3.1-8B"],
+    "meta-llama/Llama-3.1-70B-Instruct": CONFIGURATIONS["meta-llama/Llama-3.1-70B"],
     "meta-llama/Llama-3.2-1B-Instruct": CONFIGURATIONS["meta-llama/Llama-3.2-1B"],
     "meta-llama/Llama-3.2-3B-Instruct": CONFIGURATIONS["meta-llama/Llama-3.2-3B"],
     "EleutherAI/gpt-j-6B": CONFIGURATIONS["EleutherAI/gpt-j-6b"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alora_trainer.experiment.recipe.plan.advice import misfits, usable_bytes
 from alora_trainer.experiment.recipe.plan.estimate import Plan, StagePlan
+from alora_trainer.experiment.recipe.plan.sharding import NONE
 from alora_trainer.importance.kinds.formats import listed_formats
 
 _UNKNOWN = "?"
@@ -14,7 +15,7 @@ def format_plan(plan: Plan) -> str:
     memory, device = plan.memory, plan.device
     omega = ", ".join(f"{storage} {size(memory.omega_bytes(storage))}" for storage in listed_formats())
     lines = [
-        f"{plan.recipe.name}: {plan.recipe.model.path} on {device.name}",
+        f"{plan.recipe.name}: {plan.recipe.model.path} on {_devices(plan)}",
         "",
         f"  base model        {memory.parameters:,} parameters, {size(memory.base_bytes(plan.variant.quantization))}",
         f"  adapted weights   {len(memory.planned.weights)}, {memory.adapted_elements:,} parameters",
@@ -33,6 +34,14 @@ def format_plan(plan: Plan) -> str:
         *_advice(plan),
     ]
     return "\n".join(lines)
+
+
+def _devices(plan: Plan) -> str:
+    sharding = plan.sharding
+    if sharding.gpus == 1:
+        return plan.device.name
+    how = "the model whole on each" if sharding.kind == NONE else sharding.kind
+    return f"{sharding.gpus} x {plan.device.name} ({how}); bytes and steps are those of each"
 
 
 def _table(plan: Plan) -> list[str]:
