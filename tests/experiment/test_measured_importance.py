@@ -219,7 +219,7 @@ def test_the_command(
     settings = [word for key, value in COMMON.items() for word in (f"--{key}", value)]
     command = ["record", path, "--importance", "covariance", "--output_dir", str(tmp_path), *settings]
     assert main(command) == 0
-    assert f"importance map: {tmp_path / 'covariance' / 'map'}" in capsys.readouterr().out
-    assert ImportanceMap.from_pretrained(tmp_path / "covariance" / "map").kind == "covariance"
+    assert f"importance map: {tmp_path / 'curvature_covariance' / 'map'}" in capsys.readouterr().out
+    assert ImportanceMap.from_pretrained(tmp_path / "curvature_covariance" / "map").kind == "covariance"
     assert main(["tune", path, "--method", "alora", "--importance", str(kronecker), "--output_dir", str(tmp_path)]) == 2
     assert "alora takes one that was recorded in one" in capsys.readouterr().err

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from tests.launching import launch
 from tests.tiny_recipe import write_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,10 +130,8 @@ def test_two_machines_train_together(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = ["bash", str(LAUNCH / "several_nodes.sh"), str(tmp_path / "model"), str(tmp_path / "map"), str(domain)]
-    command += [
-        str(tmp_path / "out"),
-        *["--use_cpu", "true", "--lam", "0.1", "--max_steps", "2", "--save_strategy", "no", "--report_to", "none"],
-    ]
+    settings = "--use_cpu true --lam 0.1 --max_steps 2 --save_strategy no --report_to none"
+    command += [str(tmp_path / "out"), *settings.split()]
     common = {
         "NODES": "2",
         "HEAD": "127.0.0.1",
