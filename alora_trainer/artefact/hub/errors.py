@@ -6,14 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import httpx2
 from huggingface_hub import errors
 
+from alora_trainer.artefact.hub.client import HTTPError
 from alora_trainer.errors import ALoRAError
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_-]+|(?i:bearer)\s+\S+")
-_NO_ANSWER = (httpx2.HTTPError, ConnectionError, TimeoutError)
+_NO_ANSWER = (HTTPError, ConnectionError, TimeoutError)
 _NO_HUB = (
     "what answers in the Hub's place is none: a network's login page or a proxy, perhaps (open the Hub's page in a browser), "
     "or HF_ENDPOINT names something else"
@@ -46,7 +47,7 @@ def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]
         raise ALoRAError(f"{repo_id!r} is no Hub id, which is organisation/name: {_first_line(error)}") from error
     except errors.SafetensorsParsingError as error:
         raise ALoRAError(f"{repo_id}{at} cannot be {doing}: it is damaged ({_first_line(error)})") from error
-    except (ValueError, OSError, RuntimeError, errors.EntryNotFoundError, httpx2.HTTPError) as error:
+    except (ValueError, OSError, RuntimeError, errors.EntryNotFoundError, HTTPError) as error:
         reason = None if isinstance(error, ALoRAError) else _reason(error)
         if reason is None:
             raise
@@ -80,7 +81,7 @@ def _reason(error: BaseException) -> str | None:
             return _NO_HUB
     if isinstance(error, (errors.LocalEntryNotFoundError, *_NO_ANSWER)):
         return _unreachable(error)
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, (httpx2.HTTPError, OSError)):
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, (HTTPError, OSError)):
         return (
             f"the connection was lost. {without_tokens(text)} The repository is as it was; run it again: what has arrived is "
             "not sent twice"
@@ -108,7 +109,7 @@ def _unreachable(error: BaseException) -> str:
     )
 
 
-def _http_reason(error: BaseException, response: httpx2.Response) -> str:
+def _http_reason(error: BaseException, response: Any) -> str:
     status = response.status_code
     if status in (401, 403):
         return (

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable
 from json import JSONDecodeError
 
-import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from alora_trainer.artefact.cards.facts import Licences
+from alora_trainer.artefact.hub.client import HTTPError
 from alora_trainer.basics.hub_ids import is_hub_id
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def look_up(base_model: str | None, texts: Iterable[str], stated: str | None, to
 def _licence(repo_id: str, kind: str, token: str | bool | None) -> str | None:
     try:
         card = getattr(HfApi(token=token).repo_info(repo_id, repo_type=kind), "card_data", None)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError, JSONDecodeError) as error:
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, JSONDecodeError) as error:
         logger.warning(
             f"the licence of {repo_id} is not known: the Hub does not give its card ({type(error).__name__})"
         )
