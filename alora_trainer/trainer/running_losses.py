@@ -36,8 +36,10 @@ class RunningLosses:
         """Write the sums and `further` ones into a checkpoint. All processes call it together; one writes."""
         trainer = self._trainer
         unlogged = trainer.accelerator.gather(trainer._tr_loss.reshape(1)).mean().item()
+        # Earlier versions of transformers (5.17 is one) counted from the first step of all, wherever it began.
+        begun = getattr(trainer, "_initial_global_step", 0)
         state = {
-            "first_step": trainer._initial_global_step if self._first_step is None else self._first_step,
+            "first_step": begun if self._first_step is None else self._first_step,
             "logged": trainer._total_loss_scalar,
             "unlogged": unlogged,
             "logged_at": trainer._globalstep_last_logged,

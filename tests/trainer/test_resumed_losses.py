@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from alora_trainer.experiment.methods.general_text import GeneralTextOptions
 from alora_trainer.experiment.methods.replay import ReplayTrainer
 from alora_trainer.experiment.run.train import train
 from alora_trainer.trainer.loss_parts import LossParts
-from alora_trainer.trainer.running_losses import LOSSES_FILE
+from alora_trainer.trainer.running_losses import LOSSES_FILE, RunningLosses
 from tests.penalty.test_penalty import made_map
 from tests.tiny_training import quiet_arguments, token_rows
 
@@ -117,3 +118,15 @@ def test_sums_of_several_processes_are_kept_as_their_mean() -> None:
     after.end_step(torch.tensor(0.25, dtype=torch.float64))
     # 2.5 of the first step (mean of both), then 4 here and 5 there.
     assert after.flush(_OneProcess()) == {"ce_loss": 3.5, "penalty": 0.375, "penalty_ratio": 0.375 / 3.5}
+
+
+def test_a_trainer_that_does_not_note_where_it_began_counts_from_the_first_step(tmp_path: Path) -> None:
+    """As in transformers 5.17, which has no `_initial_global_step`."""
+    accelerator = SimpleNamespace(gather=lambda tensor: tensor)
+    earlier = SimpleNamespace(
+        accelerator=accelerator, args=SimpleNamespace(should_save=True), _tr_loss=torch.tensor(2.0),
+        _total_loss_scalar=3.0, _globalstep_last_logged=4,
+    )  # fmt: skip
+    RunningLosses(earlier).save(tmp_path, {})
+    state = json.loads((tmp_path / LOSSES_FILE).read_text())
+    assert state == {"first_step": 0, "logged": 3.0, "unlogged": 2.0, "logged_at": 4}
