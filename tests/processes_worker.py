@@ -142,7 +142,8 @@ def fully_shard() -> None:
         {f"{n}.{i}": g for n, pair in whole.items() for i, g in enumerate(pair)}
         | {f"{n}.omega": omega for n, omega in recorder.finish().items()},
     )
-    FACTS["fully_shard"] = {"penalty": float(step.value), "drift": drift}
+    samples = {weight.name: weight.base_sample() for weight in weights}
+    FACTS["fully_shard"] = {"penalty": float(step.value), "drift": drift, "base samples": samples}
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _check_parameterization(importance: ImportanceValues, parameterization: Para
 
 def _check_layouts(model: torch.nn.Module, weights: Mapping[str, TrainedWeight]) -> None:
     """A map for adapters is of outputs by inputs; weights that are tuned themselves are as the model stores them."""
-    modules = dict(model.named_modules())
+    modules = {base_name(name): module for name, module in model.named_modules()}
     for name, weight in weights.items():
         if weight.parameterization is Parameterization.FULL and not isinstance(modules.get(name), torch.nn.Linear):
             kind = type(modules[name]).__name__ if name in modules else "parameter of its own"

@@ -11,7 +11,7 @@ import torch
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.penalty.backends.backend import Backend
+from alora_trainer.penalty.backends.backend import Backend, PulledFactors
 from alora_trainer.penalty.backends.choice import choose
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.full_weight import FullWeight
@@ -52,8 +52,15 @@ class HeldWeight(ABC):
         """Raise ALoRAError unless `pull` can be called with importance of this kind."""
 
     @abstractmethod
-    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
-        """Move the parameters by an implicit step of their learning rate times lambda; R before it."""
+    def pull(self, importance: Importance, matrices: Matrices, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+        """Move the parameters by an implicit step of their learning rate times lambda; R before it.
+
+        Args:
+            importance: as for `evaluate`.
+            matrices: the values of the weight's parameters, in their own dtype; moved in place.
+            rates: learning rates by ``id(parameter)``.
+            lam: lambda.
+        """
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,13 @@ class HeldAdapted(HeldWeight):
                 "application='coupled', and leave budget out"
             )
 
-    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, importance: Importance, matrices: Matrices, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         self.check_pull(importance)
         assert self.chosen.pull is not None
         rate_a, rate_b = (rates.get(id(p), 0.0) * lam * self.coefficient for p in self.weight.parameters)
-        return self.chosen.pull(self.weight, importance, self.drift, rate_a, rate_b)
+        a, b = matrices
+        factors = PulledFactors(a, b, self.weight.scaling, self.weight.dtype)
+        return self.chosen.pull(factors, importance, self.drift, rate_a, rate_b)
 
 
 @dataclass(frozen=True)
@@ -137,13 +146,13 @@ class HeldFull(HeldWeight):
                 "leave budget out"
             )
 
-    def pull(self, importance: Importance, rates: Mapping[int, float], lam: float) -> torch.Tensor:
+    def pull(self, importance: Importance, matrices: Matrices, rates: Mapping[int, float], lam: float) -> torch.Tensor:
         """The exact minimum of ``|theta' - theta|**2 / 2 t + Omega (theta' - theta*)**2``, element by element."""
         self.check_pull(importance)
         assert isinstance(importance, Elementwise)
         strength = rates.get(id(self.weight.parameters[0]), 0.0) * lam * self.coefficient
         value = torch.zeros((), dtype=torch.float64, device=self.weight.device)
-        theta = self.weight.matrices[0]
+        (theta,) = matrices
         for rows in row_blocks(*importance.shape, theta.device):
             drift = theta[rows].to(self.weight.dtype) - self.reference[rows]
             omega = importance.rows(rows, self.weight.dtype)

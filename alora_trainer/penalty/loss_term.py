@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from alora_trainer.penalty.quadratic import PenaltyStep
-from alora_trainer.weights.trained_weight import TrainedWeight
+from alora_trainer.weights.trained_weight import TrainedWeight, placed
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -17,32 +17,17 @@ class _KnownGradients(torch.autograd.Function):
         ctx: Any, value: torch.Tensor, gradients: Sequence[torch.Tensor], *parameters: torch.Tensor
     ) -> torch.Tensor:
         ctx.gradients = gradients
-        ctx.kinds = [(p.shape, p.dtype, *_placement(p)) for p in parameters]
+        ctx.parameters = parameters
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, output_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # The product is taken before the cast: a loss scaler's factor keeps small half-precision gradients alive.
         scaled = (
-            _placed((g * output_gradient.to(g.device, g.dtype)).reshape(shape).to(dtype), mesh, placements)
-            for g, (shape, dtype, mesh, placements) in zip(ctx.gradients, ctx.kinds, strict=True)
+            placed((g * output_gradient.to(g.device, g.dtype)).reshape(p.shape).to(p.dtype), p)
+            for g, p in zip(ctx.gradients, ctx.parameters, strict=True)
         )
         return None, None, *scaled
-
-
-def _placement(parameter: torch.Tensor) -> tuple[Any, Any]:
-    """How FSDP2 spreads a parameter over processes; (None, None) for an ordinary one."""
-    return getattr(parameter, "device_mesh", None), getattr(parameter, "placements", None)
-
-
-def _placed(gradient: torch.Tensor, mesh: Any, placements: Any) -> torch.Tensor:
-    """A gradient that every process has whole, spread as its parameter is; no process sends anything."""
-    if mesh is None:
-        return gradient
-    from torch.distributed.tensor import DTensor, Replicate
-
-    whole = DTensor.from_local(gradient, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return whole.redistribute(mesh, placements)
 
 
 def penalty_loss(

@@ -13,12 +13,13 @@ from torch.nn.utils import get_total_norm
 from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import Diverged
 from alora_trainer.importance.importance_values import ImportanceValues
+from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.held_weight import HeldWeight, hold
 from alora_trainer.penalty.layer_weights import layer_coefficients
 from alora_trainer.penalty.streaming import ResidentOmegas, StreamedOmegas
 from alora_trainer.weights.reference import FullReference, Reference
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, first_not_finite
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, first_not_finite, first_weight_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +119,11 @@ class QuadraticPenalty:
         return self._held
 
     def _own(self) -> Iterator[tuple[HeldWeight, Matrices]]:
-        """What this process holds, with the present matrices of each weight in the dtype of the computation."""
+        """What this process holds, with the present matrices of each weight."""
         for weight in self._weights:
             held = self._held.get(weight.name)
             if held is not None or weight.is_sharded:  # reading a sharded weight takes all processes
-                matrices = tuple(matrix.to(weight.dtype) for matrix in weight.matrices)
+                matrices = weight.matrices
                 if held is not None:
                     yield held, matrices
 
@@ -181,14 +182,13 @@ class QuadraticPenalty:
         own: dict[str, Matrices] = {}
         omegas = self._omegas.in_order()
         for held, matrices in self._own():
-            part, of_parameters = held.evaluate(next(omegas), matrices)
+            part, of_parameters = held.evaluate(next(omegas), held.weight.computed(matrices))
             factor = self.lam * held.coefficient
             own[held.weight.name] = tuple(gradient.mul_(factor) for gradient in of_parameters)
             value += (part * factor).to(value.device)
             literal += part.to(literal.device)
-        for _ in omegas:  # lets a streamed Omega's buffer go
-            raise AssertionError("an importance without a weight")
-        gradients = {w.name: own[w.name] if w.name in own else _zeros(w) for w in self._weights}
+        _exhaust(omegas)
+        gradients = {w.name: own[w.name] if w.name in own else _zeros(w, w.dtype) for w in self._weights}
         self._processes.sum([value, literal, *(g for of_weight in gradients.values() for g in of_weight)])
         return PenaltyStep(value, literal, gradients)
 
@@ -210,33 +210,46 @@ class QuadraticPenalty:
             Diverged: it is not finite.
         """
         value, literal = self._zero(), self._zero()
-        for held, omega in zip(self._held.values(), self._omegas.in_order(), strict=True):
+        moved: dict[str, Matrices] = {}
+        omegas = self._omegas.in_order()
+        for held, matrices in self._own():
             try:
-                part = held.pull(omega, learning_rates, self.lam)
+                part = held.pull(next(omegas), matrices, learning_rates, self.lam)
                 value += (part * (self.lam * held.coefficient)).to(value.device)
                 literal += part.to(literal.device)
             except torch.linalg.LinAlgError:  # of what is not finite; said below, by all processes together
                 value += math.nan
+            moved[held.weight.name] = matrices
+        _exhaust(omegas)
         self._processes.sum([value, literal])
         for weight in self._weights:
-            for matrix in weight.matrices:
+            if weight.name not in moved:
+                moved[weight.name] = _zeros(weight) if weight.is_sharded else weight.matrices
+            matrices = moved.pop(weight.name)
+            for matrix in matrices:
                 self._processes.from_owner(matrix, self._owners[weight.name])
+            weight.put(matrices)
         if not bool(torch.isfinite(value)):
-            raise Diverged("the penalty", first_not_finite({w.name: w.matrices for w in self._weights}))
+            raise Diverged("the penalty", first_weight_not_finite(self._weights))
         return PenaltyValue(value, literal)
 
     def drift(self) -> dict[str, float]:
         """``||theta - theta*||_2`` of every weight."""
-        own = {held.weight.name: held.drift_norm(matrices) for held, matrices in self._own()}
+        own = {held.weight.name: held.drift_norm(held.weight.computed(matrices)) for held, matrices in self._own()}
         return self._processes.totals(
             {weight.name: own.get(weight.name, 0.0) for weight in self._weights}, self._weights[0].device
         )
 
 
-def _zeros(weight: TrainedWeight) -> Matrices:
-    """Gradients of a weight that another process holds, for that process to fill in."""
+def _exhaust(omegas: Iterator[Importance]) -> None:
+    for _ in omegas:  # lets a streamed Omega's buffer go
+        raise AssertionError("an importance without a weight")
+
+
+def _zeros(weight: TrainedWeight, dtype: torch.dtype | None = None) -> Matrices:
+    """Matrices of a weight that another process holds, for that process to fill in: in its parameters' dtype, or in this."""
     shapes = (torch.empty((), device=weight.device).expand(p.shape) for p in weight.parameters)
     return tuple(
-        torch.zeros(view(shape).shape, dtype=weight.dtype, device=weight.device)
-        for view, shape in zip(weight.views, shapes, strict=True)
+        torch.zeros(view(shape).shape, dtype=dtype or parameter.dtype, device=weight.device)
+        for view, shape, parameter in zip(weight.views, shapes, weight.parameters, strict=True)
     )

@@ -117,36 +117,20 @@ def _check_deepspeed(trainer: Any, config: ALoRAConfig) -> None:
         )
 
 
-# Set when tests/trainer/test_fsdp_gpu.py, which needs two GPUs, has passed once: until then FSDP2 through the Trainer is
-# refused. Its pieces are shown on a CPU (`fully_shard` over gloo), the whole is not.
-FSDP2_HAS_RUN = False
-
-
 def _check_fsdp(trainer: Any, config: ALoRAConfig) -> None:
-    version = getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1)
-    if version != 2:
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if getattr(plugin, "fsdp_version", 1) != 2:
         raise ALoRAError(
             "FSDP 1 flattens the parameters, so that no weight can be told from another: set fsdp_config={'version': 2}, or "
             "use plain data parallelism (torchrun)"
         )
-    if not FSDP2_HAS_RUN:
+    if getattr(getattr(plugin, "cpu_offload", None), "pin_memory", None) is not None:
         raise ALoRAError(
-            "FSDP2 through the Trainer has not been tried on GPUs yet, so its numbers are not vouched for: use plain data "
-            "parallelism (torchrun), whose importance is shared out over the processes, or ZeRO-2 to protect"
+            "FSDP2 with cpu_offload keeps the parameters in host memory, where our sums over processes have not been tried: "
+            "set cpu_offload to False, and storage_device='cpu' to keep importance alone in host memory"
         )
-    if config.record == "exact":
-        raise ALoRAError("record='exact' is not supported under FSDP: use record='projected'")
-    if config.budget is not None:
+    if getattr(plugin, "activation_checkpointing", False) and not config.full_parameters:
         raise ALoRAError(
-            "budget is not supported under FSDP, where each process has a piece of every weight: leave budget out and give lam "
-            "a number, or use plain data parallelism (torchrun)"
+            "FSDP2's activation_checkpointing wraps the layers, by whose names PEFT looks for an adapter's weights: it would "
+            "find none, and save an empty adapter; leave it out of fsdp_config, and set gradient_checkpointing=True instead"
         )
-    for name, value, refused, instead in (
-        ("application", config.application, "decoupled", "'coupled'"),
-        ("lam", config.strength, "auto", "a number"),
-    ):
-        if value == refused:
-            raise ALoRAError(
-                f"{name}={value!r} is not supported under FSDP, where each process has a piece of every weight: "
-                f"use {name}={instead}, or plain data parallelism (torchrun)"
-            )

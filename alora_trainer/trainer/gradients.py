@@ -1,14 +1,14 @@
-"""The gradients of an optimizer step, looked at before the optimizer takes them."""
+"""The gradients of an optimizer step, looked at before the optimizer takes them, and those of the data alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch.nn.utils import get_total_norm
 
 from alora_trainer.errors import Diverged
-from alora_trainer.weights.trained_weight import TrainedWeight, first_not_finite, whole
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, whole
 
 
 def check_gradients(model: torch.nn.Module, weights: Sequence[TrainedWeight]) -> None:
@@ -27,8 +27,39 @@ def check_gradients(model: torch.nn.Module, weights: Sequence[TrainedWeight]) ->
         return
     names = {id(p): weight.name for weight in weights for p in weight.parameters}
     owners = {name: names.get(id(p), name) for name, p in model.named_parameters()}
-    broken = first_not_finite({name: [whole(gradient)] for name, gradient in found.items()})
-    if broken is not None:
-        raise Diverged("the gradient", owners[broken])
+    for name, gradient in found.items():  # one after the other, as they may be spread over processes
+        if not bool(torch.isfinite(whole(gradient)).all()):
+            raise Diverged("the gradient", owners[name])
     largest = max(found, key=lambda name: float(whole(found[name]).abs().max()))
     raise Diverged("the square of the gradient", owners[largest])
+
+
+class DataGradients(Mapping[str, Matrices]):
+    """The gradients of a step's data loss alone, by weight name: unscaled, not yet clipped, and whole.
+
+    Each is computed when it is asked for, and not kept, so that weights that are spread over processes are brought together
+    one at a time. All processes must then ask for the same ones in the same order.
+
+    Args:
+        weights: those that train, after the backward pass.
+        scale: the loss scaler's factor.
+        added: what else is in their gradients, by weight name: of every part that has a term of its own.
+    """
+
+    def __init__(self, weights: Sequence[TrainedWeight], scale: float, added: Sequence[Mapping[str, Matrices]]) -> None:
+        self._weights = {weight.name: weight for weight in weights}
+        self._scale = scale
+        self._added = added
+
+    def __getitem__(self, name: str) -> Matrices:
+        gradients = self._weights[name].gradients(self._scale)
+        for of_part in self._added:
+            for gradient, own in zip(gradients, of_part.get(name, ()), strict=False):
+                gradient.sub_(own)
+        return gradients
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

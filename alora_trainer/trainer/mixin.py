@@ -18,7 +18,7 @@ from alora_trainer.trainer import publishing
 from alora_trainer.trainer.adapters import check_adapter
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
-from alora_trainer.trainer.gradients import check_gradients
+from alora_trainer.trainer.gradients import DataGradients, check_gradients
 from alora_trainer.trainer.initializing import initializing_part
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.protecting import protecting_part
@@ -27,7 +27,7 @@ from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, clea
 from alora_trainer.trainer.running_losses import RunningLosses
 from alora_trainer.trainer.steps import making_steps
 from alora_trainer.weights.model_weights import adapter_of, trained_weights
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, first_not_finite
+from alora_trainer.weights.trained_weight import TrainedWeight, first_weight_not_finite
 
 # The mixin calls what every trainer has; only a type checker needs to be told so.
 if TYPE_CHECKING:
@@ -235,21 +235,12 @@ class ALoRAMixin(_TrainerHooks):
             return
         scaler = self.accelerator.scaler
         scale = float(scaler.get_scale()) if scaler is not None else None
-        gradients = self._data_gradients(scale or 1.0)
+        gradients = DataGradients(self._weights, scale or 1.0, [part.added_gradients() for part in self._running])
         for part in watching:
             part.before_step(gradients, loss_scale=scale, tokens=tokens)
 
     def _weight_not_finite(self) -> str | None:
-        return first_not_finite({weight.name: weight.matrices for weight in self._weights})
-
-    def _data_gradients(self, scale: float) -> dict[str, Matrices]:
-        """The gradients of the data loss alone, unscaled and not yet clipped."""
-        gradients = {weight.name: weight.gradients(scale) for weight in self._weights}
-        for part in self._running:
-            for name, added in part.added_gradients().items():
-                for gradient, own in zip(gradients[name], added, strict=True):
-                    gradient.sub_(own)
-        return gradients
+        return first_weight_not_finite(self._weights)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the parts log: protecting, `ce_loss`, `penalty`, `penalty_ratio`, `lam` and each weight's drift."""

@@ -92,7 +92,8 @@ class Part:
         """The optimizer is about to step.
 
         Args:
-            gradients: of the data loss, by weight name, as matrices: unclipped, unscaled, and the same on all processes.
+            gradients: of the data loss, by weight name, as matrices: unclipped, unscaled, and the same on all processes. Each
+                is made when it is asked for; of weights that are spread over processes, all of these must ask together.
             loss_scale: the factor of an fp16 loss scaler that is at work; infinite gradients are its ordinary business.
             tokens: that this process has seen in this optimizer step.
         """

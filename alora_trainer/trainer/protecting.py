@@ -96,6 +96,11 @@ class Protecting(Part):
         """
         if self._importance.at_base and self._config.full_parameters and not self._base:
             held = [weight for weight in weights if weight.name in self._importance]
+            if any(parameter.is_meta for weight in held for parameter in weight.parameters):
+                raise ALoRAError(
+                    "whole weights that are held at the base weights must be in memory before the training begins, and "
+                    "cpu_ram_efficient_loading leaves them out: set it to False in fsdp_config"
+                )
             check_whole_base(self._importance, held)
             self._base = {weight.name: anchor_of(weight, self._importance) for weight in held}
 

@@ -21,6 +21,8 @@ from alora_trainer.trainer.checkpoint import PARTS, RECORDER_FILE, recordings_of
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
+# Of a folder with the pieces of a sharded state, written last.
+_SHARDS_INDEX = ".metadata"
 # Files whose state says whether a checkpoint is whole, and that a resumed training reads.
 _JUDGED = (".safetensors", ".pt", ".pth", ".bin", ".json", ".partial")
 
@@ -48,6 +50,9 @@ def why_torn(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint that was not written to its end; None if it is whole."""
     if trainer_state(checkpoint) is None:
         return f"{STATE_FILE}, which is written last, is missing or not whole"
+    for folder in {path.parent for path in checkpoint.glob("*/*.distcp")}:
+        if not (folder / _SHARDS_INDEX).is_file():
+            return f"{folder.name}/{_SHARDS_INDEX}, which says what its pieces are, is missing"
     files = {path.name: path for path in sorted(checkpoint.iterdir()) if path.is_file()}
     for stem in dict.fromkeys(match["stem"] for match in map(PARTS.fullmatch, files) if match):
         parts = [name for name in files if name == f"{stem}.safetensors" or _stem_of(name) == stem]
@@ -97,7 +102,7 @@ def _problem(path: Path) -> str | None:
                 return None
         except SafetensorError as error:
             return str(error)
-    if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+    if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
         return "its end is missing"
     if path.suffix == ".json":
         try:

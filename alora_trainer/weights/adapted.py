@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import torch
@@ -23,7 +23,7 @@ from alora_trainer.weights.adapter_kinds import refuse_other_kinds
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
 from alora_trainer.weights.steps import Factors, FactorStep, movement_factors
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View, sampled, whole
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View, sampled, unwrapped, whole
 
 # PEFT's modules of LoRA layers that our tests train. Others (GPTQ, AWQ, torchao, ...) have layers of their own.
 _TESTED_KINDS = ("peft.tuners.lora.layer", "peft.tuners.lora.bnb")
@@ -38,12 +38,19 @@ class AdaptedWeight(TrainedWeight):
         layer: PEFT's layer, holding the frozen base layer and the factors.
         adapter: the adapter's name inside that layer.
         stack: which matrix of a stack of experts this is; None for a layer with a matrix of its own.
+        sharded: (A, B) as FSDP2 has spread them over processes, which it takes out of the layer while this computes; None
+            where they are not.
     """
 
     name: str
     layer: LoraLayer
     adapter: str
     stack: Stack | None = None
+    sharded: tuple[nn.Parameter, nn.Parameter] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.is_sharded:
+            object.__setattr__(self, "sharded", self.parameters)
 
     parameterization: ClassVar[Parameterization] = Parameterization.ADAPTER
 
@@ -55,6 +62,8 @@ class AdaptedWeight(TrainedWeight):
     @property
     def parameter_a(self) -> nn.Parameter:
         """The trainable ``A`` as PEFT stores it."""
+        if self.sharded is not None:
+            return self.sharded[0]
         if self.adapter in self.layer.lora_embedding_A:
             return self.layer.lora_embedding_A[self.adapter]
         return cast(nn.Parameter, self.layer.lora_A[self.adapter].weight)
@@ -62,6 +71,8 @@ class AdaptedWeight(TrainedWeight):
     @property
     def parameter_b(self) -> nn.Parameter:
         """The trainable ``B`` as PEFT stores it."""
+        if self.sharded is not None:
+            return self.sharded[1]
         if self.adapter in self.layer.lora_embedding_B:
             return self.layer.lora_embedding_B[self.adapter]
         return cast(nn.Parameter, self.layer.lora_B[self.adapter].weight)
@@ -127,7 +138,8 @@ class AdaptedWeight(TrainedWeight):
     def base_sample(self) -> list[float] | None:
         """A few elements of the frozen base weight, evenly spaced: tells one base model from another.
 
-        Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device, sharded).
+        Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device). Of a weight that
+        is spread over processes, all of them must call this together.
         """
         if isinstance(self.layer, lora_layers.ParamWrapper):
             weight = self.layer.get_param().detach()
@@ -136,9 +148,7 @@ class AdaptedWeight(TrainedWeight):
             weight = getattr(self.layer.get_base_layer(), "weight", None)
         if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
             return None
-        if hasattr(weight, "full_tensor"):
-            return None
-        return weight.detach().flatten()[sampled(weight.numel())].float().cpu().tolist()
+        return whole(weight.detach()).flatten()[sampled(weight.numel())].float().cpu().tolist()
 
     def sample_of(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> list[float]:
         """The elements of ``scaling * b @ a`` (a (k, n), b (m, k)) that `base_sample` takes of the base weight."""
@@ -213,8 +223,9 @@ def _trainable_weights(model: nn.Module) -> Iterator[AdaptedWeight]:
 
 
 def base_name(name: str) -> str:
-    """A module's or parameter's name as the base model knows it, without what PEFT and torch.compile put around it."""
-    return name.replace("_orig_mod.", "").removeprefix(PEFT_PREFIX).replace(".base_layer", "")
+    """A module's or parameter's name as the base model knows it, without what PEFT, torch.compile and FSDP2's activation
+    checkpointing put around it."""
+    return unwrapped(name).removeprefix(PEFT_PREFIX).replace(".base_layer", "")
 
 
 def _weights_of(module_name: str, layer: LoraLayer, adapter: str) -> Iterator[AdaptedWeight]:
@@ -224,7 +235,7 @@ def _weights_of(module_name: str, layer: LoraLayer, adapter: str) -> Iterator[Ad
         return
     name = f"{name}.{layer.parameter_name}"
     # Wrappers of several parameters of one module lie within each other, so the file's names have ".base_layer" in them.
-    module = module_name.replace("_orig_mod.", "").removeprefix(PEFT_PREFIX)
+    module = unwrapped(module_name).removeprefix(PEFT_PREFIX)
     for expert in range(layer.num_experts):
         stack = Stack(module, expert, int(layer.num_experts))
         yield AdaptedWeight(f"{name}.{expert}" if layer.get_param().ndim == 3 else name, layer, adapter, stack)

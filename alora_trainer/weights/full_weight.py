@@ -18,7 +18,7 @@ from alora_trainer.weights.adapter_kinds import adapter_configs
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import FullReference
 from alora_trainer.weights.steps import FullStep
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def full_weights(model: nn.Module) -> list[FullWeight]:
             continue
         if not parameter.is_floating_point() or hasattr(parameter, "quant_state"):
             raise ALoRAError(f"{name} is quantised and cannot be tuned itself: adapt it with LoRA")
-        weights.append(FullWeight(name.replace("_orig_mod.", "").removesuffix(".weight"), parameter))
+        weights.append(FullWeight(unwrapped(name).removesuffix(".weight"), parameter))
     if not weights:
         raise ALoRAError("nothing in the model trains: set requires_grad on what full_parameters=True is to tune")
     return weights

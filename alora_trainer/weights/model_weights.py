@@ -13,7 +13,7 @@ from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX
 from alora_trainer.weights.theta import AdapterTheta, FullTheta, Theta
-from alora_trainer.weights.trained_weight import TrainedWeight, whole
+from alora_trainer.weights.trained_weight import TrainedWeight, unwrapped, whole
 
 _FOUND_BY: Mapping[Parameterization, Callable[[torch.nn.Module], Sequence[TrainedWeight]]] = {
     Parameterization.ADAPTER: adapted_weights,
@@ -50,9 +50,28 @@ def present_theta(model: Any, weights: Sequence[TrainedWeight]) -> Theta:
 
 
 def _adapter_state(model: Any, adapter: str) -> dict[str, torch.Tensor]:
-    """The adapter as PEFT saves it."""
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    """The adapter as PEFT saves it, by the names of a model that nothing is wrapped around."""
+    found = get_peft_model_state_dict(model, _state_by_modules(model), adapter, save_embedding_layers=False)
     return {
-        key if key.startswith(PEFT_PREFIX) else PEFT_PREFIX + key: whole(tensor.detach()).cpu().clone()
-        for key, tensor in state.items()
+        PEFT_PREFIX + unwrapped(key).removeprefix(PEFT_PREFIX): whole(tensor.detach()).cpu().clone()
+        for key, tensor in found.items()
     }
+
+
+def _state_by_modules(model: Any) -> dict[str, torch.Tensor] | None:
+    """A model's state under names that begin with its modules' own; None where they all do.
+
+    PEFT finds an adapter's tensors by the names of its layers, and what wraps a layer (activation checkpointing) is in these
+    and not in the state's: it would find none.
+    """
+    paths = {unwrapped(name): name for name, _ in model.named_modules()}
+    if all(name == path for name, path in paths.items()):
+        return None
+    state = {}
+    for key, tensor in model.state_dict().items():
+        module, tail = unwrapped(key), ""
+        while module not in paths:
+            module, _, last = module.rpartition(".")
+            tail = f".{last}{tail}"
+        state[f"{paths[module]}{tail}".removeprefix(".")] = tensor
+    return state

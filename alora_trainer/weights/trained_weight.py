@@ -6,6 +6,7 @@ parameter itself (`full`).
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
@@ -13,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import FullReference, Reference
@@ -76,9 +78,26 @@ class TrainedWeight(ABC):
         """Whether other weights are in the same parameters."""
         return False
 
+    def put(self, matrices: Matrices) -> None:
+        """Make the parameters what `matrices`, that all processes have, say. They must call it together."""
+        for parameter, view, matrix in zip(self.parameters, self.views, matrices, strict=True):
+            if not hasattr(parameter, "device_mesh"):
+                target = view(parameter.detach())
+                if target.data_ptr() != matrix.data_ptr():
+                    target.copy_(matrix)
+                continue
+            # Of the experts of a stack, the others stay as they are.
+            values = whole(parameter.detach()) if self.shares_parameters else matrix.new_empty(parameter.shape)
+            view(values).copy_(matrix)
+            here(parameter.detach()).copy_(here(placed(values, parameter)))
+
     def copy(self) -> Matrices:
         """The parameters as matrices of their own, in the dtype of the computation."""
         return tuple(matrix.to(self.dtype, copy=True) for matrix in self.matrices)
+
+    def computed(self, matrices: Matrices) -> Matrices:
+        """Matrices in the dtype of the computation, copied only where they are in another one."""
+        return tuple(matrix.to(self.dtype) for matrix in matrices)
 
     def gradients(self, scale: float = 1.0) -> Matrices:
         """Copies of the accumulated gradients as matrices, divided by `scale`; zero for a parameter that is frozen."""
@@ -87,6 +106,11 @@ class TrainedWeight(ABC):
     @property
     def trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.parameters)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no element of the parameters is NaN or infinite; of sharded ones, of this process's pieces alone."""
+        return all(bool(torch.isfinite(here(parameter.detach())).all()) for parameter in self.parameters)
 
     @property
     def is_sharded(self) -> bool:
@@ -109,12 +133,43 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return full() if full is not None else tensor
 
 
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's piece of a tensor that FSDP2 has spread over processes; any other as it is. Memory is shared."""
+    local = getattr(tensor, "to_local", None)
+    return local() if local is not None else tensor
+
+
+def placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor that every process has whole, spread over them as FSDP2 has spread `like`; no process sends anything.
+
+    Args:
+        tensor: of the shape of `like`.
+        like: a parameter; an ordinary one leaves `tensor` as it is.
+    """
+    mesh, placements = getattr(like, "device_mesh", None), getattr(like, "placements", None)
+    if mesh is None:
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(mesh, placements)
+
+
 def _gradient(parameter: nn.Parameter, view: View, dtype: torch.dtype, scale: float) -> torch.Tensor:
     if parameter.grad is None:
         # A tensor of the parameter's shape that takes no memory.
         shape_of = torch.empty((), dtype=dtype, device=parameter.device).expand(parameter.shape)
         return torch.zeros_like(view(shape_of), memory_format=torch.contiguous_format)
     return view(whole(parameter.grad.detach())).to(dtype, copy=True).div_(scale)
+
+
+# What stands in the names of modules that torch.compile or activation checkpointing (FSDP2's) has wrapped.
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.|$)")
+
+
+def unwrapped(name: str) -> str:
+    """A module's or parameter's name without the names of wrappers."""
+    return _WRAPPERS.sub("", name).removeprefix(".")
 
 
 def sampled(elements: int) -> slice:
@@ -168,6 +223,14 @@ def check_optimized(weights: Sequence[TrainedWeight], optimizer: torch.optim.Opt
             f"the optimizer holds none of the weights that train ({weights[0].name} and so on), so that nothing would move: "
             "build it from the trainable parameters of the model as it is trained, or leave it to the trainer"
         )
+
+
+def first_weight_not_finite(weights: Sequence[TrainedWeight]) -> str | None:
+    """The first of the weights with NaN or infinity; None if the trouble is elsewhere. All processes must call it together."""
+    place = next((place for place, weight in enumerate(weights) if not weight.is_finite), None)
+    if any(weight.is_sharded for weight in weights):
+        place = Processes().first(place, weights[0].device)
+    return None if place is None else weights[place].name
 
 
 def first_not_finite(tensors: Mapping[str, Sequence[torch.Tensor]]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
 from tests.importance.test_recorder import InOrder
@@ -280,7 +281,7 @@ def test_a_trainer_of_ones_own_is_protected_in_two_lines(lora_model, token_data,
 # ---- what is refused ----
 
 
-def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data, training_arguments, monkeypatch):
+def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data, training_arguments):
     model = lora_model(moved=True)
     importance = made_map(model)
 
@@ -302,8 +303,8 @@ def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data
         plugin = SimpleNamespace(zero_stage=stage)
         return {"is_deepspeed_enabled": True, "accelerator": _with_state(deepspeed_plugin=plugin)}
 
-    def fsdp(version: int) -> dict[str, Any]:
-        plugin = SimpleNamespace(fsdp_version=version)
+    def fsdp(version: int, **settings: Any) -> dict[str, Any]:
+        plugin = SimpleNamespace(fsdp_version=version, **settings)
         return {"is_fsdp_enabled": True, "accelerator": _with_state(fsdp_plugin=plugin)}
 
     records, holds = ALoRAConfig(record="path"), ALoRAConfig(lam=0.3)
@@ -315,9 +316,8 @@ def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data
         (deepspeed(2), decoupled, {}, "application='decoupled'.*use application='coupled'"),
         (deepspeed(1), auto, {}, "lam='auto' needs the data's gradients.*give lam a number"),
         (fsdp(1), holds, {}, "FSDP 1.*'version': 2"),
-        (fsdp(2), ALoRAConfig(record="exact"), {}, "record='exact'.*use record='projected'"),
-        (fsdp(2), decoupled, {}, "application='decoupled' is not supported under FSDP"),
-        (fsdp(2), auto, {}, "lam='auto' is not supported under FSDP"),
+        (fsdp(2, cpu_offload=CPUOffloadPolicy()), holds, {}, "cpu_offload to False.*storage_device='cpu'"),
+        (fsdp(2, activation_checkpointing=True), holds, {}, "empty adapter.*set gradient_checkpointing=True"),
         ({"is_distributed_loading_by_transformers": True}, holds, {}, "tp_plan.*load it whole"),
         ({}, records, {"optim": "galore_adamw_layerwise"}, "galore_adamw_layerwise.*use 'adamw_torch'"),
         (
@@ -328,15 +328,13 @@ def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data
         ),
         ({}, holds, {"optim": "lomo"}, "lomo.*inside the backward pass"),
     ]
-    with pytest.raises(ALoRAError, match="FSDP2 through the Trainer has not been tried on GPUs yet"):
-        attempt(fsdp(2), config=records)
-    monkeypatch.setattr("alora_trainer.trainer.engines.FSDP2_HAS_RUN", True)
     for change, config, settings, message in cases:
         with pytest.raises(ALoRAError, match=message):
             attempt(change, config=config, **settings)
     # What is beside them works.
     attempt(deepspeed(2), config=holds)
-    attempt(fsdp(2), config=records)
+    for config in (records, decoupled, auto, ALoRAConfig(record="exact")):
+        attempt(fsdp(2, cpu_offload=None, activation_checkpointing=False), config=config)
 
 
 def _with_state(**plugins: Any) -> Any:

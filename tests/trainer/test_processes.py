@@ -1,4 +1,5 @@
-"""Two gloo processes against one process with the doubled batch: maps, trajectories, sharing, resume, divergence, FSDP2."""
+"""Two gloo processes against one process with the doubled batch: maps, trajectories, sharing, resume, divergence, sharded
+parameters in a loop of one's own."""
 
 from __future__ import annotations
 
@@ -160,3 +161,4 @@ def test_sharded_parameters_get_the_exact_gradients(two):
         assert fact["penalty"] == pytest.approx(float(penalty.detach()), rel=1e-5)
         assert fact["drift"] == pytest.approx(drift, rel=1e-4)
         assert math.isfinite(fact["penalty"])
+        assert fact["base samples"] == {weight.name: weight.base_sample() for weight in weights}

@@ -126,7 +126,7 @@ class Recorder:
 
         Args:
             gradients: by weight name, the data loss's gradients of the weight's parameters, as matrices: unclipped,
-                unscaled.
+                unscaled. Asked for once each.
             learning_rates: the optimizer's learning rates by ``id(parameter)``.
             loss_scale: the factor of an fp16 loss scaler that was at work; infinite gradients are its ordinary business.
 
@@ -136,27 +136,38 @@ class Recorder:
         """
         self._before = {}
         self._scale = 1.0 if loss_scale is None else loss_scale
-        broken = self._first_not_finite(gradients)
+        own = self._own_gradients(gradients)
+        broken = self._first_not_finite(own)
         if broken is not None:
             if loss_scale is not None:
                 return
             raise Diverged("the gradient", broken)
         for name, matrices in self._copies().items():
-            self._before[name] = _Before(matrices, gradients[name], 0.0)
+            self._before[name] = _Before(matrices, own[name], 0.0)
         if self._estimator.uses_learning_rate:
             for weight in self._own:
                 self._before[weight.name].learning_rate = learning_rate_of(weight, learning_rates)
         self._has_before = True
 
-    def _first_not_finite(self, gradients: Gradients) -> str | None:
+    def _own_gradients(self, gradients: Gradients) -> dict[str, Matrices]:
+        """Those of this process's own weights: the others' are let go of one by one, where asking for them takes all."""
+        own = {}
+        for weight in self.weights:
+            if self._owners[weight.name] == self._processes.rank:
+                own[weight.name] = gradients[weight.name]
+            elif weight.is_sharded:
+                gradients[weight.name]  # the process that owns it needs this one's part
+        return own
+
+    def _first_not_finite(self, own: Gradients) -> str | None:
         """The first weight with a gradient that is not finite; one wait for the device however many weights there are."""
-        flat = [g for pair in gradients.values() for g in pair]
+        flat = [gradient for of_weight in own.values() for gradient in of_weight]
         place = None
-        if not bool(torch.isfinite(torch.stack(torch._foreach_norm(flat))).all()):
+        if flat and not bool(torch.isfinite(torch.stack(torch._foreach_norm(flat))).all()):
             broken = (
                 i
                 for i, w in enumerate(self.weights)
-                if not all(bool(torch.isfinite(g).all()) for g in gradients[w.name])
+                if w.name in own and not all(bool(torch.isfinite(g).all()) for g in own[w.name])
             )
             place = next(broken, None)
         place = self._processes.first(place, self.weights[0].device)

@@ -9,7 +9,6 @@ import torch
 
 from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.steps import Factors
 
 
@@ -22,10 +21,30 @@ class PenaltyResult:
     gradient_b: torch.Tensor
 
 
+@dataclass(frozen=True)
+class PulledFactors:
+    """An adapted weight's factors, whole and to be moved in place by a decoupled update.
+
+    Attributes:
+        a, b: A (r, n) and B (m, r), in the parameters' dtype.
+        scaling: PEFT's ``scaling``.
+        dtype: of the computation.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.b.device
+
+
 Misfit = Callable[[Importance, torch.device, torch.dtype], "str | None"]
 Penalty = Callable[[Importance, Factors, torch.Tensor, torch.Tensor, float], PenaltyResult]
 Pull = Callable[
-    [AdaptedWeight, Importance, Callable[[torch.Tensor, torch.Tensor], Factors], float, float], torch.Tensor
+    [PulledFactors, Importance, Callable[[torch.Tensor, torch.Tensor], Factors], float, float], torch.Tensor
 ]
 
 
@@ -56,8 +75,8 @@ class Backend:
             this dtype of the computation; None if it can. It asks what the importance offers, not how it is stored.
         preference: of several that fit, the one with the smallest number is taken; None is never taken unless it is named.
         devices: types of devices ("cuda") on which it may be taken without being named; None is any.
-        pull: the decoupled update, ``pull(weight, importance, drift, strength_a, strength_b)``, which moves the weight's
-            parameters in place and returns R before it (see `pull.pull_back`); None where there is none.
+        pull: the decoupled update, ``pull(factors, importance, drift, strength_a, strength_b)``, which moves the weight's
+            factors in place and returns R before it (see `pull.pull_back`); None where there is none.
     """
 
     name: str

@@ -21,9 +21,8 @@ from alora_trainer.importance.kinds.eigenbasis import turned, turned_back
 from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.kinds.kronecker import KroneckerOmega
-from alora_trainer.penalty.backends.backend import Backend, PenaltyResult
+from alora_trainer.penalty.backends.backend import Backend, PenaltyResult, PulledFactors
 from alora_trainer.penalty.backends.pull import implicit_factor, pairs
-from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.row_blocks import block_rows, row_blocks
 from alora_trainer.weights.steps import Factors
 
@@ -149,27 +148,27 @@ def _free_product(
 
 
 def pull_in_basis(
-    weight: AdaptedWeight,
+    factors: PulledFactors,
     importance: Importance,
     drift: Callable[[torch.Tensor, torch.Tensor], Factors],
     strength_a: float,
     strength_b: float,
 ) -> torch.Tensor:
     """The decoupled update (see `pull`): in the basis, every direction of the outputs (then inputs) has a system r x r."""
-    here = importance.to(weight.device)
+    here = importance.to(factors.device)
     assert isinstance(here, InBasis)
-    a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-    value, _, gradient = _product(here, drift(a, b), a, b, weight.scaling)
+    a, b = factors.a.to(factors.dtype), factors.b.to(factors.dtype)
+    value, _, gradient = _product(here, drift(a, b), a, b, factors.scaling)
     if strength_b > 0:
         grams = here.weigh_inputs(_grams(a.T, here.input_vectors()))
         vectors = here.output_vectors()
-        weight.b.add_(_steps(gradient, grams, vectors, weight.scaling, strength_b).to(weight.b.dtype))
-        b = weight.b.to(weight.dtype)
+        factors.b.add_(_steps(gradient, grams, vectors, factors.scaling, strength_b).to(factors.b.dtype))
+        b = factors.b.to(factors.dtype)
     if strength_a > 0:
-        _, gradient, _ = _product(here, drift(a, b), a, b, weight.scaling)
+        _, gradient, _ = _product(here, drift(a, b), a, b, factors.scaling)
         grams = here.weigh_outputs(_grams(b, here.output_vectors()))
         vectors = here.input_vectors()
-        weight.a.add_(_steps(gradient.T, grams, vectors, weight.scaling, strength_a).T.to(weight.a.dtype))
+        factors.a.add_(_steps(gradient.T, grams, vectors, factors.scaling, strength_a).T.to(factors.a.dtype))
     return value
 
 

@@ -24,8 +24,7 @@ import torch
 
 from alora_trainer.importance.kinds.elementwise import Elementwise
 from alora_trainer.importance.kinds.kind import Importance
-from alora_trainer.penalty.backends.backend import thin_factors
-from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.penalty.backends.backend import PulledFactors, thin_factors
 from alora_trainer.weights.row_blocks import row_blocks
 from alora_trainer.weights.steps import Factors
 
@@ -36,7 +35,7 @@ _GROUP_ELEMENTS = 1 << 21
 
 
 def pull_back(
-    weight: AdaptedWeight,
+    factors: PulledFactors,
     importance: Importance,
     drift: Callable[[torch.Tensor, torch.Tensor], Factors],
     strength_a: float,
@@ -45,7 +44,7 @@ def pull_back(
     """Pull one weight's factors towards its anchor, B first, in place.
 
     Args:
-        weight: the adapted weight; its parameters are changed.
+        factors: of the adapted weight; they are changed.
         importance: of the weight, element-wise, (m, n).
         drift: the difference from the anchor as factors, from A (r, n) and B (m, r).
         strength_a, strength_b: t = learning rate * lambda * w_l of either factor; 0 leaves that factor as it is.
@@ -53,24 +52,24 @@ def pull_back(
     Returns:
         ``R = sum Omega D**2`` before the pull, a float64 scalar.
     """
-    a, b = weight.a.to(weight.dtype), weight.b.to(weight.dtype)
-    omega = importance.to(weight.device)
+    a, b = factors.a.to(factors.dtype), factors.b.to(factors.dtype)
+    omega = importance.to(factors.device)
     systems = _systems(omega, drift(a, b))
     move_b = torch.zeros_like(b)
     value = torch.zeros((), dtype=torch.float64, device=b.device)
     for rows, gradient, gram, part in systems.of_rows(a):
         value += part
         if strength_b > 0:
-            move_b[rows] = _implicit_step(gradient, gram, a.shape[0], weight.scaling, strength_b)
+            move_b[rows] = _implicit_step(gradient, gram, a.shape[0], factors.scaling, strength_b)
     if strength_b > 0:
-        weight.b.add_(move_b.to(weight.b.dtype))
-        b = weight.b.to(weight.dtype)
+        factors.b.add_(move_b.to(factors.b.dtype))
+        b = factors.b.to(factors.dtype)
     if strength_a > 0:
         systems = _systems(omega, drift(a, b))
         move_a = torch.zeros_like(a)
         for columns, gradient, gram in systems.of_columns(b):
-            move_a[:, columns] = _implicit_step(gradient, gram, a.shape[0], weight.scaling, strength_a).T
-        weight.a.add_(move_a.to(weight.a.dtype))
+            move_a[:, columns] = _implicit_step(gradient, gram, a.shape[0], factors.scaling, strength_a).T
+        factors.a.add_(move_a.to(factors.a.dtype))
     return value
 
 

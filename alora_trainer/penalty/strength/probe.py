@@ -12,6 +12,7 @@ from torch import nn
 from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.errors import ALoRAError
 from alora_trainer.penalty.strength.budget import Rise
+from alora_trainer.weights.sharding import is_sharded, reshard
 
 
 class Probe:
@@ -40,10 +41,17 @@ class Probe:
         """The summed negative log-likelihood of every sequence."""
         sums = torch.zeros(len(self._sequences), dtype=torch.float64, device=accelerator.device)
         own = range(accelerator.process_index, len(self._sequences), accelerator.num_processes)
+        most = range(0, len(self._sequences), accelerator.num_processes)  # of the first process
+        reshard(model)
+        sharded = is_sharded(model)
         with evaluation_mode(model), torch.random.fork_rng(), torch.no_grad(), accelerator.autocast():
-            for start in range(0, len(own), self._batch_size):
+            for start in range(0, len(most), self._batch_size):
                 numbers = own[start : start + self._batch_size]
-                sums[list(numbers)] = self._batch(model, list(numbers), accelerator.device)
+                if numbers:
+                    sums[list(numbers)] = self._batch(model, list(numbers), accelerator.device)
+                elif sharded:  # a forward pass takes all processes
+                    self._batch(model, [0], accelerator.device)
+        reshard(model)
         return list(accelerator.reduce(sums, reduction="sum").tolist())
 
     def _batch(self, model: nn.Module, numbers: list[int], device: torch.device) -> torch.Tensor:

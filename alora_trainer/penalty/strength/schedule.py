@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.weights.trained_weight import Matrices, TrainedWeight
+from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, whole
 
 # `lam: auto` lets the weights move freely for this share of the training, then balances the two gradients where they are.
 FREE_SHARE = 0.1
@@ -76,7 +76,7 @@ class GradientBalance:
         for old, p in zip(before, self._factors(), strict=True):
             rate = learning_rates.get(id(p), 0.0)
             if rate > 0:
-                square += float((p.detach().double() - old.double()).square().sum()) / rate**2
+                square += float(whole((p.detach().double() - old.double()).square().sum())) / rate**2
         self._squares += square
         self._count += 1
 
