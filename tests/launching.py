@@ -29,10 +29,10 @@ def launch(
     return subprocess.CompletedProcess(list(command), process.returncode, output, errors)
 
 
-def launch_two(script: str, *arguments: str, **environment: str) -> None:
+def launch_two(script: str, *arguments: str, timeout: float = 200, **environment: str) -> None:
     """Run a script of this folder in two processes, as a user would; all its output is shown if it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = launch([*command, str(ROOT / "tests" / script), *arguments], os.environ | settings | environment)
+    done = launch([*command, str(ROOT / "tests" / script), *arguments], os.environ | settings | environment, timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -31,6 +31,8 @@ PROTECTED: dict[str, dict[str, Any]] = {
     "curvature, decoupled": {"lam": 0.5, "application": "decoupled", "layer_weights": "none"},
     "predicted": {"budget": 0.001, "probe_steps": 2, "layer_weights": "none"},
 }
+# Recording while protecting.
+AT_ONCE: dict[str, dict[str, Any]] = {"coupled and paper": {"lam": 0.5, "record": "paper"}}
 
 
 def build() -> Any:
@@ -64,7 +66,7 @@ def protected_trainer(name: str, folder: Path, *, batch: int, **settings: Any) -
     model = build()
     importance = curvature_map(model) if name.startswith(("curvature", "predicted")) else reference_map(model)
     move_factors(model, 0.05)
-    config = ALoRAConfig(**PROTECTED[name])
+    config = ALoRAConfig(**(PROTECTED | AT_ONCE)[name])
     probe = token_rows(items=5, seed=11) if config.budget is not None else None
     settings = {"gradient_accumulation_steps": 2, "learning_rate": 0.01} | settings
     return _trainer(model, folder, batch, settings, alora=config, importance=importance, probe_dataset=probe)

@@ -17,15 +17,15 @@ class _KnownGradients(torch.autograd.Function):
         ctx: Any, value: torch.Tensor, gradients: Sequence[torch.Tensor], *parameters: torch.Tensor
     ) -> torch.Tensor:
         ctx.gradients = gradients
-        ctx.parameters = parameters
+        ctx.parameters = [(p, p.shape) for p in parameters]  # ZeRO-3 lets go of them before the backward pass
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, output_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # The product is taken before the cast: a loss scaler's factor keeps small half-precision gradients alive.
         scaled = (
-            placed((g * output_gradient.to(g.device, g.dtype)).reshape(p.shape).to(p.dtype), p)
-            for g, p in zip(ctx.gradients, ctx.parameters, strict=True)
+            placed((g * output_gradient.to(g.device, g.dtype)).reshape(shape).to(p.dtype), p)
+            for g, (p, shape) in zip(ctx.gradients, ctx.parameters, strict=True)
         )
         return None, None, *scaled
 

@@ -90,17 +90,20 @@ def _check_parallelism(trainer: Any) -> None:
 
 def _check_deepspeed(trainer: Any, config: ALoRAConfig) -> None:
     stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
-    if stage >= 3:
+    if stage >= 3 and config.full_parameters:
         raise ALoRAError(
-            "DeepSpeed ZeRO-3 keeps the parameters in pieces of its own, which neither the recording nor the penalty can read: "
-            "use ZeRO-2 or plain data parallelism (torchrun)"
+            "full_parameters=True under DeepSpeed ZeRO-3 would bring the whole model together on every process: use FSDP2, or "
+            "ZeRO-2"
         )
-    if config.record is not None:
+    if config.record is not None and (trainer.args.bf16 or trainer.args.fp16):
         raise ALoRAError(
-            "recording is not supported under DeepSpeed, whose engine steps inside the backward call and leaves no gradients "
-            "behind: record with plain data parallelism (torchrun without a deepspeed config); the map can then be held "
-            "under ZeRO-1 or ZeRO-2"
+            "DeepSpeed trains rounded copies of the weights in bf16 and fp16, whose movement is not what its optimizer made: "
+            "record in float32 (bf16=False), or with FSDP2 or plain data parallelism (torchrun)"
         )
+    if config.record == "exact":
+        raise ALoRAError("record='exact' is not supported under DeepSpeed: use record='path'")
+    if config.record is not None and config.full_parameters:
+        raise ALoRAError("full tuning is not recorded under DeepSpeed: use FSDP2, or plain data parallelism (torchrun)")
     if config.application == "decoupled":
         raise ALoRAError(
             "application='decoupled' moves the weights beside the optimizer, and DeepSpeed overwrites them from its own copy: "
@@ -112,9 +115,7 @@ def _check_deepspeed(trainer: Any, config: ALoRAConfig) -> None:
             "out and give lam a number, or use plain data parallelism (torchrun)"
         )
     if config.strength == "auto":
-        raise ALoRAError(
-            "lam='auto' needs the data's gradients, which DeepSpeed does not leave behind: give lam a number"
-        )
+        raise ALoRAError("lam='auto' is not supported under DeepSpeed: give lam a number, or use FSDP2")
 
 
 def _check_fsdp(trainer: Any, config: ALoRAConfig) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -32,6 +33,23 @@ def check_gradients(model: torch.nn.Module, weights: Sequence[TrainedWeight]) ->
             raise Diverged("the gradient", owners[name])
     largest = max(found, key=lambda name: float(whole(found[name]).abs().max()))
     raise Diverged("the square of the gradient", owners[largest])
+
+
+def show_before_step(engine: Any, show: Callable[[], None]) -> None:
+    """Call `show` once the gradients of a step are whole, of a DeepSpeed engine, which steps within its backward call.
+
+    Args:
+        engine: made for one training; a later one has another, or shows its own in place of these.
+        show: looks at the gradients.
+    """
+    step = getattr(engine.step, "alora_plain_step", engine.step)
+
+    def shown(*args: Any, **settings: Any) -> Any:
+        show()
+        return step(*args, **settings)
+
+    shown.alora_plain_step = step  # type: ignore[attr-defined]
+    engine.step = shown
 
 
 class DataGradients(Mapping[str, Matrices]):

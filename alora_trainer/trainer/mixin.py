@@ -18,7 +18,7 @@ from alora_trainer.trainer import publishing
 from alora_trainer.trainer.adapters import check_adapter
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
-from alora_trainer.trainer.gradients import DataGradients, check_gradients
+from alora_trainer.trainer.gradients import DataGradients, check_gradients, show_before_step
 from alora_trainer.trainer.initializing import initializing_part
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.protecting import protecting_part
@@ -27,6 +27,7 @@ from alora_trainer.trainer.resume import check_whole, checkpoint_to_resume, clea
 from alora_trainer.trainer.running_losses import RunningLosses
 from alora_trainer.trainer.steps import making_steps
 from alora_trainer.weights.model_weights import adapter_of, trained_weights
+from alora_trainer.weights.sharding import gathered
 from alora_trainer.weights.trained_weight import TrainedWeight, first_weight_not_finite
 
 # The mixin calls what every trainer has; only a type checker needs to be told so.
@@ -108,17 +109,18 @@ class ALoRAMixin(_TrainerHooks):
 
     def _find_weights(self) -> Sequence[TrainedWeight]:
         config, importance = self.alora, self.given_importance
-        if importance is None:
-            weights = trained_weights(self.model, config.parameterization)
-        else:
-            weights = importance.check_model(
-                self.model,
-                start=config.start_from,
-                missing=config.missing,
-                parameterization=config.parameterization,
-                allow_other_revision=config.allow_other_revision,
-            )
-        check_adapter(self.model, weights, config, importance)
+        with gathered(parameter for parameter in self.model.parameters() if parameter.requires_grad):
+            if importance is None:
+                weights = trained_weights(self.model, config.parameterization)
+            else:
+                weights = importance.check_model(
+                    self.model,
+                    start=config.start_from,
+                    missing=config.missing,
+                    parameterization=config.parameterization,
+                    allow_other_revision=config.allow_other_revision,
+                )
+            check_adapter(self.model, weights, config, importance)
         return weights
 
     @property
@@ -224,12 +226,16 @@ class ALoRAMixin(_TrainerHooks):
         return loss
 
     def _before_optimizer_step(self) -> None:
-        tokens, self._tokens = self._tokens, 0
         finite, self._finite = self._finite, True
         if Processes().first(None if finite else 0, self.args.device) is not None:
             raise Diverged("the loss", self._weight_not_finite())
         if self.accelerator.scaler is None:
             check_gradients(self.model, self._weights)
+        if not self.is_deepspeed_enabled:  # whose engine has stepped by now
+            self._show_gradients()
+
+    def _show_gradients(self) -> None:
+        tokens, self._tokens = self._tokens, 0
         watching = [part for part in self._running if part.watches_gradients]
         if not watching:
             return
@@ -240,7 +246,8 @@ class ALoRAMixin(_TrainerHooks):
             part.before_step(gradients, loss_scale=scale, tokens=tokens)
 
     def _weight_not_finite(self) -> str | None:
-        return first_weight_not_finite(self._weights)
+        with gathered(parameter for weight in self._weights for parameter in weight.parameters):
+            return first_weight_not_finite(self._weights)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the parts log: protecting, `ce_loss`, `penalty`, `penalty_ratio`, `lam` and each weight's drift."""
@@ -310,6 +317,8 @@ class ALoRAMixin(_TrainerHooks):
             if self._resumed_from is not None:
                 part.load(self._resumed_from)
         self._running = self.parts
+        if self.is_deepspeed_enabled and any(part.watches_gradients for part in self.parts):
+            show_before_step(self.accelerator.deepspeed_engine_wrapped.engine, self._show_gradients)
 
     def _after_optimizer_step(self) -> None:
         for part in self._running:

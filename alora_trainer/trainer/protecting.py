@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from alora_trainer.trainer.loss_parts import LossParts
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.steering import Steering
 from alora_trainer.weights.reference import FullReference, Reference
+from alora_trainer.weights.sharding import gathered
 from alora_trainer.weights.trained_weight import (
     Matrices,
     TrainedWeight,
@@ -140,7 +142,8 @@ class Protecting(Part):
 
     def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
         self._trainer: Any = trainer
-        self.prepare(weights, steps=trainer.state.max_steps)
+        with _whole(weights):
+            self.prepare(weights, steps=trainer.state.max_steps)
         if not trainer.is_deepspeed_enabled:  # whose optimizer has flat copies of the parameters
             check_optimized(self.weights, trainer.optimizer)
         completed = trainer.state.global_step
@@ -148,7 +151,8 @@ class Protecting(Part):
         loose = unprotected_parameters(trainer.model, self.weights)
         if loose:
             logger.warning(f"nothing holds {len(loose)} trainable tensors, such as {loose[0]}")
-        start = _norm(self.penalty.drift())
+        with _whole(weights):
+            start = _norm(self.penalty.drift())
         if start > 0 and not resumes:
             logger.warning(
                 f"training starts at a distance of {start:.4g} from the map's reference weights, and the penalty pulls "
@@ -174,7 +178,8 @@ class Protecting(Part):
         self._step = self.value = self.predicted = None
         self.penalty.lam = self._steering.lam
         if not self._decoupled and self.penalty.lam > 0:
-            self.penalty.begin()
+            with _whole(self.weights):
+                self.penalty.begin()
 
     def add_data_loss(self, loss: torch.Tensor) -> None:
         self._losses.add_data_loss(loss)
@@ -183,9 +188,10 @@ class Protecting(Part):
         """The coupled penalty; None where it is decoupled, or lambda is 0."""
         if self._decoupled or self.penalty.lam == 0:
             return None
-        self._step = self.penalty.evaluate()
-        self._take(self._step)
-        return penalty_loss(self.weights, self._step, dtype, device)
+        with _whole(self.weights):
+            self._step = self.penalty.evaluate()
+            self._take(self._step)
+            return penalty_loss(self.weights, self._step, dtype, device)
 
     def _take(self, found: PenaltyValue) -> None:
         self.value = found.value
@@ -222,12 +228,17 @@ class Protecting(Part):
         if prediction is not None and "predicted_rise" in losses:
             calibrated = prediction.calibrated(losses["predicted_rise"])
             losses |= {} if calibrated is None else {"calibrated_rise": calibrated}
-        drift = self.penalty.drift()
+        with _whole(self.weights):
+            drift = self.penalty.drift()
         own = losses | {"lam": self._steering.lam, "drift": _norm(drift)}
         return own | {f"drift/{name}": norm for name, norm in drift.items()}
 
     def end(self) -> dict[str, float]:
         return self._steering.finish(self._trainer.model, self._trainer.accelerator)
+
+
+def _whole(weights: Sequence[TrainedWeight]) -> AbstractContextManager[None]:
+    return gathered(parameter for weight in weights for parameter in weight.parameters)
 
 
 def _norm(parts: Mapping[str, float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from alora_trainer.importance.recording.recorder import Recorder
 from alora_trainer.trainer.checkpoint import load_recorder, save_recorder
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.part import Part
+from alora_trainer.weights.sharding import gathered
 from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, check_optimized, learning_rates
 
@@ -78,18 +80,20 @@ class Recording(Part):
             raise ALoRAError("there is nothing to record with: set record to an estimator, such as 'projected'")
         if self.recorder is not None:  # of a training that was broken off
             self.recorder.close()
-        check_optimized(weights, trainer.optimizer)
+        if not trainer.is_deepspeed_enabled:  # whose optimizer has flat copies of the parameters
+            check_optimized(weights, trainer.optimizer)
         self._trainer = trainer
         assert self._config.xi is not None  # None stands for the default, which it is by now
-        self.recorder = Recorder(
-            weights,
-            self._config.record,
-            self._config.xi,
-            bases=self._bases(trainer.model, weights),
-            location=self._config.omega_device,
-            fold_every=self._config.fold_every,
-            folder=Path(trainer.args.output_dir) / f"importance-recording-{trainer.args.process_index}",
-        )
+        with gathered(parameter for weight in weights for parameter in weight.parameters):
+            self.recorder = Recorder(
+                weights,
+                self._config.record,
+                self._config.xi,
+                bases=self._bases(trainer.model, weights),
+                location=self._config.omega_device,
+                fold_every=self._config.fold_every,
+                folder=Path(trainer.args.output_dir) / f"importance-recording-{trainer.args.process_index}",
+            )
 
     def _bases(self, model: Any, weights: Sequence[TrainedWeight]) -> Mapping[str, Importance] | None:
         basis = self._basis
@@ -118,15 +122,34 @@ class Recording(Part):
     def before_step(self, gradients: Mapping[str, Matrices], *, loss_scale: float | None, tokens: int) -> None:
         trainer, recorder = self._under_way()
         recorder.tokens += int(Processes().total(tokens, trainer.args.device))
-        recorder.before_step(gradients, learning_rates(trainer.optimizer), loss_scale=loss_scale)
+        with self._whole():
+            recorder.before_step(gradients, self._learning_rates(), loss_scale=loss_scale)
 
     def after_step(self, *, skipped: bool) -> None:
-        self._under_way()[1].after_step(skipped=skipped)
+        with self._whole():
+            self._under_way()[1].after_step(skipped=skipped)
+
+    def _whole(self) -> AbstractContextManager[None]:
+        weights = self._under_way()[1].weights
+        return gathered(parameter for weight in weights for parameter in weight.parameters)
+
+    def _learning_rates(self) -> dict[int, float]:
+        trainer, recorder = self._under_way()
+        if not trainer.is_deepspeed_enabled:
+            return learning_rates(trainer.optimizer)
+        rates = {float(group["lr"]) for group in trainer.optimizer.param_groups}
+        if len(rates) > 1:
+            raise ALoRAError(
+                f"DeepSpeed's optimizer has several learning rates ({', '.join(map(str, sorted(rates)))}), and does not say of "
+                "which parameters: put all into one parameter group"
+            )
+        return {id(parameter): rate for rate in rates for w in recorder.weights for parameter in w.parameters}
 
     def end(self) -> dict[str, float]:
         trainer, recorder = self._under_way()
-        self.recorder = None
-        self.recorded = self._with_earlier(describe_recording(trainer, recorder, basis=self._along))
+        with self._whole():
+            self.recorder = None
+            self.recorded = self._with_earlier(describe_recording(trainer, recorder, basis=self._along))
         return {}
 
     def so_far(self) -> ImportanceMap:
@@ -136,7 +159,8 @@ class Recording(Part):
             ALoRAError: no step was recorded yet.
         """
         trainer, recorder = self._under_way()
-        return self._with_earlier(describe_recording(trainer, recorder, basis=self._along, so_far=True))
+        with self._whole():
+            return self._with_earlier(describe_recording(trainer, recorder, basis=self._along, so_far=True))
 
     def _with_earlier(self, recorded: ImportanceMap) -> ImportanceMap:
         return recorded if self._earlier is None else self._earlier + recorded

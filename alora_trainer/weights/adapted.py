@@ -22,6 +22,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.adapter_kinds import refuse_other_kinds
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.reference import PEFT_PREFIX, Reference, Stack
+from alora_trainer.weights.sharding import gathered
 from alora_trainer.weights.steps import Factors, FactorStep, movement_factors
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, View, sampled, unwrapped, whole
 
@@ -141,14 +142,15 @@ class AdaptedWeight(TrainedWeight):
         Returns None where the base weight is not at hand as plain numbers (quantised, on the meta device). Of a weight that
         is spread over processes, all of them must call this together.
         """
-        if isinstance(self.layer, lora_layers.ParamWrapper):
-            weight = self.layer.get_param().detach()
-            weight = weight[self.stack.expert] if self.stack is not None and weight.ndim == 3 else weight
-        else:
-            weight = getattr(self.layer.get_base_layer(), "weight", None)
-        if weight is None or not weight.is_floating_point() or weight.is_meta or weight.numel() == 0:
+        wraps = isinstance(self.layer, lora_layers.ParamWrapper)
+        parameter = self.layer.get_param() if wraps else getattr(self.layer.get_base_layer(), "weight", None)
+        if parameter is None or not parameter.is_floating_point() or parameter.is_meta:
             return None
-        return whole(weight.detach()).flatten()[sampled(weight.numel())].float().cpu().tolist()
+        with gathered([parameter]):
+            weight = whole(parameter.detach())
+            if self.stack is not None and weight.ndim == 3:
+                weight = weight[self.stack.expert]
+            return weight.flatten()[sampled(weight.numel())].float().cpu().tolist() if weight.numel() else None
 
     def sample_of(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> list[float]:
         """The elements of ``scaling * b @ a`` (a (k, n), b (m, k)) that `base_sample` takes of the base weight."""

@@ -1,13 +1,32 @@
-"""A model whose parameters FSDP2 has spread over processes: what must be minded beside the single weights."""
+"""A model whose parameters FSDP2 or ZeRO-3 has spread over processes: what must be minded beside the single weights."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
 
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters that DeepSpeed's ZeRO-3 keeps in pieces are whole on every process, to be read and not written.
+
+    All processes must enter it together. Other parameters stay as they are.
+    """
+    in_pieces = list(dict.fromkeys(parameter for parameter in parameters if hasattr(parameter, "ds_id")))
+    if not in_pieces:
+        yield
+        return
+    from deepspeed import zero
+
+    with zero.GatheredParameters(in_pieces):
+        yield
+
+
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has spread parameters of the model over processes, so that a forward pass takes all of these."""
-    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+    """Whether parameters of the model are spread over processes, so that a forward pass takes all of these."""
+    return any(hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def reshard(model: nn.Module) -> None:

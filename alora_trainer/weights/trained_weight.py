@@ -118,6 +118,11 @@ class TrainedWeight(ABC):
         return any(hasattr(parameter, "full_tensor") for parameter in self.parameters)
 
     @property
+    def has_spread_gradients(self) -> bool:
+        """Whether the gradients are spread over processes (FSDP2, DeepSpeed), so that reading them takes all of these."""
+        return self.is_sharded or any(_is_of_deepspeed(parameter) for parameter in self.parameters)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype that importance and penalty are computed in: float32, or float64 for a float64 parameter."""
         return torch.float64 if self.parameters[-1].dtype == torch.float64 else torch.float32
@@ -131,6 +136,23 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that FSDP2 has spread over processes (all of them must call this); any other as it is."""
     full = getattr(tensor, "full_tensor", None)
     return full() if full is not None else tensor
+
+
+def _is_of_deepspeed(parameter: nn.Parameter) -> bool:
+    """Whether DeepSpeed trains it: in pieces (ZeRO-3), or by a copy of its own."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _accumulated(parameter: nn.Parameter) -> torch.Tensor | None:
+    """The whole gradient of a parameter, which DeepSpeed keeps elsewhere; None where there is none."""
+    if parameter.grad is not None:
+        return whole(parameter.grad.detach())
+    if not _is_of_deepspeed(parameter):
+        return None
+    from deepspeed.utils import safe_get_full_grad
+
+    found: torch.Tensor | None = safe_get_full_grad(parameter)
+    return found
 
 
 def here(tensor: torch.Tensor) -> torch.Tensor:
@@ -156,11 +178,12 @@ def placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _gradient(parameter: nn.Parameter, view: View, dtype: torch.dtype, scale: float) -> torch.Tensor:
-    if parameter.grad is None:
+    gradient = _accumulated(parameter)
+    if gradient is None:
         # A tensor of the parameter's shape that takes no memory.
         shape_of = torch.empty((), dtype=dtype, device=parameter.device).expand(parameter.shape)
         return torch.zeros_like(view(shape_of), memory_format=torch.contiguous_format)
-    return view(whole(parameter.grad.detach())).to(dtype, copy=True).div_(scale)
+    return view(gradient).to(dtype, copy=True).div_(scale)
 
 
 # What stands in the names of modules that torch.compile or activation checkpointing (FSDP2's) has wrapped.

@@ -311,10 +311,17 @@ def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data
     decoupled, auto = ALoRAConfig(application="decoupled"), ALoRAConfig(lam="auto")
     cases: list[tuple[dict[str, Any], ALoRAConfig, dict[str, Any], str]] = [
         ({"args._n_gpu": 2}, holds, {}, "DataParallel.*launch with torchrun"),
-        (deepspeed(3), holds, {}, "ZeRO-3.*use ZeRO-2"),
-        (deepspeed(2), records, {}, "recording is not supported under DeepSpeed.*plain data parallelism"),
+        (
+            deepspeed(3),
+            ALoRAConfig(full_parameters=True),
+            {},
+            "ZeRO-3 would bring the whole model.*use FSDP2, or ZeRO-2",
+        ),
+        (deepspeed(2), ALoRAConfig(record="path", full_parameters=True), {}, "full tuning is not recorded.*use FSDP2"),
+        (deepspeed(2), ALoRAConfig(record="exact"), {}, "record='exact'.*use record='path'"),
+        (deepspeed(2), records, {"bf16": True}, "rounded copies of the weights.*record in float32"),
         (deepspeed(2), decoupled, {}, "application='decoupled'.*use application='coupled'"),
-        (deepspeed(1), auto, {}, "lam='auto' needs the data's gradients.*give lam a number"),
+        (deepspeed(1), auto, {}, "lam='auto' is not supported under DeepSpeed.*give lam a number"),
         (fsdp(1), holds, {}, "FSDP 1.*'version': 2"),
         (fsdp(2, cpu_offload=CPUOffloadPolicy()), holds, {}, "cpu_offload to False.*storage_device='cpu'"),
         (fsdp(2, activation_checkpointing=True), holds, {}, "empty adapter.*set gradient_checkpointing=True"),
@@ -332,7 +339,9 @@ def test_engines_that_would_go_wrong_silently_are_refused(lora_model, token_data
         with pytest.raises(ALoRAError, match=message):
             attempt(change, config=config, **settings)
     # What is beside them works.
-    attempt(deepspeed(2), config=holds)
+    for stage in (1, 2, 3):
+        attempt(deepspeed(stage), config=holds)
+        attempt(deepspeed(stage), config=records)
     for config in (records, decoupled, auto, ALoRAConfig(record="exact")):
         attempt(fsdp(2, cpu_offload=None, activation_checkpointing=False), config=config)
 

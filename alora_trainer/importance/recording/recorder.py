@@ -155,7 +155,7 @@ class Recorder:
         for weight in self.weights:
             if self._owners[weight.name] == self._processes.rank:
                 own[weight.name] = gradients[weight.name]
-            elif weight.is_sharded:
+            elif weight.has_spread_gradients:
                 gradients[weight.name]  # the process that owns it needs this one's part
         return own
 
