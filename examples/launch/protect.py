@@ -51,7 +51,8 @@ def main() -> None:
         importance=held,
         alora=alora,
     )
-    trainer.train()
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume == "true" else resume)
     trainer.save_model(output)  # writes on the first process alone
 
 

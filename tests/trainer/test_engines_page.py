@@ -48,16 +48,35 @@ def test_every_no_has_a_test_of_an_error():
 
 
 def test_the_launch_files_are_whole():
-    named = set(re.findall(r"`(\w+\.(?:sh|yaml|sbatch))`", PAGE.read_text(encoding="utf-8")))
+    page = ROOT / "docs" / "launching.md"
+    named = set(re.findall(r"`(\w+\.(?:sh|yaml|sbatch))`", page.read_text(encoding="utf-8")))
     assert named == {path.name for path in LAUNCH.iterdir() if path.suffix in (".sh", ".yaml", ".sbatch")}
     for script in (*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")):
         subprocess.run(["bash", "-n", str(script)], check=True)
 
 
+def test_the_sky_file_passes_what_its_script_needs():
+    sky = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+    needed = set(re.findall(r"\$\{?([A-Z]+)", (LAUNCH / "several_nodes.sh").read_text()))
+    assert needed - {"PORT"} <= set(re.findall(r"([A-Z]+)=", sky["run"])) and set(sky["envs"]) <= set(
+        re.findall(r"\$([A-Z]+)\b", sky["run"])
+    )
+
+
+def test_the_table_of_sizes_is_the_benchmarks():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        sizes = importlib.import_module("plan_sizes")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    rows = json.loads((ROOT / "results" / "benchmarks" / "plan-sizes.json").read_text())["rows"]
+    assert sizes.format_table(rows) in (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
+
+
 def test_accelerate_reads_its_launch_files():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    for path in LAUNCH.glob("*.yaml"):
+    for path in LAUNCH.glob("accelerate_*.yaml"):
         config = load_config_from_file(str(path))
         assert config.num_processes == 8
         assert set(yaml.safe_load(path.read_text())) <= set(vars(config)) | {"compute_environment"}
