@@ -47,6 +47,7 @@ WITHIN_EXPERIMENT = {
 # are used. Of our own modules only the command line imports late, so that `alora --help` is quick.
 HEAVY = {
     "bitsandbytes": "an extra, for quantised bases",
+    "deepspeed": "an extra, for its own pieces alone",
     "evaluate": "needed by the learning curve alone",
     "lm_eval": "seconds to import",
     "matplotlib": "an extra, for pictures",
