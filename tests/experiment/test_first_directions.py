@@ -113,3 +113,5 @@ def test_settings_of_a_recipe(recipe: Callable[..., Recipe], maps: dict[str, Pat
         tune_recipe(one, get_method("ewclora"), output_dir=one.base / "ewclora")
     with pytest.raises(ALoRAError, match="is for a fresh adapter"):
         tune_recipe(one, get_method("alora"), output_dir=one.base / "alora")
+    # Nothing was measured or recorded for what is refused.
+    assert not (one.base / "ewclora").exists() and not (one.base / "alora").exists()

@@ -80,6 +80,8 @@ def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given:
         check_saved(recorded, "the recorded adapter", given=given)
     if makes_one:
         check_saved(fresh, "lora", given=False)
+    if method.penalty and own.alora.init_adapter != DEFAULT:
+        _check_first_directions(own, method, makes_one=makes_one, given=given)
     if method.compares_with_base and (reason := not_base_without(fresh)):
         raise ALoRAError(
             f"lora.{reason}, and {method.name} takes the model without its adapter for the base model: leave it out of lora"
@@ -88,6 +90,27 @@ def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given:
         # What is measured is of the base model's own weights, whatever adapter the domain is trained with.
         held = recorded if method.needs_recording else LoraConfig()
         check_start(own.alora.start_from, own.alora.anchor, held, fresh if makes_one else None)
+
+
+def _check_first_directions(own: Recipe, method: Method, *, makes_one: bool, given: bool) -> None:
+    """Refuse, before anything is recorded for it, a choice of first directions that the training itself would refuse.
+
+    Args:
+        makes_one: whether the training makes a new adapter.
+        given: the map is given, and says itself what it is of.
+    """
+    chosen = f"{method.name} with alora.init_adapter={own.alora.init_adapter}"
+    if not makes_one:
+        raise ALoRAError(
+            f"{chosen}: it is for a fresh adapter, and this method goes on with the recorded one: set alora.start to bare, or "
+            "leave it out (method_options.NAME.alora sets it for one method alone)"
+        )
+    curvature = method.measured.is_curvature if method.measured is not None else own.alora.basis is not None
+    if not curvature and not given:
+        raise ALoRAError(
+            f"{chosen}: its importance is of its elements, and directions are chosen by curvature: take kfac, ekfac, "
+            "covariance, or a method of first directions (method_options.NAME.alora sets it for one method alone)"
+        )
 
 
 def check_saved(adapter: LoraConfig, what: str, *, given: bool) -> None:
