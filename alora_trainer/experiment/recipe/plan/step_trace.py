@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-# Recomputed activations hang in reference cycles for a while; without collecting, they would count as held.
+# In the backward pass recomputed activations hang in reference cycles for a while; without collecting, they would count as held.
 _COLLECT_EVERY = 25
 
 
@@ -40,11 +40,11 @@ class StepTrace:
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, from the operation that makes them to the end of their last tensor."""
 
-    def __init__(self, collect: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._known: set[int] = set()
-        self._collect = collect
+        self._collects = False
         self._operations = 0
 
     def ignore(self, tensors: Iterator[torch.Tensor]) -> None:
@@ -53,13 +53,28 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._operations += 1
-        if self._collect and self._operations % _COLLECT_EVERY == 0:
+        if self._collects and self._operations % _COLLECT_EVERY == 0:
             gc.collect()
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf.untyped_storage())
         return result
+
+    @contextmanager
+    def collecting(self, wanted: bool) -> Iterator[None]:
+        """Lets go of reference cycles every few operations. What is there already is not looked at: that would take minutes."""
+        if not wanted:
+            yield
+            return
+        gc.collect()
+        gc.freeze()
+        self._collects = True
+        try:
+            yield
+        finally:
+            self._collects = False
+            gc.unfreeze()
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -98,16 +113,18 @@ def trace_step(
     """
     _set_checkpointing(model, checkpointing and train)
     model.train(train)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _frozen_garbage(checkpointing):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _fake_weights(model, mode)
-        live = _LiveBytes(checkpointing)
+        live = _LiveBytes()
         live.ignore(tensor for tensor in (*model.parameters(), *model.buffers()))
         mixed = torch.autocast("cpu", dtype=autocast) if autocast is not None else nullcontext()
         with live, FlopCounterMode(display=False) as counter, mixed:
             ids = torch.zeros(batch_size, length, dtype=torch.long)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             if train:
-                model(**inputs, labels=ids.clone()).loss.backward()
+                loss = model(**inputs, labels=ids.clone()).loss
+                with live.collecting(checkpointing):
+                    loss.backward()
             else:
                 with torch.no_grad():
                     model(**inputs, use_cache=False).logits.float().log_softmax(-1)
@@ -142,17 +159,3 @@ def _fake_weights(model: nn.Module, mode: FakeTensorMode) -> None:
                 if tensor is not None:
                     keep.append(tensor)
                     tensors[name] = fake(tensor)  # type: ignore[assignment]
-
-
-@contextmanager
-def _frozen_garbage(wanted: bool) -> Iterator[None]:
-    """Makes collecting cheap: what is there already is not looked at."""
-    if not wanted:
-        yield
-        return
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
