@@ -172,7 +172,7 @@ def test_what_does_not_fit_and_what_would(recipe: Callable[..., Recipe]) -> None
         assert misfit.together is not None and misfit.together.peak_bytes <= small.memory_bytes
     text = format_plan(plan)
     assert "tune alora does not fit" in text and "--tune.gradient_checkpointing true" in text
-    hopeless = format_plan(plan_recipe(planned, replace(small, memory_bytes=1 << 20)))
+    hopeless = format_plan(plan_recipe(planned, replace(small, memory_bytes=1 << 20), memory=plan.memory))
     assert "nothing that is known here is enough" in hopeless
 
 
@@ -209,9 +209,11 @@ def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
 
 def test_the_choice_of_first_directions(recipe: Callable[..., Recipe]) -> None:
     """Each way of keeping what is summed up, by the bytes of the weights; the sketch saves most of them."""
-    peaks = {}
+    peaks, known = {}, None
     for method, memory in (("lora_natural", "device"), ("lora_natural", "sketch"), ("lora_contrastive", "device")):
-        plan = plan_recipe(recipe(methods=method, **{"alora.init_memory": memory, "alora.init_items": "12"}), HOST)
+        planned = recipe(methods=method, **{"alora.init_memory": memory, "alora.init_items": "12"})
+        plan = plan_recipe(planned, HOST, memory=known)
+        known = plan.memory
         stages = {stage.name: stage for stage in plan.stages}
         assert list(stages) == [stages_before(method), f"choose {method}", f"tune {method}", "evaluate"]
         chosen = stages[f"choose {method}"]
@@ -236,11 +238,13 @@ def stages_before(method: str) -> str:
 def test_several_gpus(recipe: Callable[..., Recipe]) -> None:
     """Importance is shared out in any case; the model itself by FSDP2 and ZeRO-3, but for two blocks at a time."""
     settings = {"methods": "alora,kfac", "tune.max_steps": "-1", "tune.num_train_epochs": "3", "model.dtype": "float32"}
-    one = {stage.name: stage for stage in plan_recipe(recipe(**settings), HOST).stages}
-    plans = {
-        kind: {stage.name: stage for stage in plan_recipe(recipe(**settings), HOST, sharding=Sharding(4, kind)).stages}
+    whole = plan_recipe(recipe(**settings), HOST)
+    one = {stage.name: stage for stage in whole.stages}
+    shared_out = {
+        kind: plan_recipe(recipe(**settings), HOST, sharding=Sharding(4, kind), memory=whole.memory)
         for kind in ("none", "zero2", "fsdp2", "zero3")
     }
+    plans = {kind: {stage.name: stage for stage in plan.stages} for kind, plan in shared_out.items()}
     for kind, stages in plans.items():
         alone, each = one["tune alora"].held.parts, stages["tune alora"].held.parts
         assert (
@@ -257,7 +261,7 @@ def test_several_gpus(recipe: Callable[..., Recipe]) -> None:
         assert stages["measure kronecker"].held.parts["base weights"] == alone["base weights"]
         first, amount = one["tune alora"].amount, stages["tune alora"].amount
         assert first is not None and amount is not None and (first.steps, amount.steps) == (9, 3)
-    model = plan_recipe(recipe(**settings), HOST).memory.planned.model
+    model = whole.memory.planned.model
     block = sum(4 * p.numel() for p in model.base_model.model.model.layers[0].parameters())
     gathered = plans["fsdp2"]["tune alora"].held.parts["gathered blocks"]
     assert gathered == pytest.approx(max(2 * block, 4 * 2048 * 256), rel=1e-3)
