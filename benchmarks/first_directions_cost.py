@@ -13,7 +13,8 @@ batches of 8:
 Ours need a map of general curvature besides, which is measured once for a base model and then serves every domain: what that
 takes from as many tokens stands beside them (`map kronecker`, `map covariance`). Every way begins with a copy of the base that
 nothing has touched, whose making is not timed. Seconds are processor time, memory is the allocator's peak beyond the model.
-EVA alone takes as many passes as its directions need to stand still (PEFT sets no limit; here it is 50). Writes first-directions-cost-cpu.json.
+EVA alone takes as many passes as its directions need to stand still (PEFT sets no limit; here it is 50). Writes
+first-directions-cost-cpu.json.
 """
 
 from __future__ import annotations

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from alora_trainer import ALoRAConfig, ALoRATrainer, ImportanceMap
+from alora_trainer.artefact.provenance import map_at_present
 from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.weights.adapted import adapted_weights
-from alora_trainer.weights.reference import Reference
-from alora_trainer.weights.theta import AdapterTheta
 from tests.dense_metric import random_importance
 from tests.tiny_training import move_factors, quiet_arguments, tiny_llama, token_rows, with_lora
 
@@ -30,7 +29,10 @@ PROTECTED: dict[str, dict[str, Any]] = {
     "curvature": {"lam": 0.5, "layer_weights": "none"},
     "curvature, decoupled": {"lam": 0.5, "application": "decoupled", "layer_weights": "none"},
     "predicted": {"budget": 0.001, "probe_steps": 2, "layer_weights": "none"},
+    "uniform": {"lam": 0.5, "missing": "uniform"},
 }
+# Of these, those that are given their map by its place, too.
+READ = ("coupled", "curvature, decoupled", "uniform")
 # Recording while protecting.
 AT_ONCE: dict[str, dict[str, Any]] = {"coupled and paper": {"lam": 0.5, "record": "paper"}}
 
@@ -43,17 +45,21 @@ def reference_map(model: Any) -> ImportanceMap:
     """Random importance with theta* at the model's present adapter."""
     generator = torch.Generator().manual_seed(5)
     weights = adapted_weights(model)
-    return ImportanceMap(
-        {w.name: torch.rand(w.shape, generator=generator) for w in weights},
-        AdapterTheta({w.name: Reference(w.a.clone(), w.b.clone(), w.scaling) for w in weights}),
-    )
+    omega = {w.name: torch.rand(w.shape, generator=generator) for w in weights}
+    return map_at_present(model, weights, omega, ImportanceInfo())
 
 
 def curvature_map(model: Any) -> ImportanceMap:
     """The same with Kronecker products, as an estimate of curvature would be."""
-    weights, theta = adapted_weights(model), reference_map(model).theta
+    weights = adapted_weights(model)
     omega = {w.name: random_importance("kronecker", *w.shape, (3, 3), 7 * i) for i, w in enumerate(weights)}
-    return ImportanceMap(omega, theta, info=ImportanceInfo(estimator="kronecker"))
+    return map_at_present(model, weights, omega, ImportanceInfo(estimator="kronecker"))
+
+
+def map_of(name: str, model: Any) -> ImportanceMap:
+    """The map that holds the training `name`: for "uniform", one that lacks a weight."""
+    importance = curvature_map(model) if name.startswith(("curvature", "predicted")) else reference_map(model)
+    return importance.select(sorted(importance)[1:]) if name == "uniform" else importance
 
 
 def recorded_trainer(name: str, folder: Path, *, batch: int, **settings: Any) -> ALoRATrainer:
@@ -62,9 +68,14 @@ def recorded_trainer(name: str, folder: Path, *, batch: int, **settings: Any) ->
     return _trainer(model, folder, batch, settings, alora=config)
 
 
-def protected_trainer(name: str, folder: Path, *, batch: int, **settings: Any) -> ALoRATrainer:
+def protected_trainer(
+    name: str, folder: Path, *, batch: int, place: Path | None = None, **settings: Any
+) -> ALoRATrainer:
+    """`place`: the folder where the maps are kept, to give one by its place; None gives the map itself."""
     model = build()
-    importance = curvature_map(model) if name.startswith(("curvature", "predicted")) else reference_map(model)
+    importance: Any = map_of(name, model)
+    if place is not None:
+        importance = place / f"map of {name}"
     move_factors(model, 0.05)
     config = ALoRAConfig(**(PROTECTED | AT_ONCE)[name])
     probe = token_rows(items=5, seed=11) if config.budget is not None else None

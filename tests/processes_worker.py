@@ -15,12 +15,15 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
+from alora_trainer.artefact.files import is_omega_file
 from alora_trainer.trainer.recording import Recording
 from tests.process_cases import (
     PROTECTED,
+    READ,
     RECORDED,
     build,
     logged,
+    map_of,
     protected_trainer,
     recorded_trainer,
     reference_map,
@@ -65,6 +68,52 @@ def share() -> None:
     importance = reference_map(model)
     Looks(model, args, train_dataset=token_rows(), importance=importance, alora=ALoRAConfig()).train()
     FACTS["bytes of all"] = importance.nbytes
+
+
+def read() -> None:
+    """What is read of a map that is given by its place, and that a damaged one is refused by all."""
+    from alora_trainer.artefact import reading
+
+    if RANK == 0:
+        for name in READ:
+            map_of(name, build()).save_pretrained(FOLDER / f"map of {name}")
+    dist.barrier()
+    looked_at: list[str] = []
+    plain = reading.read_tensor
+
+    def watched(path: Path, header: Any, entry: Any) -> torch.Tensor:
+        looked_at.append(f"{path.name} {entry.key}")
+        return plain(path, header, entry)
+
+    reading.read_tensor = watched
+    try:
+        for name in READ:
+            del looked_at[:]
+            trainer = protected_trainer(name, FOLDER / f"read {name}", batch=2, place=FOLDER)
+            (part,) = trainer.parts
+            FACTS[f"read {name}"] = {"tensors": sorted(looked_at), "bytes": part._importance.nbytes}
+            trainer.train()
+            save(f"read {name}", trained(trainer))
+            FACTS[f"read {name}"]["lines"] = logged(trainer)
+            FACTS[f"read {name}"]["held"] = sorted(part.penalty.held)
+    finally:
+        reading.read_tensor = plain
+    FACTS["given is whole"] = trainer.given_importance == map_of(name, build())
+    other = next(weight for weight in part._importance if weight not in part.penalty.held)
+    try:
+        part._importance[other]
+    except ALoRAError as error:
+        FACTS["not here"] = str(error)
+    if RANK == 0:
+        (file,) = (path for path in (FOLDER / "map of coupled").iterdir() if is_omega_file(path.name))
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 0x40
+        file.write_bytes(content)
+    dist.barrier()
+    try:
+        protected_trainer("coupled", FOLDER / "damaged", batch=2, place=FOLDER)
+    except ALoRAError as error:
+        FACTS["damaged"] = str(error)
 
 
 def protect() -> None:
@@ -151,7 +200,7 @@ if __name__ == "__main__":
     RANK = dist.get_rank()
     assert dist.get_world_size() == 2
     torch.set_num_threads(1)
-    for part in (record, share, protect, resume, diverge, fully_shard):
+    for part in (record, share, read, protect, resume, diverge, fully_shard):
         part()
         dist.barrier()
     (FOLDER / f"facts-{RANK}.json").write_text(json.dumps(FACTS))

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from alora_trainer.artefact.hub.download import read_from
+from alora_trainer.artefact.hub.download import fetch, read_from
 from alora_trainer.artefact.hub.upload import push_map
-from alora_trainer.artefact.reading import load_map
+from alora_trainer.artefact.reading import load_map, load_share
 from alora_trainer.artefact.writing import MAX_SHARD_BYTES, save_map
+from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.matching import match_model
@@ -147,18 +148,30 @@ class ImportanceMap(ImportanceValues):
         return push_map(self, repo_id, storage=storage, max_shard_bytes=max_shard_bytes, **settings)
 
 
-def as_map(importance: ImportanceMap | str | os.PathLike[str], storage: str | None = None) -> ImportanceMap:
+def as_map(
+    importance: ImportanceMap | str | os.PathLike[str], storage: str | None = None, *, own_share: bool = False
+) -> ImportanceMap:
     """The map that a caller gave, itself or by its place.
 
     Args:
         importance: a map, or the folder or Hub id of one.
         storage: the format to have it in; None keeps the map's own.
+        own_share: of several processes that call this together, let each read its own share of a map that is given by its
+            place (`ImportanceValues.is_whole` says whether it did).
 
     Raises:
         ALoRAError: it is none of these, or there is no map at that place.
     """
     if isinstance(importance, (str, os.PathLike)):
-        return ImportanceMap.from_pretrained(os.fspath(importance), storage=storage)
+        source = os.fspath(importance)
+        if own_share and Processes().count > 1:
+            folder, origin = fetch(source, storage=storage)
+            try:
+                return load_share(folder, ImportanceMap, storage=storage, origin=origin)
+            except ALoRAError:
+                # On all processes. Read whole, a map that arrived damaged is fetched again, or else refused by name.
+                pass
+        return ImportanceMap.from_pretrained(source, storage=storage)
     if isinstance(importance, ImportanceMap):
         return importance if storage is None else importance.convert(storage)
     raise ALoRAError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from alora_trainer.artefact.files import check_inside
 from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.tensor_file import TensorHeader, read_header, read_tensor
 from alora_trainer.artefact.theta_files import THETA_FILES
+from alora_trainer.basics.processes import Processes, together
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
-from alora_trainer.importance.kinds.checks import converted
+from alora_trainer.importance.kinds.checks import checked_measure, converted
+from alora_trainer.importance.kinds.elsewhere import elsewhere
 from alora_trainer.importance.kinds.formats import storage_format
-from alora_trainer.importance.kinds.kind import Importance
+from alora_trainer.importance.kinds.kind import Importance, Measure
 from alora_trainer.importance.kinds.sharing import SharedParts
 from alora_trainer.importance.origin import Origin
 from alora_trainer.importance.selection import Layers, select_weights
@@ -55,6 +58,50 @@ def load_map(
     return as_type(
         dict(read_omega(folder, config, names, storage)),
         theta,
+        base_samples={name: config.weights[name].base_sample for name in names},
+        info=config.info,
+        origin=origin,
+    )
+
+
+def load_share(
+    folder: Path, as_type: type[Values], *, storage: str | None = None, origin: Origin | None = None
+) -> Values:
+    """`load_map`, of several processes together: each reads the importance of its own share of the weights alone.
+
+    The others' stands in the map as `Elsewhere`: how large it is, as the process found that has read it. theta*, which is
+    thin, is whole on all of them.
+
+    Raises:
+        ALoRAError: as `load_map`, on all processes, whichever of them met it.
+    """
+    processes = Processes()
+    if processes.count == 1:
+        return load_map(folder, as_type, storage=storage, origin=origin)
+    folder = present_folder(folder)
+    config = read_config(folder)
+    names = list(config.weights)
+    owners = processes.owners({name: math.prod(config.weights[name].shape) for name in names})
+    own: dict[str, Importance] = {}
+    measures: dict[str, Measure] = {}
+    failure = None
+    try:
+        own = dict(read_omega(folder, config, [name for name in names if owners[name] == processes.rank], storage))
+        measures = {name: checked_measure(name, omega) for name, omega in own.items()}
+    except ALoRAError as error:
+        failure = error
+    said = together({processes.rank: (None if failure is None else str(failure), measures)})
+    if failure is not None:
+        raise failure
+    for message, found in said.values():
+        if message is not None:
+            raise ALoRAError(message)
+        measures |= found
+    like = storage_format(storage or config.format_for(storage))
+    omega = {name: own.get(name) or elsewhere(config.weights[name].shape, like, measures[name]) for name in names}
+    return as_type(
+        omega,
+        THETA_FILES[config.theta.type].open(folder, config).theta(names),
         base_samples={name: config.weights[name].base_sample for name in names},
         info=config.info,
         origin=origin,

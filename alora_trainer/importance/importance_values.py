@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from alora_trainer.basics.processes import Processes, together
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.checks import checked_measure, converted
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
+from alora_trainer.importance.kinds.elsewhere import Elsewhere
 from alora_trainer.importance.kinds.formats import KINDS, storage_format, store
 from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.kinds.kind import Importance
@@ -129,8 +131,28 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that Omega takes in memory and on disk, what several weights have in common counted once."""
+        """Bytes that Omega takes in memory (and, of a whole map, on disk), what weights have in common counted once."""
         return total_bytes(self._omega.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is here, and nothing left to other processes (`artefact.reading.load_share`)."""
+        return not any(isinstance(omega, Elsewhere) for omega in self._omega.values())
+
+    def owners(self, names: Sequence[str]) -> dict[str, int]:
+        """The process that holds each weight of `names`; all processes ask together.
+
+        One that a single process has the importance of is that one's; those that all have are shared out by size.
+        """
+        processes = Processes()
+        sizes = {name: math.prod(self.stored(name).shape) for name in names}
+        if processes.count == 1:
+            return processes.owners(sizes)
+        here = [name for name in names if not isinstance(self.stored(name), Elsewhere)]
+        having = together({processes.rank: here})
+        everywhere = set(names).intersection(*having.values())
+        owners = {name: rank for rank, found in having.items() for name in found if name not in everywhere}
+        return owners | processes.owners({name: size for name, size in sizes.items() if name in everywhere})
 
     def convert(self, storage: str) -> Self:
         """The same map in another storage format.
@@ -181,6 +203,9 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
             "info": self.info,
         }
         return type(self)(omega, **(kept | changes))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._omega  # `Mapping` would ask for the value, a matrix of the weight's size
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._omega)

@@ -47,7 +47,7 @@ class PenaltyStep(PenaltyValue):
 class QuadraticPenalty:
     """``lambda sum_l w_l R_l`` with ``R_l = <D, M_l D>`` of the drift ``D = theta - theta*`` (arXiv 2501.13669 eq. 16-18).
 
-    Of several processes, each keeps Omega of its own share of the weights and computes their part (`Processes.owners`); what
+    Of several processes, each keeps Omega of its own share of the weights and computes their part (`importance.owners`); what
     comes out is whole on all of them. They must call every method together.
 
     Args:
@@ -85,7 +85,7 @@ class QuadraticPenalty:
         self.lam = lam
         self._weights = list(weights)
         self._processes = Processes()
-        self._owners = self._processes.owners({w.name: math.prod(w.shape) for w in self._weights})
+        self._owners = importance.owners([weight.name for weight in self._weights])
         self._held = {
             weight.name: hold(
                 weight, importance.stored(weight.name), anchors[weight.name], coefficients[weight.name], backend

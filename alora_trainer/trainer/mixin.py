@@ -19,6 +19,7 @@ from alora_trainer.trainer.adapters import check_adapter
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.engines import check_engine
 from alora_trainer.trainer.gradients import DataGradients, check_gradients, show_before_step
+from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.trainer.initializing import initializing_part
 from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.protecting import protecting_part
@@ -57,7 +58,6 @@ class ALoRAMixin(_TrainerHooks):
         parts: further parts of the training; see `Part`.
 
     Attributes:
-        given_importance: the map that was given, in the format of ``alora.storage``; None for none.
         parts: all parts, in the order that they are called in.
 
     Raises:
@@ -77,18 +77,21 @@ class ALoRAMixin(_TrainerHooks):
         if not isinstance(alora, (ALoRAConfig, type(None))):
             raise ALoRAError(f"alora is of type {type(alora).__name__}: pass an ALoRAConfig, as alora=ALoRAConfig(...)")
         self.alora = alora if alora is not None else ALoRAConfig()
-        self.given_importance = None if importance is None else as_map(importance, self.alora.storage)
-        self.alora = self.alora.meant_for(self.given_importance)
-        self._recording = Recording(self.alora, self.given_importance) if self.alora.record is not None else None
-        idle = self.given_importance is None and self._recording is None
+        # What is recorded is added to the whole map, and first directions are chosen by all of it.
+        own_share = self.alora.record is None and self.alora.init_adapter == DEFAULT
+        self._given = None if importance is None else as_map(importance, self.alora.storage, own_share=own_share)
+        self._given_place = importance
+        self.alora = self.alora.meant_for(self._given)
+        self._recording = Recording(self.alora, self._given) if self.alora.record is not None else None
+        idle = self._given is None and self._recording is None
         if idle and alora is not None and alora.strength != 0 and not (alora.freeze_a and alora.lam is None):
             raise ALoRAError(
                 f"lam={alora.strength} needs an importance map: pass importance=..., or record one with record='projected'"
             )
         protecting = protecting_part(
-            self.given_importance, self.alora, probe_dataset, batch_size=self.args.per_device_eval_batch_size
+            self._given, self.alora, probe_dataset, batch_size=self.args.per_device_eval_batch_size
         )
-        self._initializing = initializing_part(self.given_importance, self.alora)
+        self._initializing = initializing_part(self._given, self.alora)
         # Recording comes last: what is recorded is the whole movement of a step, whatever part made it.
         all_parts = (self._initializing, protecting, *parts, self._recording)
         self.parts: tuple[Part, ...] = tuple(part for part in all_parts if part is not None)
@@ -108,7 +111,7 @@ class ALoRAMixin(_TrainerHooks):
         self._weights = self._find_weights()
 
     def _find_weights(self) -> Sequence[TrainedWeight]:
-        config, importance = self.alora, self.given_importance
+        config, importance = self.alora, self._given
         with gathered(parameter for parameter in self.model.parameters() if parameter.requires_grad):
             if importance is None:
                 weights = trained_weights(self.model, config.parameterization)
@@ -122,6 +125,14 @@ class ALoRAMixin(_TrainerHooks):
                 )
             check_adapter(self.model, weights, config, importance)
         return weights
+
+    @property
+    def given_importance(self) -> ImportanceMap | None:
+        """The map that was given, in the format of ``alora.storage``; None for none. Where several processes have read a share
+        of it each, it is read anew, and whole."""
+        if self._given is None or self._given.is_whole or self._given_place is None:
+            return self._given
+        return as_map(self._given_place, self.alora.storage)
 
     @property
     def recorded_importance(self) -> ImportanceMap | None:
@@ -144,7 +155,7 @@ class ALoRAMixin(_TrainerHooks):
             state=self.state,
             model=model,
             adapter=adapter_of(self._weights) if self._weights else None,
-            given=self.given_importance,
+            given=self._given,
             recorded=None if under_way else self.recorded_importance,
             repo_id=getattr(self, "hub_model_id", None),
             initialized=self._initializing.facts if self._initializing is not None else {},

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alora_trainer.artefact.config_file import read_config
 from tests.launching import launch_two
 from tests.penalty.test_penalty import dense_penalty
 from tests.process_cases import (
     PROTECTED,
+    READ,
     RECORDED,
     build,
     logged,
@@ -90,6 +92,36 @@ def test_protecting_follows_the_trajectory_of_one_process(two, tmp_path, name):
     # The processes themselves must not drift apart by a bit.
     one, other = (tensors(two, f"protect {name}", rank) for rank in (0, 1))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_each_process_reads_its_share_of_a_map(two, name):
+    """Every tensor of importance is read once, by the process that holds by it; what comes out is that of whole maps."""
+    own = [facts(two, rank)[f"read {name}"] for rank in (0, 1)]
+    config = read_config(two / f"map of {name}")
+    omega = {f"{e.file} {e.key}" for parts in config.formats[config.storage].values() for e in parts.values()}
+    read = [[tensor for tensor in fact["tensors"] if tensor in omega] for fact in own]
+    # The inputs' directions that q and v have in common belong to both.
+    twice = set(read[0]) & set(read[1])
+    assert sorted({*read[0], *read[1]}) == sorted(omega) and all("input" in tensor for tensor in twice)
+    assert all(len(each) == len(set(each)) < len(omega) for each in read)
+    assert not set(own[0]["held"]) & set(own[1]["held"])
+    for rank in (0, 1):
+        whole = tensors(two, f"protect {name}", rank)
+        assert_alike(tensors(two, f"read {name}", rank), whole, 1e-6)
+        for got, line in zip(own[rank]["lines"], facts(two, rank)[f"protect {name}"], strict=True):
+            assert {k: v for k, v in got.items()} == pytest.approx(line, rel=1e-6)
+
+
+def test_what_another_process_has_read_is_refused_by_name(two):
+    for rank in (0, 1):
+        assert facts(two, rank)["given is whole"]
+        assert "is kept by another process" in facts(two, rank)["not here"]
+
+
+def test_a_map_that_is_damaged_in_one_processs_share_is_refused_by_all(two):
+    said = [facts(two, rank)["damaged"] for rank in (0, 1)]
+    assert said[0] == said[1] and "does not match its checksum" in said[0]
 
 
 def test_a_recording_by_two_is_resumed(two):

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.artefact.importance_map import ImportanceMap, as_map
 from alora_trainer.artefact.provenance import map_at_present
 from alora_trainer.experiment.methods.method import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, with_saved_adapter
 from alora_trainer.experiment.run.training_recipe import starts_fresh
 from alora_trainer.importance.controls import CONTROLS, control_map
+from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.theta import AdapterTheta
 
 
-def held_map(recipe: Recipe, method: Method, importance: Path, learned: Path | None) -> ImportanceMap:
+def held_map(
+    recipe: Recipe, method: Method, importance: Path, learned: Path | None, *, added_to: bool
+) -> ImportanceMap:
     """The map that holds the method's training, as the method makes it of the one in `importance`.
 
     Args:
@@ -25,15 +28,19 @@ def held_map(recipe: Recipe, method: Method, importance: Path, learned: Path | N
         importance: a map. What is recorded is, on every domain, the sum so far, at the end of the domain before.
         learned: the adapter that the domain before left behind. What is measured at the base model stays as
             it is; theta*, which `alora.anchor` and the penalty go by, is where the training starts all the same.
+        added_to: what the training records is added to the map, which must then be whole on every process.
 
     Raises:
         ALoRAError: there is no map, or it is damaged.
     """
+    control = method.importance if method.importance in CONTROLS else None
+    if control is None and (learned is None or method.measured is None):
+        own_share = not added_to and recipe.alora.init_adapter == DEFAULT
+        return as_map(importance, recipe.alora.storage, own_share=own_share)
     found = ImportanceMap.from_pretrained(importance, storage=recipe.alora.storage)
-    if method.importance is not None and method.importance in CONTROLS:
-        return control_map(method.importance, found, recipe.seed)
-    if learned is None or method.measured is None:
-        return found
+    if control is not None:
+        return control_map(control, found, recipe.seed)
+    assert learned is not None
     model = with_saved_adapter(load_base(recipe), learned, trainable=True)
     weights = adapted_weights(model)
     if recipe.alora.missing == "uniform":

@@ -158,7 +158,7 @@ def _holding(
     if not method.penalty:
         return None, None
     assert beginning.importance is not None
-    held = held_map(recipe, method, beginning.importance, beginning.learned)
+    held = held_map(recipe, method, beginning.importance, beginning.learned, added_to=records)
     if records:
         return held, replace(recipe.alora, record_tokens=None)
     return held, replace(recipe.alora, record=None)

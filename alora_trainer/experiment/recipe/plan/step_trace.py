@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-# In the backward pass recomputed activations hang in reference cycles for a while; without collecting, they would count as held.
+# In the backward pass recomputed activations hang in reference cycles for a while; without collecting, they count as held.
 _COLLECT_EVERY = 25
 
 
