@@ -26,11 +26,14 @@ class KLToBase(JSONRecord):
         nats_per_token: the mean over positions, in nats.
         tokens: how many positions.
         subsets: the same for each subset of the general text.
+        top_changed: at which share of the positions the most likely token is another than the base model's; None in results
+            that are older than this.
     """
 
     nats_per_token: float
     tokens: int
     subsets: Mapping[str, KLToBase] | None = None
+    top_changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class TaskScore(JSONRecord):
         acc_norm, acc_norm_stderr: the same with length-normalised choices.
         perplexity, perplexity_stderr: of a free answer.
         ece: expected calibration error.
+        choice_cross_entropy, choice_cross_entropy_stderr: of the right choice among all, and its standard error over items.
+        chance: share of right answers that guessing gives.
         correct: which items were answered rightly, packed (see `evaluation.items.pack_correct`).
         items_digest: tells whether two evaluations asked the same items in the same order.
         source: the data set that the task's items are of, where it is one of the Hub: ``hub``, ``name``, ``split``.
@@ -98,6 +103,11 @@ class TaskScore(JSONRecord):
     ece: float | None = _defined(
         "expected calibration error: 15 bins of equal width of the softmax over the choices' log-likelihoods"
     )
+    choice_cross_entropy: float | None = _defined(
+        "mean over items, in nats, of -ln of the right choice's share in the softmax over the choices' log-likelihoods"
+    )
+    choice_cross_entropy_stderr: float | None = None
+    chance: float | None = _defined("mean over items of one over the number of its choices")
     correct: str | None = _defined("one bit an item, first item first, as hexadecimal digits")
     items_digest: str | None = None
     source: Mapping[str, str] | None = None

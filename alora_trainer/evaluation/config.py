@@ -20,6 +20,9 @@ class EvaluationConfig:
         limit: score only this many documents of each subset and items of each task; for trying things out.
         bootstrap_iters: resamples for standard errors that have no formula (only a free answer's perplexity has none);
             0 gives no standard errors at all.
+        document_tokens: score only the first so many tokens of each document of general text, what the tokenizer puts before a
+            text counted, as PEFT's method comparison does with 768 (words and bytes are those of what is scored); None
+            scores all.
         kl_tokens: measure the Kullback-Leibler divergence from the base model on this many tokens of each general subset
             (two forward passes each); None leaves it out.
         general_tasks: tasks or groups that lm-eval knows (hellaswag, arc_easy, winogrande), scored as general ability
@@ -39,6 +42,7 @@ class EvaluationConfig:
     max_length: int | None = None
     limit: int | None = None
     bootstrap_iters: int = 1000
+    document_tokens: int | None = None
     kl_tokens: int | None = None
     general_tasks: list[str] = field(default_factory=list)
     task_folder: str | None = None
@@ -51,6 +55,7 @@ class EvaluationConfig:
             check_count(self.batch_size, "evaluation.batch_size")
         check_count(self.max_length, "evaluation.max_length", optional=True, least=2)
         check_count(self.bootstrap_iters, "evaluation.bootstrap_iters", least=0)
+        check_count(self.document_tokens, "evaluation.document_tokens", optional=True, least=2)
         for name in ("limit", "kl_tokens", "curve_steps"):
             check_count(getattr(self, name), f"evaluation.{name}", optional=True)
         for name in ("curve_blocks", "curve_items"):

@@ -16,13 +16,15 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.adapter_settings import off_is_not_base
 
 Window: TypeAlias = tuple[list[int], list[int]]  # tokens of the context and of the continuation
+_Sums: TypeAlias = tuple[float, int, int]
 
 
 def kl_to_base(model: Any, base: Any | None, windows: Mapping[str, Sequence[Window]], *, batch_size: int) -> KLToBase:
     """Mean Kullback-Leibler divergence KL(base || model) of the next token's distribution, in nats a token.
 
     At each position that predicts a token of the text it is ``sum_v p_base(v) (ln p_base(v) - ln p_model(v))`` over the whole
-    vocabulary; both models see the same windows that perplexity is measured in. Softmax in float32, sums in float64.
+    vocabulary; both models see the same windows that perplexity is measured in. Softmax in float32, sums in float64. Counted in
+    the same pass: at how many of the positions the most likely token is another than the base model's.
 
     Args:
         model: the model in question, in evaluation mode.
@@ -32,7 +34,7 @@ def kl_to_base(model: Any, base: Any | None, windows: Mapping[str, Sequence[Wind
         batch_size: windows in one forward pass.
 
     Returns:
-        The mean over all subsets, and that of each of ``subsets``.
+        The means over all subsets, and those of each of ``subsets``.
 
     Raises:
         ALoRAError: there is no base model: none was passed, and `model` has no adapter, or is not the base without it.
@@ -52,13 +54,14 @@ def kl_to_base(model: Any, base: Any | None, windows: Mapping[str, Sequence[Wind
     return replace(_mean([sums[key] for key in sorted(sums)]), subsets=subsets)
 
 
-def _mean(sums: Sequence[tuple[float, int]]) -> KLToBase:
-    tokens = sum(count for _, count in sums)
-    return KLToBase(math.fsum(total for total, _ in sums) / tokens, tokens)
+def _mean(sums: Sequence[_Sums]) -> KLToBase:
+    tokens = sum(count for _, count, _ in sums)
+    changed = sum(changed for _, _, changed in sums)
+    return KLToBase(math.fsum(total for total, _, _ in sums) / tokens, tokens, top_changed=changed / tokens)
 
 
-def _batch(model: Any, base: Any | None, rows: Sequence[Window]) -> tuple[float, int]:
-    """Sum of the divergences of a batch of windows, and the number of positions."""
+def _batch(model: Any, base: Any | None, rows: Sequence[Window]) -> _Sums:
+    """Sum of the divergences of a batch of windows, the number of positions, and at how many the top guess is another."""
     device = next(model.parameters()).device
     inputs = [(context + continuation)[:-1] for context, continuation in rows]
     width = max(map(len, inputs))
@@ -72,7 +75,8 @@ def _batch(model: Any, base: Any | None, rows: Sequence[Window]) -> tuple[float,
         with _base_of(model, base) as reference:
             theirs = torch.log_softmax(reference(tokens).logits[counted], dim=-1, dtype=torch.float32)
     divergence = (theirs.exp() * (theirs - ours)).sum(-1, dtype=torch.float64)
-    return float(divergence.sum()), int(counted.sum())
+    changed = ours.argmax(-1) != theirs.argmax(-1)
+    return float(divergence.sum()), int(counted.sum()), int(changed.sum())
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -25,6 +26,7 @@ from alora_trainer.data.sources import write_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.calibration import expected_calibration_error
+from alora_trainer.evaluation.choices import choice_figures
 from alora_trainer.evaluation.config import EvaluationConfig
 from alora_trainer.evaluation.items import digest_items, pack_correct
 from alora_trainer.evaluation.kl_to_base import check_has_base, kl_to_base
@@ -74,7 +76,7 @@ def evaluate_model(
     Returns:
         The score. Its general ability is pooled over the documents of all subsets, with each subset's own beside it;
         ``kl_to_base`` and ``tasks`` (of ``config.general_tasks``) are there if they were asked for. A task with choices has
-        ``acc``, ``acc_norm`` and ``ece``, one with free answers ``acc`` and ``perplexity``.
+        ``acc``, ``acc_norm``, ``ece`` and ``choice_cross_entropy``, one with free answers ``acc`` and ``perplexity``.
 
     Raises:
         ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``; the
@@ -102,7 +104,7 @@ def evaluate_model(
         raw = _run(scorer, Path(folder), len(general), len(chosen), config, seed)
         divergence = _divergence(scorer, model, base, raw, list(general), config) if config.kl_tokens else None
         ability = _general_tasks(scorer, config, seed) if config.general_tasks else None
-    overall, rows = _general_score(raw, list(general))
+    overall, rows = _general_score(raw, list(general), whole=config.document_tokens is None)
     results = {}
     for index, name in enumerate(tasks):
         own = [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
@@ -113,13 +115,21 @@ def evaluate_model(
     return Score(replace(overall, kl_to_base=divergence, tasks=ability), results, tokenizer_facts(tokenizer))
 
 
-def _general_score(raw: Mapping[str, Any], subsets: Sequence[str]) -> tuple[GeneralScore, list[dict[str, Any]]]:
-    """The score over all subsets with each one's own beside it, and a row a document; nothing without subsets."""
+def _general_score(
+    raw: Mapping[str, Any], subsets: Sequence[str], *, whole: bool
+) -> tuple[GeneralScore, list[dict[str, Any]]]:
+    """The score over all subsets with each one's own beside it, and a row a document; nothing without subsets.
+
+    Args:
+        raw: what lm-eval returned.
+        subsets: of the general text.
+        whole: whether documents are scored to their ends, so that lm-eval's own metrics are of what was scored.
+    """
     rows: list[dict[str, Any]] = []
     scores = {}
     for index, name in enumerate(subsets):
         own = [_general_row(name, sample) for sample in raw["samples"][general_name(index)]]
-        scores[name] = _with_lm_eval(pooled(own), raw["results"][general_name(index)])
+        scores[name] = _with_lm_eval(pooled(own), raw["results"][general_name(index)]) if whole else pooled(own)
         rows += own
     return (replace(pooled(rows), subsets=scores) if scores else GeneralScore()), rows
 
@@ -162,7 +172,13 @@ def _scorer(model: Any, tokenizer: Any, config: EvaluationConfig) -> Any:
 
     check_causal(model, "the model", training=False)
     # A copy, because lm-eval gives a tokenizer without a pad token one.
-    return Scorer(model, copy.deepcopy(tokenizer), batch_size=config.batch_size, max_length=config.max_length)
+    return Scorer(
+        model,
+        copy.deepcopy(tokenizer),
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        document_tokens=config.document_tokens,
+    )
 
 
 def _check_answers(tasks: Sequence[tuple[Task, Path]], tokenizer: Any, longest: int, config: EvaluationConfig) -> None:
@@ -182,6 +198,7 @@ def _run(scorer: Any, folder: Path, general: int, tasks: int, config: Evaluation
     for index in range(general):
         for sample in result["samples"][general_name(index)]:
             sample["tokens"] = len(scorer.own_tokens(sample["doc"]["text"]))  # it predicts all of them
+            sample["scored"] = scorer.scored_text(sample["doc"]["text"])
     return result
 
 
@@ -229,6 +246,11 @@ def _divergence(
 def _general_row(subset: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     # lm-eval keeps what each document adds to a metric as (log-likelihood, weight).
     words, size = (sample[metric][1] for metric in ROLLING_METRICS[:2])
+    if sample["scored"] is not None:
+        words, size = (
+            len(re.split(r"\s+", sample["scored"])),
+            len(sample["scored"].encode("utf-8")),
+        )  # as lm-eval counts
     return {
         "subset": subset,
         "doc_id": sample["doc_id"],
@@ -268,7 +290,9 @@ def _task_score(
             metrics[f"{metric}_stderr"] = float(error) if isinstance(error, float) else math.nan  # "N/A" for one item
     if "acc_norm" in metrics:
         scores = [row["log_likelihoods"] for row in rows]
-        metrics["ece"] = expected_calibration_error(scores, [row["target"] for row in rows])
+        targets = [row["target"] for row in rows]
+        metrics["ece"] = expected_calibration_error(scores, targets)
+        metrics |= choice_figures(scores, targets)
     return TaskScore(
         items=len(rows),
         **metrics,

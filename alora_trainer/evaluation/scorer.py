@@ -42,7 +42,15 @@ class Scorer(HFLM):
     processes (see `processes`) each scores its share of the batches; what lm-eval is given are all answers, in each of them.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int | str,
+        max_length: int | None,
+        document_tokens: int | None = None,
+    ) -> None:
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
@@ -50,6 +58,7 @@ class Scorer(HFLM):
             max_length=max_length,
             softmax_dtype=torch.float32,
         )
+        self._document_tokens = document_tokens
         self._before, self._start = put_before(self.tokenizer), text_start(self.tokenizer)
         self._progress: tqdm | None = None
         self._shares, self._is_compared = True, False
@@ -136,8 +145,16 @@ class Scorer(HFLM):
         return windows
 
     def own_tokens(self, text: str) -> list[int]:
-        """A document's tokens without those that the tokenizer adds: what `windows` predicts."""
-        return self.tok_encode(text)[len(self._before) :]
+        """A document's tokens without those that the tokenizer adds: what `windows` predicts, where it is scored whole."""
+        return self.tok_encode(text)[: self._document_tokens][len(self._before) :]
+
+    def scored_text(self, text: str) -> str | None:
+        """The beginning of a document that `document_tokens` leaves to be scored; None where all of it is."""
+        limit = self._document_tokens
+        ids = self.tok_encode(text)
+        if limit is None or len(ids) <= limit:
+            return None
+        return str(self.tokenizer.decode(ids[len(self._before) : limit]))
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def test_divergence_against_float64(model: Any, tokenizer: Any, general: dict[st
     few = kl_to_base(adapted, base, {"river": windows["river"][:1]}, batch_size=3)
     assert few.nats_per_token == pytest.approx(reference_kl(adapted, base, windows["river"][:1]), rel=1e-4)
     assert kl_to_base(base, base, windows, batch_size=4).nats_per_token == 0
+    # The top guesses, window by window without padding.
+    guesses = []
+    for context, continuation in every:
+        tokens = torch.tensor([(context + continuation)[:-1]])
+        with torch.no_grad():
+            both = [one(tokens).logits[0, -len(continuation) :].argmax(-1) for one in (base, adapted)]
+        guesses += (both[0] != both[1]).tolist()
+    assert 0 < kl["top_changed"] < 1 and kl["top_changed"] == sum(guesses) / len(guesses)
+    assert kl_to_base(base, base, windows, batch_size=4).top_changed == 0
     with pytest.raises(ALoRAError, match="needs the base model"):
         kl_to_base(base, None, windows, batch_size=4)
 
@@ -158,3 +168,31 @@ def test_the_tokenizer_is_named(model: Any, tokenizer: Any, general: dict[str, P
     other.add_tokens(["another"])
     assert evaluate_as_json(model, other, general=general, tasks={}, task_specs=[])["tokenizer"] != found
     assert np.isfinite(found["vocab_size"])
+
+
+def test_the_beginning_of_each_document_as_pefts_method_comparison_scores_it(
+    model: Any, tokenizer: Any, general: dict[str, Path]
+) -> None:
+    """Against its own arithmetic: a text's first tokens, with what the tokenizer puts before, the mean loss of all but one."""
+    limit = 9
+    losses, count, cut = 0.0, 0, []
+    for text in (text for texts in TEXTS.values() for text in texts):
+        ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        start = [] if ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id or tokenizer.eos_token_id]
+        rows = torch.tensor([start + ids])
+        with torch.no_grad():
+            logits = model(rows).logits[0].double()
+        losses += float(torch.nn.functional.cross_entropy(logits[:-1], rows[0, 1:], reduction="sum"))
+        count += rows.shape[1] - 1
+        cut.append(tokenizer.decode(ids, skip_special_tokens=True))
+    config = EvaluationConfig(document_tokens=limit, kl_tokens=10**6)
+    found = evaluate_as_json(model, tokenizer, general=general, tasks={}, task_specs=[], config=config, base=model)
+    found = found["general"]
+    assert found["tokens"] == count == found["kl_to_base"]["tokens"]
+    assert found["token_cross_entropy"] == pytest.approx(losses / count, rel=1e-5)
+    assert found["bytes"] == sum(len(text.encode()) for text in cut)
+    assert found["words"] == sum(len(re.split(r"\s+", text)) for text in cut)
+    assert found["subsets"]["lists"]["bits_per_byte"] > 0
+    for wrong in (1, 2.5):
+        with pytest.raises(ALoRAError, match="document_tokens"):
+            EvaluationConfig(document_tokens=wrong)  # type: ignore[arg-type]

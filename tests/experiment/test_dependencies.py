@@ -105,6 +105,7 @@ OURS: dict[type, dict[str, Any]] = {
         "max_length": 33,
         "limit": 3,
         "bootstrap_iters": 11,
+        "document_tokens": 17,
         "kl_tokens": 99,
         "general_tasks": ["hellaswag"],
         "task_folder": "tasks",
