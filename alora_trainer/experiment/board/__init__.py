@@ -1,0 +1,1 @@
+"""A board: methods tuned as hard as each other, on curves, with noise."""

@@ -1,0 +1,143 @@
+"""The board's statistics: against brute force, closed forms and what other people's code says."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from alora_trainer.experiment.board.equal_learning import Spread, forgotten_at, forgotten_at_equal_learning
+from alora_trainer.experiment.board.fronts import hypervolume, pareto_front
+from alora_trainer.experiment.board.paired import BETTER, NOT_BETTER, WORSE, holm, noise_floor, paired_t, verdict
+
+# Few values, so that equal ones are common.
+_GRID = st.integers(-2, 8).map(float)
+_POINTS = st.lists(st.tuples(_GRID, _GRID), max_size=7)
+_P = st.lists(st.floats(0, 1), max_size=8)
+
+
+@given(_POINTS)
+def test_the_front_is_what_nobody_beats(points: list[tuple[float, float]]) -> None:
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return one != other and one[0] >= other[0] and one[1] <= other[1]
+
+    front = pareto_front(points)
+    unbeaten = {point for point in points if not any(beats(other, point) for other in points)}
+    assert {points[place] for place in front} == unbeaten and len(front) == len(unbeaten)
+    assert [points[place] for place in front] == sorted(points[place] for place in front)
+
+
+@given(_POINTS)
+def test_the_area_is_the_cells_counted(points: list[tuple[float, float]]) -> None:
+    """All numbers are whole, so the area is the number of unit cells between a point and the corner."""
+    cells = sum(
+        any(learned >= x + 1 and forgotten <= y for learned, forgotten in points)
+        for x in range(0, 9)
+        for y in range(-2, 6)
+    )
+    assert hypervolume(points, (0.0, 6.0)) == cells
+
+
+def test_areas_known_beforehand() -> None:
+    assert hypervolume([], (0.0, 1.0)) == 0
+    assert hypervolume([(0.5, 0.25)], (0.0, 1.0)) == 0.375
+    # A quarter circle, learned = sin, forgotten = 1 - cos, in many points.
+    circle = [(math.sin(a), 1 - math.cos(a)) for a in np.linspace(0, math.pi / 2, 20001)]
+    assert hypervolume(circle, (0.0, 1.0)) == pytest.approx(math.pi / 4, abs=1e-4)
+
+
+@given(_POINTS, st.tuples(_GRID, _GRID))
+def test_a_further_point_never_takes_area_away(points: list[tuple[float, float]], more: tuple[float, float]) -> None:
+    before, after = hypervolume(points, (0.0, 6.0)), hypervolume([*points, more], (0.0, 6.0))
+    assert after >= before and hypervolume(points[::-1], (0.0, 6.0)) == before
+
+
+def test_reading_a_curve() -> None:
+    curve = [(1.0, 0.1), (2.0, 0.4), (4.0, 0.2)]
+    assert forgotten_at(curve, 1.0) == pytest.approx(0.1)
+    assert forgotten_at(curve, 0.5) == pytest.approx(0.05)  # from the untouched model
+    assert forgotten_at(curve, 1.5) == pytest.approx(0.25)
+    assert forgotten_at(curve, 3.0) == pytest.approx(0.3)  # the bad point counts
+    assert forgotten_at(curve, 4.0) == pytest.approx(0.2)
+    assert forgotten_at(curve, 4.1) is None
+    assert forgotten_at(curve[::-1], 1.5) == forgotten_at(curve, 1.5)
+    assert forgotten_at([(1.0, 0.1), (1.0, 0.3)], 1.0) == pytest.approx(0.2)
+    assert forgotten_at([(-1.0, 0.1)], 0.5) is None and forgotten_at([], 0.0) is None
+    assert forgotten_at([(1.0, 0.1), (math.nan, 0.0), (2.0, math.inf)], 1.0) == pytest.approx(0.1)
+
+
+@given(st.floats(0.01, 5), st.floats(0.01, 3), st.lists(st.floats(0.01, 2), min_size=1, max_size=6))
+def test_a_straight_curve_is_read_exactly(slope: float, most: float, gains: list[float]) -> None:
+    curve = [(gain, slope * gain) for gain in [*gains, most]]
+    at = 0.9 * max(gain for gain, _ in curve)
+    assert forgotten_at(curve, at) == pytest.approx(slope * at, rel=1e-9)
+
+
+def test_equal_learning_is_that_of_the_same_seed() -> None:
+    curves = {0: [(1.0, 0.2)], 1: [(2.0, 0.2)], 2: [(1.0, 0.4)]}
+    found = forgotten_at_equal_learning(curves, {0: 1.0, 1: 1.0, 2: 1.0}, 0.5)
+    assert found.each == {0: pytest.approx(0.1), 1: pytest.approx(0.05), 2: pytest.approx(0.2)}
+    assert found.mean == pytest.approx(0.35 / 3) and found.sd == pytest.approx(statistics.stdev([0.1, 0.05, 0.2]))
+    assert found.error == pytest.approx(stats.sem([0.1, 0.05, 0.2]))
+    short = forgotten_at_equal_learning(curves, {0: 1.0, 1: 3.0, 2: 1.0}, 0.9)
+    assert short.each[1] is None and (short.mean, short.sd, short.error) == (None, None, None)
+    assert Spread.of({7: 0.5}).to_json() == {"mean": 0.5, "sd": None, "error": None, "each": {"7": 0.5}}
+
+
+def test_pairs_are_tested_as_scipy_does() -> None:
+    chance = random.Random(1)
+    one = {seed: chance.gauss(1, 1) for seed in range(5)}
+    other = {seed: chance.gauss(0, 1) for seed in (4, 3, 2, 1, 0, 9)}
+    right = stats.ttest_rel(list(one.values()), [other[seed] for seed in one])
+    interval = right.confidence_interval()
+    found = paired_t(one, other)
+    assert found is not None and found["pairs"] == 5
+    assert [found[key] for key in ("p", "low", "high")] == pytest.approx([right.pvalue, interval.low, interval.high])
+    assert paired_t({0: 1.0, 1: None}, {0: 0.0, 1: 0.0}) is None
+    same = paired_t({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
+    assert same is not None and same["difference"] == 1 and same["p"] is None
+
+
+@given(_P)
+def test_holm_by_its_own_words(values: list[float]) -> None:
+    """Rejected at alpha are the smallest, one after the other, as long as the i-th of m is at most alpha / (m - i + 1)."""
+    corrected = holm(values)
+    for alpha in (0.01, 0.05, 0.2, 0.7):
+        rejected = set()
+        for rank, place in enumerate(sorted(range(len(values)), key=lambda one: values[one])):
+            if values[place] * (len(values) - rank) > alpha:
+                break
+            rejected.add(place)
+        assert {place for place, value in enumerate(corrected) if value is not None and value <= alpha} == rejected
+
+
+def test_holm_of_a_textbook() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([None, 0.03, None]) == [None, 0.03, None] and holm([]) == []
+
+
+def test_the_noise_floor_is_exceeded_one_time_in_twenty() -> None:
+    generator = np.random.default_rng(0)
+    exceeded = 0
+    for _ in range(4000):
+        floor = noise_floor(generator.normal(0, 2, (4, 3)).tolist(), 3)
+        assert floor is not None and floor["df"] == 8
+        exceeded += abs(generator.normal(0, 2, 3).mean() - generator.normal(0, 2, 3).mean()) > floor["difference"]
+    assert exceeded / 4000 == pytest.approx(0.05, abs=0.012)
+    two = noise_floor([[1.0, 3.0], [5.0, 5.0], [9.0]], 2)
+    assert two is not None and two["sd"] == pytest.approx(1.0) and two["df"] == 2
+    assert noise_floor([[1.0], []], 3) is None
+
+
+def test_verdicts() -> None:
+    assert verdict(-0.1, 0.01, less_is_better=True) == BETTER
+    assert verdict(0.1, 0.01, less_is_better=True) == WORSE
+    assert verdict(0.1, 0.01, less_is_better=False) == BETTER
+    for difference, p in ((-0.1, 0.05), (-0.1, None), (0.1, 0.9), (0.0, 0.0)):
+        assert verdict(difference, p, less_is_better=True) == NOT_BETTER
