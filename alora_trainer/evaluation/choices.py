@@ -45,7 +45,9 @@ def choice_figures(log_likelihoods: Sequence[Sequence[float]], targets: Sequence
     }
 
 
-def transitions(before: Sequence[float], after: Sequence[float], choices: Sequence[int]) -> dict[str, Any]:
+def transitions(
+    before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray, choices: Sequence[int]
+) -> dict[str, Any]:
     """Which items a model lost and which it won, and how many of each guessing would have turned over by itself.
 
     An item is lost if it was answered rightly before and wrongly after (1 -> 0), won the other way round. An item of k choices

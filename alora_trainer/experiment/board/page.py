@@ -1,0 +1,168 @@
+"""A board's page: one HTML file that needs nothing beside it and no network; several people's boards side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.basics.files import write_text
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.board.board_json import embedded, number_in, read_board_json
+from alora_trainer.experiment.board.measures import MEASURES
+from alora_trainer.experiment.board.page_chart import BOX, PUBLISHED_ROW, chart, marks_of, shown_value, swatch
+from alora_trainer.experiment.board.page_script import ARITHMETIC, BEHAVIOUR
+from alora_trainer.experiment.board.page_style import STYLE
+from alora_trainer.experiment.board.page_tables import comparisons_table, findings, rows_table, trials_table
+
+PAGE_FILE = "board.html"
+_EXPLAINED = {
+    "learned": "by how much the figure that is learned by fell (cross-entropy) or rose (accuracy) from the untouched model's",
+    "rise": "mean cross-entropy of general text that nothing was trained on, less the untouched model's, in nats a token",
+    "recorded or not": "whether the kind of text (not these documents) is among those that importance was recorded on, "
+    "or that were replayed",
+    "rise at 90 %": "read off a row's curve where it has learned 90 % of what the reference learned with the same seed, "
+    "between the trainings that there are and the untouched model; a dash where a seed never got there",
+    "area": "the hypervolume: the share of the square between nothing learned and what the reference learned and forgot that "
+    "lies behind the row's curve (more is better, and more than 1 is to learn more than the reference)",
+    "settings that one would take": "of the trials that learned enough on validation, the one that forgot least there",
+    "without what guessing turns over": "of the items that are wrong both times one in so many is expected to turn over by "
+    "guessing alone, which is taken away (docs/evaluation.md); below zero, less turned over than by guessing",
+    "P (Holm)": "corrected for the number of rows within a measure; over seeds a paired t-test, over items or documents a "
+    "paired bootstrap, which says nothing about other seeds",
+    "not better": "no difference is shown at 5 % after the correction",
+}
+
+
+def render_boards(sources: Sequence[str | Path], path: str | Path) -> Path:
+    """Write the page of one or several boards.
+
+    Args:
+        sources: ``board.json`` files, or folders with one.
+        path: of the page.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ALoRAError: a source is no board, or is named twice.
+    """
+    if not sources:
+        raise ALoRAError("there is nothing to render: name board.json of a board")
+    if len({Path(source).resolve() for source in sources}) < len(sources):
+        raise ALoRAError("a board is named twice: name each once")
+    write_text(Path(path), board_page([read_board_json(Path(source)) for source in sources]))
+    return Path(path)
+
+
+def board_page(boards: Sequence[Mapping[str, Any]]) -> str:
+    """The page of boards that `read_board_json` read; the same boards give the same text."""
+    rows = _rows(boards)
+    title = escape(" · ".join(dict.fromkeys(board["title"] for board in boards)))
+    sections = "".join(_board(board, boards, rows) for board in boards)
+    data = {"box": BOX, "measures": {name: dataclasses.asdict(measure) for name, measure in MEASURES.items()}}
+    terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(what)}</dd>" for name, what in _EXPLAINED.items())
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{title}</h1>\n{_filters(rows, boards)}"
+        f"<h2>All rows</h2>\n{rows_table(boards, rows)}"
+        '<p class="note">Sorted by a click on a column. The reference is marked. ± is the standard error over seeds.</p>\n'
+        f'<div class="boards">{sections}</div>\n<h2>What the figures are</h2>\n<dl>{terms}</dl>\n</main>\n'
+        f'<script type="application/json" id="data">{embedded(data)}</script>\n<script>{ARITHMETIC}{BEHAVIOUR}</script>\n'
+        "</body>\n</html>\n"
+    )
+
+
+def _rows(boards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All rows of all boards, once each, in the boards' order."""
+    listed = [row["name"] for board in boards for row in board["rows"]]
+    results = [result for board in boards for result in board["results"]]
+    found = [entry["row"] for result in results for kind in ("finals", "rows") for entry in result[kind]]
+    return list(dict.fromkeys([*listed, *found]))
+
+
+def _filters(rows: Sequence[str], boards: Sequence[Mapping[str, Any]]) -> str:
+    texts = {row["name"]: row["text"] for board in boards for row in board["rows"]}
+    finished = {entry["row"] for board in boards for result in board["results"] for entry in result["rows"]}
+    shown = [row for row in rows if row in finished]
+    if any(board["published"] for board in boards):
+        shown = [*shown, PUBLISHED_ROW]
+    boxes = "".join(
+        f'<label title="{escape(texts.get(row, "figures of others"))}">'
+        f'<input type="checkbox" data-row="{escape(row)}" checked> '
+        f"{swatch(row, rows)} {escape(row)}</label>"
+        for row in shown
+    )
+    every = (
+        '<span><button type="button" class="every" data-on="1">all</button> '
+        '<button type="button" class="every" data-on="0">none</button></span>'
+    )
+    return f'<div class="methods tools" hidden>{boxes}{every}</div>\n'
+
+
+def _board(board: Mapping[str, Any], boards: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
+    return "".join(
+        f"<section>{''.join(_section(board, result, boards, rows))}</section>\n" for result in board["results"]
+    )
+
+
+def _section(
+    board: Mapping[str, Any], result: Mapping[str, Any], boards: Sequence[Mapping[str, Any]], rows: Sequence[str]
+) -> Iterator[str]:
+    whose = f" ({board['board']})" if len(boards) > 1 else ""
+    yield f"<h2>{escape(result['model'])} on {escape(result['task'])}{escape(whose)}</h2>"
+    unfinished = [str(name) for name in result["not_finished"]]
+    if unfinished:
+        yield f'<p class="warn">Not finished, and not on this board: {escape(", ".join(unfinished))}.</p>'
+    if isinstance(board.get("left_out"), str):
+        yield f'<p class="note">Left out: {escape(board["left_out"])}</p>'
+    published = [one for one in board["published"] if isinstance(one, Mapping)]
+    yield chart(marks_of(result, published), result, rows, _first_axis(result, published))
+    for one in published:
+        if one.get("task") == result["task"]:
+            note = f" {one['note']}" if isinstance(one.get("note"), str) else ""
+            source = f"{one.get('name')}, {one.get('source')}.{note}"
+            yield f'<p class="note">Drawn beside: {escape(source)}</p>'
+    yield _base(result)
+    said = list(findings(result))
+    if said:
+        yield "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in said) + "</ul>"
+    if result["comparisons"]:
+        yield f"<details><summary>Comparisons</summary>{comparisons_table(result)}</details>"
+    yield f"<details><summary>All {len(result['trials'])} trials, on validation</summary>{trials_table(result)}</details>"
+    yield f'<p class="note">Made by <code>{escape(str(board.get("command")))}</code>.</p>'
+
+
+def _first_axis(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
+    """What was learned; but accuracy, where figures of others are drawn beside, which have no more."""
+    beside = any(one.get("task") == result["task"] for one in published)
+    return "accuracy" if beside else "learned"
+
+
+def _base(result: Mapping[str, Any]) -> str:
+    base = result["base"]
+    parts = [
+        f"{MEASURES[name].label} {shown_value(name, value)}"
+        for name in ("accuracy", "choices")
+        if (value := number_in(base, name)) is not None
+    ]
+    chance, loss = number_in(base, "chance"), number_in(base, "cross_entropy")
+    if chance is not None:
+        parts.append(f"guessing gives {100 * chance:.1f} %")
+    if loss is not None:
+        parts.append(f"general cross-entropy {loss:.3f} nats a token")
+    noise = number_in(result["noise"], "rise", "difference")
+    floor = (
+        ""
+        if noise is None
+        else f" By their seeds alone, two means of the reference's rise differ by up to {noise:.4f}."
+    )
+    kinds = [", ".join(str(kind) for kind in result[key]) or "none" for key in ("recorded", "other")]
+    return (
+        f'<p class="note">The untouched model: {escape("; ".join(parts))}.{escape(floor)} '
+        f"General text of recorded kinds: {escape(kinds[0])}; of others: {escape(kinds[1])}.</p>"
+    )

@@ -1,0 +1,170 @@
+"""A board from end to end: trials, the choice among them, finals, and the JSON of all that is finished."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.basics.folder_lock import check_folder
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.board.board_file import Board
+from alora_trainer.experiment.board.board_json import BOARD_FILE, write_board, write_costs
+from alora_trainer.experiment.board.cells import Place, check_cells, final_places, validation_places
+from alora_trainer.experiment.board.collect import PlaceFound, collected
+from alora_trainer.experiment.board.rows import BoardRow
+from alora_trainer.experiment.board.summary import Rules, choose_finals
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
+from alora_trainer.experiment.run.sweep import Cell
+from alora_trainer.experiment.run.sweep.cell import cell_unit, results_of_cell
+from alora_trainer.experiment.run.working_folder import working_in
+
+logger = logging.getLogger(__name__)
+
+
+def run_board(
+    board: Board,
+    *,
+    output_dir: str | Path,
+    workers: int = 1,
+    overwrite: bool = False,
+    only: Sequence[str] | None = None,
+    resamples: int = 9999,
+) -> Path:
+    """Run a board, row by row, and write ``board.json`` anew after each.
+
+    The reference comes first, then the rows in the file's order: stopped half-way, whole rows are there, and the JSON
+    says what is not. Called again with the same folder, it goes on where it was stopped. What fails does not stop other rows.
+
+    Args:
+        board: from `read_board`.
+        output_dir: the board's folder.
+        workers: processes to work with; the result does not depend on how many there are.
+        overwrite: make anew what other settings made there.
+        only: names of rows to run; the reference is always run.
+        resamples: of the bootstrap over items.
+
+    Returns:
+        The path of ``board.json``.
+
+    Raises:
+        ALoRAError: something in the board cannot be done (nothing was written then), or trainings failed (all other rows are
+            finished and in the JSON then).
+    """
+    if workers < 1:
+        raise ALoRAError(f"--workers {workers} must be at least 1")
+    rows = list(board.rows) if only is None else board.only(list(only))
+    rows.sort(key=lambda row: row.name != board.reference)
+    folder = Path(output_dir)
+    check_folder(folder)
+    places = [(place, final_places(board, place)) for place in validation_places(board)]
+    runs = [one.folder for place, finals in places for one in (place, *finals)]
+    with working_in(folder, *(folder / run for run in runs)):
+        check_cells(board, rows, folder, overwrite=overwrite)
+        work = _Work(board, folder, workers, overwrite, Rules(
+            board.reference, board.against, board.shares, board.points, board.seeds, resamples
+        ))  # fmt: skip
+        at_once = math.ceil(workers / board.trials)
+        for start in range(0, len(rows), at_once):
+            work.do(places, rows[start : start + at_once])
+            work.write(places)
+    if work.failures:
+        first = next(iter(work.failures))
+        raise ALoRAError(
+            f"{len(work.failures)} trainings of the board failed; {first}: {work.failures[first]} (the rest is in "
+            f"{folder / BOARD_FILE}; the same command tries them again)"
+        )
+    return folder / BOARD_FILE
+
+
+class _Work:
+    """The work on a board: what is finished, by cell, and which rows are whole."""
+
+    def __init__(self, board: Board, folder: Path, workers: int, overwrite: bool, rules: Rules) -> None:
+        self.board, self.folder, self.workers, self.overwrite, self.rules = board, folder, workers, overwrite, rules
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, BaseException] = {}
+        self._makers: dict[str, str] = {}
+        self._found: dict[str, PlaceFound] = {}
+
+    def do(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> None:
+        """Train some rows on all models and tasks: their trials, and those of them that are chosen."""
+        trials = [(row, trial) for row in rows for trial in row.trials]
+        self._train(cell for place, _ in places for cell in place.cells(trials, self._makers))
+        chosen: list[Cell] = []
+        for place, finals in places:
+            found = self._found_at(place, finals)
+            whole = [row for row in rows if self._finished(place.trained(row, trial) for trial in row.trials)]
+            for row in whole:
+                found.add_trials(row, [self._result(place.trained(row, trial)) for trial in row.trials])
+            reference = found.rows.get(self.board.reference)
+            if reference is None:
+                raise ALoRAError(f"the reference {self.board.reference} could not be trained: {self._first_failure()}")
+            for row in whole:
+                found.rows[row.name].chosen = choose_finals(found.rows[row.name], reference, self.rules)
+            wanted = [(row, row.trials[at]) for row in whole for at in found.rows[row.name].chosen]
+            chosen += [cell for final in finals for cell in final.cells(wanted, self._makers)]
+        self._train(chosen)
+        for place, finals in places:
+            self._take_finals(self._found_at(place, finals), finals, rows)
+
+    def _take_finals(self, found: PlaceFound, finals: Sequence[Place], rows: Sequence[BoardRow]) -> None:
+        for row in rows:
+            own = found.rows.get(row.name)
+            if own is None:
+                continue
+            for at in own.chosen:
+                for final in finals:
+                    cell = final.trained(row, row.trials[at])
+                    if self._finished([cell]):
+                        found.add_final(own, at, final, self._result(cell), self._folder_of(cell))
+
+    def _found_at(self, place: Place, finals: Sequence[Place]) -> PlaceFound:
+        if place.folder not in self._found:
+            bases = [one.base for one in (place, *finals)]
+            if not self._finished(bases[:1]):
+                raise ALoRAError(f"the base model could not be scored: {self._first_failure()}")
+            self._train(bases)
+            self._found[place.folder] = PlaceFound(
+                place, {one: (self._result(one.base), self._folder_of(one.base)) for one in (place, *finals)}
+            )
+        return self._found[place.folder]
+
+    def _train(self, cells: Iterable[Cell]) -> None:
+        wanted = {cell.name: cell for cell in cells if cell.name not in self.outcomes}
+        units = [cell_unit(cell, self.folder, overwrite=self.overwrite) for cell in wanted.values()]
+        # What was done before is not waited for.
+        units = [replace(unit, after=tuple(name for name in unit.after if name in wanted)) for unit in units]
+        scheduler = Scheduler(units, name="board", overwrite=self.overwrite)
+        try:
+            scheduler.work(self.workers)
+        except ALoRAError:
+            if not scheduler.failures:
+                raise
+        self.outcomes |= scheduler.outcomes
+        self.failures |= scheduler.failures
+
+    def _finished(self, cells: Iterable[Cell]) -> bool:
+        return all(cell.name in self.outcomes for cell in cells)
+
+    def _result(self, cell: Cell) -> MethodResult:
+        (result,) = results_of_cell(self.outcomes[cell.name]).values()
+        return result
+
+    def _folder_of(self, cell: Cell) -> Path:
+        (place,) = self.outcomes[cell.name]["entries"]
+        return self.folder / cell.folder / str(place)
+
+    def _first_failure(self) -> str:
+        return "; ".join(f"{name}: {error}" for name, error in list(self.failures.items())[:1])
+
+    def write(self, places: Sequence[tuple[Place, list[Place]]]) -> None:
+        """Write what is finished."""
+        found = [self._found[place.folder] for place, _ in places]
+        write_board(self.folder, self.board, collected(found, self.board, self.rules))
+        write_costs(self.folder, self.outcomes)
+        logger.info(f"board: written: {self.folder / BOARD_FILE}")

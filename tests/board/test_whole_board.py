@@ -1,0 +1,135 @@
+"""A whole board: trials, choice, finals, numbers; killed in the middle and gone on with, it is the same, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.board.board_file import read_board
+from alora_trainer.experiment.board.board_json import read_board_json
+from alora_trainer.experiment.board.measures import MEASURES
+from alora_trainer.experiment.board.whole_board import run_board
+from tests.board.tiny_board import stay_in_this_process, write_board_file, write_board_files
+from tests.tiny_recipe import make_collecting_cheap
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make_collecting_cheap()
+    return write_board_files(tmp_path_factory.mktemp("board"))
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The board, run without interruption."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stay_in_this_process(monkeypatch)
+        return run_board(read_board(tiny), output_dir=tmp_path_factory.mktemp("made"), resamples=99)
+
+
+def test_everything_is_in_the_json(made: Path) -> None:
+    content = read_board_json(made)
+    assert content["complete"] and [row["name"] for row in content["rows"]] == ["lora", "curved"]
+    assert content["rows"][1]["text"] == "held by curvature" and content["rows"][1]["method"] == "kfac"
+    (found,) = content["results"]
+    assert (found["model"], found["task"], found["recorded"], found["other"]) == (
+        "little",
+        "sums",
+        ["words"],
+        ["others"],
+    )
+    assert [(one["row"], one["trial"]) for one in found["trials"]] == [
+        ("lora", "learning_rate=0.01"),
+        ("lora", "learning_rate=0.05"),
+        ("curved", "lam=0.001"),
+        ("curved", "lam=10"),
+    ]
+    assert [sum(one["final"] for one in found["trials"] if one["row"] == row) for row in ("lora", "curved")] == [1, 1]
+    weak, strong = (one["validation"] for one in found["trials"][2:])
+    assert abs(strong["rise"]) < abs(weak["rise"])  # held ten thousand times as strongly
+    for final in found["finals"]:
+        assert list(final["seeds"]) == ["0", "1"]
+        for figures in final["seeds"].values():
+            assert all(isinstance(figures[name], float) for name in MEASURES)
+            assert figures["rises"].keys() == {"words", "others"}
+            assert figures["learned"] == pytest.approx(found["base"]["choices"] - figures["choices"])
+            assert 0 <= figures["top_changed"] <= 1 and figures["kl"] >= 0
+    one, two = (final["seeds"]["0"] for final in found["finals"])
+    assert one["rise"] != two["rise"]
+    tokens = found["base"]["tokens"]
+    assert tokens > 0
+    low, high = sorted((one["rise_recorded"], one["rise_other"]))
+    assert low < one["rise"] < high
+    assert {entry["measure"] for entry in found["comparisons"]} == {
+        "rise_at_90", "rise_at_95", "hypervolume", "rise", "choices", "accuracy"
+    }  # fmt: skip
+    assert {(entry["row"], entry["against"]) for entry in found["comparisons"]} == {("curved", "lora")}
+    assert {row["row"] for row in found["rows"]} == {"lora", "curved"}
+    assert found["noise"]["rise"]["df"] == 1
+    costs = json.loads((made.parent / "costs.json").read_text())["trainings"]
+    assert sum(cost.get("train", {}).get("steps") == 4 for cost in costs.values()) == 4 + 2 * 2
+
+
+def test_killed_in_the_middle_and_gone_on_with_it_is_the_same(
+    tiny: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stay_in_this_process(monkeypatch)
+    step, done = transformers.Trainer.training_step, [0]
+
+    def counted(self: Any, *arguments: Any, **settings: Any) -> Any:
+        done[0] += 1
+        if done[0] in (11, 30):  # in the third step of a trial's training, and later in a final's
+            raise KeyboardInterrupt
+        return step(self, *arguments, **settings)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", counted)
+    board = read_board(tiny)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_board(board, output_dir=tmp_path / "out", resamples=99)
+    assert not list((tmp_path / "out").glob("*.partial"))
+    again = run_board(board, output_dir=tmp_path / "out", workers=3, resamples=99)
+    # Two steps that were begun count twice: what was finished was not done again.
+    assert done[0] == 4 * (4 + 2 * 2) + 2
+    assert again.read_bytes() == made.read_bytes()
+    run_board(board, output_dir=tmp_path / "out", resamples=99)
+    assert done[0] == 34 and again.read_bytes() == made.read_bytes()
+
+
+def test_a_part_of_a_board_says_what_is_missing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stay_in_this_process(monkeypatch)
+    settings = {"seeds": "0", "points": 1, "settings": {}}
+    changed = write_board_file(tiny.parent / "part.yaml", finals=settings)
+    content = read_board_json(run_board(read_board(changed), output_dir=tmp_path, only=["lora"], resamples=99))
+    assert not content["complete"] and content["results"][0]["not_finished"] == ["curved"]
+    assert {row["row"] for row in content["results"][0]["rows"]} == {"lora"}
+    assert content["results"][0]["comparisons"] == [] and content["results"][0]["noise"] == {}
+
+    train = transformers.Trainer.train
+
+    def failing(self: Any, *arguments: Any, **settings: Any) -> Any:
+        if "curved" in self.args.output_dir and "0.001" in self.args.output_dir:
+            raise ZeroDivisionError("no")
+        return train(self, *arguments, **settings)
+
+    monkeypatch.setattr(transformers.Trainer, "train", failing)
+    with pytest.raises(ALoRAError, match="2 trainings of the board failed.*curved.*: no"):
+        run_board(read_board(changed), output_dir=tmp_path, resamples=99)
+    content = read_board_json(tmp_path)
+    assert [one["row"] for one in content["results"][0]["trials"]] == ["lora", "lora"]
+    assert content["results"][0]["not_finished"] == ["curved"]
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
+    rows = {"lora": {"grid": {"tune.learning_rate": [0.01, 0.05]}}, "kfac": {"grid": {"alora.lamb": [1, 2]}}}
+    board = read_board(write_board_file(tiny.parent / "wrong.yaml", rows=rows))
+    with pytest.raises(ALoRAError, match="row kfac: .*did you mean .*alora.lam"):
+        run_board(board, output_dir=tmp_path / "out")
+    with pytest.raises(ALoRAError, match="--workers 0"):
+        run_board(board, output_dir=tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()
