@@ -7,6 +7,7 @@ Nothing heavy is imported before that function runs.
 from __future__ import annotations
 
 from alora_trainer.cli.commands import (
+    board,
     compare,
     demo,
     evaluate,
@@ -25,5 +26,5 @@ from alora_trainer.cli.commands import (
 
 # In the order of `alora --help`.
 COMMANDS = (
-    demo, plan, run, record, tune, evaluate, sweep, report, compare, tasks, search, inspect, pull, push
+    demo, plan, run, record, tune, evaluate, sweep, board, report, compare, tasks, search, inspect, pull, push
 )  # fmt: skip

@@ -1,0 +1,81 @@
+"""`alora board`: methods tuned as hard as each other, on curves; and the page of one or several boards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from alora_trainer.basics.output import say
+from alora_trainer.cli.commands.common import Subcommands, add_command
+from alora_trainer.errors import ALoRAError
+
+RENDER = "render"
+
+
+def add(commands: Subcommands) -> None:
+    text = "Run a board file (methods tuned with the same number of trials, finals over seeds), or render boards as one page."
+    board = add_command(commands, "board", text, execute)
+    board.usage = "alora board FILE [options] | alora board render JSON [JSON ...] [--output_dir DIR]"
+    board.add_argument(
+        "sources", nargs="+", metavar="FILE", help="a board file, such as those in recipes/boards/; or: render JSON ..."
+    )
+    board.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="where everything is written; the same command with the same folder goes on where it was stopped "
+        "(default: runs/NAME-board; of render: the working directory)",
+    )
+    board.add_argument("--workers", type=int, default=1, metavar="N", help="processes to work with (default: 1)")
+    board.add_argument(
+        "--only", metavar="ROWS", help="run these rows alone, such as kfac,replay; the reference is always run"
+    )
+    board.add_argument(
+        "--overwrite", action="store_true", help="make anew what other settings made in the output folder"
+    )
+    board.add_argument("--dry_run", action="store_true", help="check everything and say what it takes; train nothing")
+    board.add_argument(
+        "--device",
+        help="of the dry run's times: H100, A800, A100, 4090, or probe to measure this machine (default: none)",
+    )
+
+
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    if arguments.sources[0] == RENDER:
+        return _render(arguments)
+    if len(arguments.sources) > 1:
+        raise ALoRAError(
+            f"one board file at a time, not {len(arguments.sources)}; pages of several: alora board render JSON ..."
+        )
+    if arguments.device is not None and not arguments.dry_run:
+        raise ALoRAError("--device is of --dry_run: a board runs on the machine that it is started on")
+    from alora_trainer.experiment.board.board_file import read_board
+    from alora_trainer.experiment.board.dry_run import estimate_text, estimated
+    from alora_trainer.experiment.board.page import PAGE_FILE, render_boards
+    from alora_trainer.experiment.board.whole_board import run_board
+    from alora_trainer.experiment.recipe.plan.devices import get_device
+    from alora_trainer.experiment.run.run import check_single_process
+
+    check_single_process()
+    board = read_board(arguments.sources[0])
+    only = None if arguments.only is None else arguments.only.split(",")
+    if arguments.dry_run:
+        device = None if arguments.device is None else get_device(arguments.device)
+        rows = list(board.rows) if only is None else board.only(only)
+        say(estimate_text(board, estimated(board, rows, device), device, arguments.workers))
+        return 0
+    folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{board.name}-board"
+    written = run_board(board, output_dir=folder, workers=arguments.workers, overwrite=arguments.overwrite, only=only)
+    say(f"results: {written}")
+    say(f"page: {render_boards([written], folder / PAGE_FILE)}")
+    return 0
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    for name in ("only", "device", "overwrite", "dry_run"):
+        if getattr(arguments, name):
+            raise ALoRAError(f"--{name} is of a board that is run, not of render")
+    from alora_trainer.experiment.board.page import PAGE_FILE, render_boards
+
+    folder = Path(arguments.output_dir or ".")
+    say(f"page: {render_boards(arguments.sources[1:], folder / PAGE_FILE)}")
+    return 0
