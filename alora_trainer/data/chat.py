@@ -55,13 +55,7 @@ def render_chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> tup
     """
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise ALoRAError("chat data needs a tokenizer with a chat template: choose an instruction-tuned model")
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
-        raise ALoRAError("its messages are no list of at least two turns")
-    turns = [_turn(message, number) for number, message in enumerate(messages, start=1)]
-    if turns[-1]["role"] != "assistant":
-        raise ALoRAError(f"its last message is by {turns[-1]['role']!r}, not by the assistant")
-    if not isinstance(turns[-1].get("content"), str) or not turns[-1]["content"].strip():
-        raise ALoRAError("its last message has no text in 'content'")
+    turns = _turns(messages)
     prompt, whole = _written(turns, tokenizer)
     if not whole.startswith(prompt) or not whole[len(prompt) :].strip():
         raise ALoRAError("the chat template does not write the last answer after what came before it")
@@ -70,6 +64,29 @@ def render_chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> tup
     if begin and prompt.startswith(begin) and put_before(tokenizer)[:1] == [tokenizer.bos_token_id]:
         return prompt[len(begin) :], whole[len(prompt) :]
     return prompt, whole[len(prompt) :]
+
+
+def written_plainly(messages: Any) -> tuple[str, str]:
+    """The same for a model without a chat template: every turn after its speaker's name, as in ``User: ...``, a line apart.
+
+    Raises:
+        ALoRAError: it is no conversation that ends with an answer of the assistant's.
+    """
+    turns = _turns(messages)
+    said = [f"{turn['role'].capitalize()}: {turn.get('content') or ''}".rstrip() for turn in turns[:-1]]
+    return check_characters("\n\n".join([*said, "Assistant:"]), "its conversation"), f" {turns[-1]['content'].strip()}"
+
+
+def _turns(messages: Any) -> list[dict[str, Any]]:
+    """The turns of a conversation that ends with an answer of the assistant's."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
+        raise ALoRAError("its messages are no list of at least two turns")
+    turns = [_turn(message, number) for number, message in enumerate(messages, start=1)]
+    if turns[-1]["role"] != "assistant":
+        raise ALoRAError(f"its last message is by {turns[-1]['role']!r}, not by the assistant")
+    if not isinstance(turns[-1].get("content"), str) or not turns[-1]["content"].strip():
+        raise ALoRAError("its last message has no text in 'content'")
+    return turns
 
 
 def _written(turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

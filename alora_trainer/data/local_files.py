@@ -1,4 +1,4 @@
-"""Local files as records, each with its own fields: JSON lines, JSON lists, comma-separated values, text and parquet.
+"""Local files as records, each with its own fields: JSON lines, JSON lists, comma- or tab-separated values, text and parquet.
 
 Nothing is brought into one table: a field that no one asks for may be anything, and a record has the fields that it was given.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -21,12 +22,14 @@ from pyarrow import parquet
 from alora_trainer.data.records import Row, Unreadable, listed, shown
 from alora_trainer.errors import ALoRAError
 
-JSON_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
-TABLE_FORMATS = (".csv", ".csv.gz")
-TEXT_FORMATS = (".txt", ".txt.gz")
+_PACKED = ("", ".gz", ".zst")
+JSON_FORMATS = tuple(f"{name}{packed}" for name in (".jsonl", ".json") for packed in _PACKED)
+TAB_FORMATS = tuple(f".tsv{packed}" for packed in _PACKED)
+TABLE_FORMATS = (*(f".csv{packed}" for packed in _PACKED), *TAB_FORMATS)
+TEXT_FORMATS = tuple(f".txt{packed}" for packed in _PACKED)
 FORMATS = (*JSON_FORMATS, *TABLE_FORMATS, *TEXT_FORMATS, ".parquet")
 
-_GZIP = b"\x1f\x8b"
+_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 # A byte order mark says the encoding for certain; without one it is UTF-8. UTF-32's comes before UTF-16's, which begins it.
 _MARKS = (
@@ -141,17 +144,27 @@ def _open(path: Path) -> TextIO:
     with path.open("rb") as file:
         start = file.read(64)
     _check_pointer(path, start)
-    packed = start.startswith(_GZIP)
-    if start and _is(path, ".gz") and not packed:
-        raise ALoRAError(f"{path} cannot be read: it is not gzipped, in spite of its name; rename it or fetch it again")
-    if packed:
-        with gzip.open(path) as file:
+    packed = next((unpack for mark, unpack in _UNPACKED.items() if start.startswith(mark)), None)
+    for ending, mark, name in ((".gz", _GZIP, "gzipped"), (".zst", _ZSTANDARD, "packed by zstd")):
+        if start and _is(path, ending) and not start.startswith(mark):
+            raise ALoRAError(
+                f"{path} cannot be read: it is not {name}, in spite of its name; rename it or fetch it again"
+            )
+    if packed is not None:
+        with packed(path) as file:
             start = file.read(64)
         _check_pointer(path, start)
     encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
-    if packed:
-        return gzip.open(path, "rt", encoding=encoding, errors="surrogateescape", newline="")
-    return path.open(encoding=encoding, errors="surrogateescape", newline="")
+    stream = packed(path) if packed is not None else path.open("rb")
+    return io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def _unpacked_zstandard(path: Path) -> io.BufferedReader:
+    # pyarrow, which reads parquet, has the library.
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+
+
+_UNPACKED: dict[bytes, Callable[[Path], Any]] = {_GZIP: gzip.open, _ZSTANDARD: _unpacked_zstandard}
 
 
 def _check_pointer(path: Path, start: bytes) -> None:
@@ -231,7 +244,8 @@ def _object(record: Any, where: str) -> Row:
 def _table_rows(path: Path) -> Iterator[Row]:
     """The rows of a table whose first line names the fields; every value is a string."""
     csv.field_size_limit(_LONGEST_CELL)  # the default, 131072 characters, is less than a document may have
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    delimiter, between = ("\t", "tab") if _is(path, *TAB_FORMATS) else (",", "comma")
+    reader = csv.reader((line for _, line in _lines(path)), strict=True, delimiter=delimiter)
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):
@@ -243,12 +257,12 @@ def _table_rows(path: Path) -> Iterator[Row]:
             if len(values) != len(names):
                 raise ALoRAError(
                     f"{where} has {len(values)} values for the {len(names)} fields of line 1 ({listed(names)}): quote values "
-                    "that hold a comma or a line's end"
+                    f"that hold a {between} or a line's end"
                 )
             yield Row(dict(zip(names, values, strict=True)), where)
     except csv.Error as error:
         raise ALoRAError(
-            f"line {reader.line_num} of {path} is no comma-separated values: {first_line(error)}"
+            f"line {reader.line_num} of {path} is no {between}-separated values: {first_line(error)}"
         ) from error
 
 

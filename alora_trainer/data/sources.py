@@ -44,8 +44,8 @@ def load_source(source: Source, *, base: Path | str = Path(".")) -> list[Row]:
         source: a path or glob pattern (``books/*.jsonl.gz``), ``"hub:organisation/name"``, or a mapping with ``path``
             or ``hub`` and any of ``name`` (the configuration), ``split`` (default ``train``), ``revision`` (all three
             of a Hub data set) and ``text_column`` (renamed to ``text``). JSON lines, JSON (a list of objects),
-            comma-separated values (with the fields' names in the first line), text (one document a file) and parquet files
-            can be read, all but the last also gzipped.
+            comma- or tab-separated values (with the fields' names in the first line), text (one document a file) and parquet
+            files can be read, all but the last also packed by gzip or zstd.
         base: the folder that a relative path starts from.
 
     Raises:
