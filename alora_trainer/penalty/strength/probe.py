@@ -12,6 +12,7 @@ from torch import nn
 from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.errors import ALoRAError
 from alora_trainer.penalty.strength.budget import Rise
+from alora_trainer.penalty.strength.promise import Bound, bound_of
 from alora_trainer.weights.sharding import is_sharded, reshard
 
 
@@ -77,6 +78,16 @@ class Probe:
                 "the checkpoint was made with another probe_dataset: resume with the same one, or start again"
             )
         self._start = sums
+
+    @property
+    def tokens(self) -> int:
+        """How many are predicted."""
+        return sum(self._tokens)
+
+    @staticmethod
+    def bound(before: list[float], after: list[float]) -> Bound:
+        """What can be promised of the rise between two results of `evaluate`."""
+        return bound_of(before, after)
 
     @property
     def start(self) -> list[float] | None:

@@ -1,0 +1,146 @@
+"""The last step of a training with a promise: its adapter is scaled until the promise can be made, on text kept for that."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from alora_trainer.penalty.strength.probe import Probe
+from alora_trainer.penalty.strength.promise import (
+    CONFIDENCE,
+    LEAST_SEQUENCES,
+    Bound,
+    Tested,
+    chosen_scale,
+    in_fixed_order,
+    order_around,
+    promised,
+)
+from alora_trainer.weights.shrinking import Shrinking
+
+logger = logging.getLogger(__name__)
+
+MEASURE = "rise of the mean negative log-likelihood a token over the base model's, as a share of it"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What could be promised of an adapter, and by what.
+
+    Attributes:
+        budget: the largest rise that was asked for.
+        kept: whether it is promised.
+        scale: of the adapter's movement as it is left.
+        rise: on the text of the promise, at that scale.
+        tokens: that were predicted in the text of the promise.
+        tested: every scale that was tested on it, in the order of the tests.
+        chosen: the scale that other text chose, and what that says of it.
+        needed: about how many sequences of the kind could promise the chosen scale; None where it is promised, or none could.
+        kinds: the rise by kind of text, where there are several.
+        base_loss: of the base model on the text of the promise, nats a token.
+        before, after: the summed losses of its sequences, of the base model and at that scale, nats: all that the rise is of.
+    """
+
+    budget: float
+    kept: bool
+    scale: float
+    rise: Bound
+    tokens: int
+    tested: list[Tested]
+    chosen: Tested
+    needed: int | None
+    base_loss: float
+    before: list[float]
+    after: list[float]
+    kinds: dict[str, Bound] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {"measure": MEASURE, "confidence": CONFIDENCE, **asdict(self)}
+
+    def sentence(self) -> str:
+        """The promise, or why there is none, in one sentence."""
+        found = self.rise
+        rests = f"{found.sequences} passages ({self.tokens:,} tokens) that no other part saw"
+        figure = f"general cross-entropy rose by {found.rise:.2%} of the base's {self.base_loss:.3f} nats a token"
+        limit = f"with {CONFIDENCE:.0%} confidence by {found.upper:.2%} at most"
+        if self.kept:
+            return f"KEPT: {figure}, {limit}, for a budget of {self.budget:.2%}; on {rests}"
+        return f"NOT KEPT: {figure}, {limit}, for a budget of {self.budget:.2%}; on {rests}; {self._remedy()}"
+
+    def _remedy(self) -> str:
+        each = self.tokens / max(self.rise.sequences, 1)
+        if self.rise.sequences < LEAST_SEQUENCES:
+            return f"a promise needs {LEAST_SEQUENCES} passages at least: give more general text"
+        if self.needed is not None:
+            return f"about {self.needed} passages ({self.needed * each:,.0f} tokens) of such text could promise it: give more"
+        return "more text would not help: allow a larger rise, or train less"
+
+
+def scale_to_promise(
+    model: nn.Module, accelerator: Any, *, choose: Probe, promise: Probe, budget: float, kinds: list[str] | None = None
+) -> Promise:
+    """Scale the model's adapter to the largest share of its movement whose rise can be promised.
+
+    `choose` finds the scale by halving; the promise is then tested on `promise`, at scales around that in a fixed order, which
+    chooses the last one that passes without spoiling the confidence (`in_fixed_order`). Where none passes, the adapter is
+    left at the scale that was chosen.
+
+    Args:
+        model: with one trainable LoRA adapter on the base model that the rise is counted from.
+        accelerator: as the trainer has it.
+        choose: text that the training did not see.
+        promise: text that neither the training nor `choose` has.
+        budget: the largest rise, as a share.
+        kinds: of the sequences of `promise`.
+
+    Raises:
+        ALoRAError: see `Shrinking`.
+    """
+    shrinking = Shrinking(model)
+    starts: dict[int, list[float]] = {}
+    sums: dict[tuple[int, float], list[float]] = {}
+
+    def measured(probe: Probe, scale: float) -> list[float]:
+        if (id(probe), scale) not in sums:
+            shrinking.set(scale)
+            sums[id(probe), scale] = probe.evaluate(model, accelerator)
+        return sums[id(probe), scale]
+
+    def bound(probe: Probe, scale: float) -> Bound:
+        return probe.bound(starts[id(probe)], measured(probe, scale))
+
+    for probe in (choose, promise):
+        starts[id(probe)] = measured(probe, 0.0)
+    scale = chosen_scale(lambda one: bound(choose, one), budget)
+    tested = in_fixed_order(order_around(scale), lambda one: bound(promise, one), budget)
+    found = promised(tested, budget)
+    last = found or Tested(scale, bound(promise, scale))
+    shrinking.set(last.scale)
+    after = measured(promise, last.scale)
+    logger.info(f"scaled to {last.scale:.3g} of what was trained")
+    return Promise(
+        budget=budget,
+        kept=found is not None,
+        scale=last.scale,
+        rise=last.bound,
+        tokens=promise.tokens,
+        tested=tested,
+        chosen=Tested(scale, bound(choose, scale)),
+        needed=None if found is not None else last.bound.sequences_for(budget),
+        base_loss=promise.loss(starts[id(promise)]),
+        before=starts[id(promise)],
+        after=after,
+        kinds=_by_kind(promise, starts[id(promise)], after, kinds or []),
+    )
+
+
+def _by_kind(probe: Probe, before: list[float], after: list[float], kinds: list[str]) -> dict[str, Bound]:
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        own = [place for place, one in enumerate(kinds) if one == kind]
+        found[kind] = probe.bound([before[place] for place in own], [after[place] for place in own])
+    return found
