@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from alora_trainer.trainer.dpo import ALoRADPOTrainer
     from alora_trainer.trainer.initialization.initialize import initialize_adapter
     from alora_trainer.trainer.mixin import ALoRAMixin, ALoRATrainer
+    from alora_trainer.trainer.retention.guard import RetentionGuard
     from alora_trainer.trainer.sft import ALoRASFTTrainer
 
 _HOMES = {
@@ -27,6 +28,8 @@ _HOMES = {
     "ALoRASFTTrainer": "trainer.sft",
     "ALoRATrainer": "trainer.mixin",
     "ImportanceMap": "artefact.importance_map",
+    "RetentionGuard": "trainer.retention.guard",
+    "fit": "experiment.fit.whole_fit",
     "initialize_adapter": "trainer.initialization.initialize",
     "load_reference": "artefact.importance_map",
 }
@@ -40,6 +43,7 @@ __all__ = [
     "ALoRASFTTrainer",
     "ALoRATrainer",
     "ImportanceMap",
+    "RetentionGuard",
     "__version__",
     "initialize_adapter",
     "load_reference",
@@ -55,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+    return sorted({*__all__, *_HOMES, *_MODULES})

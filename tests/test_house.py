@@ -42,6 +42,7 @@ WITHIN_EXPERIMENT = {
     "report": {"methods", "recipe"},
     "run": {"methods", "recipe", "report"},
     "board": {"methods", "recipe", "report", "run"},
+    "fit": {"methods", "recipe", "report", "run"},
     "demo": set(),  # it only has data
 }
 # Packages that take long to import, or that not everybody has installed: these, and nothing else, are imported where they

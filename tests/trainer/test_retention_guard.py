@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from alora_trainer import ALoRAError, RetentionGuard
 from alora_trainer.penalty.strength.probe import Probe
@@ -130,6 +130,24 @@ def test_stop_ends_with_the_weights_of_the_last_look_that_kept_it(
     assert step < trainer.state.global_step
     rises = [log["general_rise_upper"] for log in trainer.state.log_history if "general_rise" in log]
     assert rises[-1] > 0.002 and len(rises) == len(guard.looks) + 1
+
+
+class Ends(TrainerCallback):
+    """Ends a training early, as a time limit does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= state.global_step == 5
+
+
+def test_weights_that_a_training_ended_early_leaves_are_looked_at(
+    lora_model: Callable[..., Any], training_arguments: Callable[..., Any]
+) -> None:
+    model, guard = lora_model(), RetentionGuard(GENERAL, 0.002, "stop", every=4)
+    with model.disable_adapter():
+        base = loss(model, GENERAL)
+    trainer = trained(model, training_arguments(max_steps=20, learning_rate=0.02), guard, Ends())
+    assert trainer.state.global_step <= 5 and guard.kept
+    assert loss(model, GENERAL) / base - 1 == pytest.approx(guard.looks[-1][1].rise, abs=1e-6)
 
 
 def test_warn_changes_nothing(

@@ -48,12 +48,25 @@ def parse_share(text: str) -> float:
     return share
 
 
+def parse_keep(text: str) -> tuple[str, float]:
+    """A task and the least change of its score, from ``TASK=-1pt`` (points), ``TASK=-1%`` or ``TASK=-0.01``.
+
+    Raises:
+        ALoRAError: it is none of these.
+    """
+    task, _, change = text.rpartition("=")
+    if not task or not change:
+        raise ALoRAError(f"{text} names no task with its least change: write TASK=-1pt")
+    return task, parse_share(f"{change[:-2]}%" if change.endswith("pt") else change)
+
+
 def run_gate(
     methods: Mapping[str, MethodResult],
     name: str,
     *,
     max_general_rise: float | None = None,
     min_accuracy: float | None = None,
+    keep: Mapping[str, float] | None = None,
 ) -> list[Check]:
     """Compare one entry of results.json with the limits.
 
@@ -62,6 +75,7 @@ def run_gate(
         name: the entry in question.
         max_general_rise: by how much, as a share, the general token perplexity may lie over the base model's.
         min_accuracy: the least accuracy (``acc``) on every task.
+        keep: task of general ability (``evaluation.general_tasks``) -> the least change of its score over the base model's.
 
     Raises:
         ALoRAError: what is to be compared was not measured.
@@ -82,4 +96,26 @@ def run_gate(
                 raise ALoRAError(f"the gate needs an accuracy, and {task} has none in these results")
             found = score.acc
             checks.append(Check(f"{task} accuracy", found, min_accuracy, found >= min_accuracy))
+    for task, least in (keep or {}).items():
+        metric, changed = _change(methods, name, task)
+        checks.append(Check(f"{task} {metric}'s change over base", changed, least, changed >= least))
     return checks
+
+
+# Of lm-eval's metrics of a task, the one that its change is told by: the first that it has.
+_METRICS = ("acc", "exact_match", "prompt_level_strict_acc", "acc_norm", "f1", "em")
+
+
+def _change(methods: Mapping[str, MethodResult], name: str, task: str) -> tuple[str, float]:
+    after, before = (
+        dict((methods.get(one, MethodResult()).general.tasks or {}).get(task, {})) for one in (name, "base")
+    )
+    metric = next(
+        (one for known in _METRICS for one in after if one.partition(",")[0] == known and one in before), None
+    )
+    if metric is None:
+        raise ALoRAError(
+            f"the gate needs a score of {task} from both {name} and base: put it into evaluation.general_tasks (with one "
+            f"of the metrics {', '.join(_METRICS)})"
+        )
+    return metric, float(after[metric]) - float(before[metric])

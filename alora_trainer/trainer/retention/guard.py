@@ -82,7 +82,7 @@ class RetentionGuard(TrainerCallback):
         self._parts: list[Probe] = []
         self._before: list[float] = []
         self._good: dict[str, torch.Tensor] = {}
-        self._warned = False
+        self._warned = self._stopped = False
 
     @property
     def kept(self) -> bool | None:
@@ -94,7 +94,7 @@ class RetentionGuard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, accelerator = kwargs["model"], Accelerator()
-        self.looks, self.promise, self._warned = [], None, False
+        self.looks, self.promise, self._warned, self._stopped = [], None, False, False
         rows = self._rows(kwargs.get("processing_class"))
         if self.action == "scale":
             Shrinking(model)  # what cannot be scaled is known before the training
@@ -120,25 +120,32 @@ class RetentionGuard(TrainerCallback):
         every = self.every or max(1, state.max_steps // 10)
         if self.action == "scale" or state.global_step % every and state.global_step != state.max_steps:
             return control
-        model = kwargs["model"]
+        if self._fails(kwargs["model"], state):
+            control.should_training_stop = True
+        return control
+
+    def _fails(self, model: Any, state: TrainerState) -> bool:
+        """Look, and do what is to be done; whether the training is to stop."""
         bound = self._look(model, Accelerator(), state)
         if bound.keeps(self.max_rise):
-            return control
+            return False
         said = f"step {state.global_step}: general loss rose by {bound.rise:.2%} (95 %: {bound.upper:.2%} at most)"
         if self.action == "stop":
             logger.warning(f"{said}, for max_rise {self.max_rise:.2%}: stopped, with the weights of the look before")
             self._put_back(model)
             self.looks.pop()  # of weights that are no more
-            control.should_training_stop = True
+            self._stopped = True
         elif not self._warned:
             self._warned = True
             logger.warning(f"{said}, for max_rise {self.max_rise:.2%}")
-        return control
+        return self._stopped
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.action != "scale":
+            if not self._stopped and self.looks[-1][0] != state.global_step:  # somebody else ended the training
+                self._fails(kwargs["model"], state)
             return
         choose, promise = self._parts
         self.promise = scale_to_promise(

@@ -1,0 +1,91 @@
+"""What `alora fit` is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alora_trainer.data.general import check_count
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods import get_method
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What is asked for.
+
+    Attributes:
+        model: a folder or Hub id of the base model.
+        data: files, folders, patterns or Hub data sets to learn.
+        output_dir: the result's folder.
+        test: of the same kinds, to measure what was learned on; empty holds a part of `data` out.
+        general: text whose loss may rise by `max_general_rise` at most; empty samples it from the model itself.
+        unseen: text of other kinds, on which the rise is measured and told apart, and not promised.
+        max_general_rise: as a share of the base model's mean negative log-likelihood a token (`alora.budget`'s measure).
+        importance: a map (folder or Hub id) to hold the training by, instead of measuring one.
+        method: what is trained; it is held by a map that is measured at the base model.
+        prompt, completion: templates of the columns, where they are not to be found out.
+        epochs: over the training items.
+        max_steps: optimizer steps in their place.
+        general_tokens: how many tokens of general text are used in all, in four parts.
+        seed: of everything.
+        probing: share of the training's steps that short trainings may take, to find the learning rate; 0 tries none.
+        keep: task of lm-eval's -> the least change of its score over the base model's; a gate beside the promise.
+        merged: write the base model with the adapter merged into it, too.
+        overrides: settings of the recipe by dotted name, as the command line has them.
+
+    Raises:
+        ALoRAError: a value is out of range, or the method cannot be held to a promise.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    output_dir: Path
+    test: tuple[str, ...] = ()
+    general: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    max_general_rise: float = 0.01
+    importance: str | None = None
+    method: str = "kfac"
+    prompt: str | None = None
+    completion: str | None = None
+    epochs: float = 3.0
+    max_steps: int | None = None
+    general_tokens: int = 160_000
+    seed: int = 0
+    probing: float = 0.0
+    keep: Mapping[str, float] = field(default_factory=dict)
+    merged: bool = False
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_general_rise < 10:
+            raise ALoRAError(f"max_general_rise={self.max_general_rise!r} must be a positive share, such as 1% or 0.01")
+        if not self.data:
+            raise ALoRAError("there is no data: name a file, a folder or a data set of the Hub")
+        if (self.prompt is None) != (self.completion is None):
+            raise ALoRAError("--prompt and --completion are given together: '{question}' and ' {answer}'")
+        if not self.epochs > 0:
+            raise ALoRAError(f"epochs={self.epochs!r} must be positive")
+        if not 0 <= self.probing <= 2:
+            raise ALoRAError(f"probing={self.probing!r} must be a share of the training's steps, such as 25%, or 0")
+        check_count(self.max_steps, "max_steps", optional=True)
+        check_count(self.general_tokens, "general_tokens", least=4096)
+        method = get_method(self.method)
+        if not (method.penalty and method.measured is not None and method.starts_from == "fresh"):
+            raise ALoRAError(
+                f"method {self.method} cannot be held to a budget over the base: use one that is held by a map measured at the "
+                "base model, such as kfac, ekfac or covariance"
+            )
+
+    @property
+    def templates(self) -> tuple[str, str] | None:
+        """Of prompt and completion, if they are given."""
+        return None if self.prompt is None or self.completion is None else (self.prompt, self.completion)
+
+    def of_the_data(self) -> dict[str, Any]:
+        """What the files that are made of the data depend on, but for the content of what is read."""
+        names = ("prompt", "completion", "general_tokens", "seed")
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,344 @@
+"""A fit from end to end. The result's folder holds
+
+recipe.yaml      an ordinary recipe, commented; `alora run` takes it as it stands
+data/            the items and the general text in its parts, and found.json: what was found, and left out
+probes/          with `probing`, the short trainings that found the learning rate
+run/             the run of that recipe (see `run.whole_recipe`)
+adapter/         what came out: a plain adapter of PEFT's, with its card
+promise/         promise.json: what could be promised, and the losses that it rests on
+report.html      all of it, for people
+versions.lock    the packages that it was made with
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from alora_trainer.basics.files import read_json, write_text
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.fit.draft import commented, draft, skeleton, steps_of
+from alora_trainer.experiment.fit.files import write_files, write_items
+from alora_trainer.experiment.fit.findings import Findings
+from alora_trainer.experiment.fit.guarantee import keep_promise
+from alora_trainer.experiment.fit.look import digests, look
+from alora_trainer.experiment.fit.page import fit_page
+from alora_trainer.experiment.fit.probing import PROBES, found_rate
+from alora_trainer.experiment.fit.request import FitRequest
+from alora_trainer.experiment.methods import get_method
+from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
+from alora_trainer.experiment.recipe.plan.devices import get_device
+from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
+from alora_trainer.experiment.recipe.plan.report import format_plan
+from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
+from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.experiment.report.gate import run_gate
+from alora_trainer.experiment.report.results import RunResults
+from alora_trainer.experiment.run.models import load_tokenizer
+from alora_trainer.experiment.run.run import check_single_process
+from alora_trainer.experiment.run.stage import Stage
+from alora_trainer.experiment.run.whole_recipe import evaluate_recipe, run_recipe
+from alora_trainer.experiment.run.working_folder import working_in
+
+logger = logging.getLogger(__name__)
+
+RECIPE, PAGE, LOCK = "recipe.yaml", "report.html", "versions.lock"
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came out.
+
+    Attributes:
+        folder: with all of it.
+        adapter: the folder of the adapter.
+        kept: whether the promise could be made, and the tasks of `keep` held.
+        sentence: the promise, or why there is none; a line for every task of `keep`.
+        promise: all figures of it (`Promise.to_json`).
+        results: of the run; the entry ``adapter`` is what is in the folder, where that is not what the method trained.
+    """
+
+    folder: Path
+    adapter: Path
+    kept: bool
+    sentence: str
+    promise: Mapping[str, Any]
+    results: RunResults
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A fit before anything is computed.
+
+    Attributes:
+        found: what the data are.
+        tokenizer: the base model's.
+        written: the recipe as plain data.
+        head: the comment at its beginning.
+        folder: of the result, which its paths start from.
+    """
+
+    found: Findings
+    tokenizer: Any
+    written: Mapping[str, Any]
+    head: str
+    folder: Path
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, checked."""
+        return build_recipe(self.written, base=self.folder)
+
+    @property
+    def text(self) -> str:
+        """The recipe as a file with comments."""
+        return commented(self.written, self.head)
+
+    def with_rate(self, rate: float) -> Prepared:
+        """The same with a learning rate that short trainings found."""
+        tune = {**self.written["tune"], "learning_rate": rate}
+        return replace(
+            self, written={**self.written, "tune": tune}, head=f"{self.head}\nLearning rate by short trainings."
+        )
+
+
+def prepare(request: FitRequest) -> Prepared:
+    """Look at the data and write the recipe, in memory alone.
+
+    Raises:
+        ALoRAError: something that is asked for cannot be used; the message says what to do.
+    """
+    check_single_process()
+    first = skeleton(request)
+    tokenizer = load_tokenizer(first)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _context(first))
+    found = look(request, tokenizer)
+    written = draft(request, found, first, context=tokenizer.model_max_length)
+    head = f"Written by `alora fit` or `alora init` for {', '.join(Path(one).name for one in request.data)}.\n{_counts(found)}"
+    prepared = Prepared(found, tokenizer, written, head, request.output_dir)
+    _ = prepared.recipe
+    return prepared
+
+
+def plan_text(prepared: Prepared, device: str = "probe") -> str:
+    """What the fit will take, as `alora plan` says it."""
+    with tempfile.TemporaryDirectory(prefix="alora-fit-") as folder:
+        write_items(prepared.found, Path(folder) / "data")  # a plan counts them
+        return format_plan(plan_recipe(replace(prepared.recipe, base=Path(folder)), get_device(device)))
+
+
+def init(request: FitRequest, *, overwrite: bool = False, told: Callable[[str], None] | None = None) -> Path:
+    """The data's files and the recipe, ready to be changed and run; the recipe's path.
+
+    Args:
+        request, overwrite, told: as of `run_fit`.
+
+    Raises:
+        ALoRAError: as `prepare`; there is another recipe in the folder.
+    """
+    prepared = prepare(request)
+    (told or logger.info)(prepared.found.text())
+    with working_in(request.output_dir):
+        _data(request, prepared, overwrite)
+        _recipe(prepared, overwrite)
+    return request.output_dir / RECIPE
+
+
+def run_fit(request: FitRequest, *, overwrite: bool = False, told: Callable[[str], None] | None = None) -> FitResult:
+    """The whole: what is finished in the folder is not done again.
+
+    Args:
+        request: what is asked for.
+        overwrite: make anew what other data or settings made in the folder.
+        told: takes what was found in the data, in words, before anything is computed; None logs it.
+
+    Raises:
+        ALoRAError: as `prepare`; the folder holds a fit of other data.
+    """
+    prepared = prepare(request)
+    (told or logger.info)(prepared.found.text())
+    folder = request.output_dir
+    with working_in(folder):
+        data = _data(request, prepared, overwrite)
+        importance = request.importance
+        if request.probing:
+            prepared, importance = _probed(request, prepared)
+        _recipe(prepared, overwrite)
+        recipe = load_recipe(folder / RECIPE)
+        results = run_recipe(recipe, output_dir=folder / "run", overwrite=overwrite, importance=importance)
+        outcome = _promised(request, recipe, prepared.tokenizer)
+        results = _of_the_adapter(request, recipe, outcome, results)
+        name = f"{Path(request.model).name} on {', '.join(Path(one).name for one in request.data)}"
+        write_text(folder / PAGE, fit_page(name, outcome, data, results, request.method))
+        write_text(folder / LOCK, "".join(f"{line}\n" for line in locked_versions()))
+    promise, shipped = outcome["promise"], "adapter" if "adapter" in results.methods else request.method
+    checks = run_gate(results.methods, shipped, keep=request.keep)
+    kept = bool(promise["kept"]) and all(check.passed for check in checks)
+    sentence = "\n".join([promise["sentence"], *map(str, checks)])
+    return FitResult(folder, folder / "adapter", kept, sentence, promise, results)
+
+
+def fit(
+    model: str | Path,
+    data: str | Path | Sequence[str | Path],
+    *,
+    max_general_rise: float = 0.01,
+    output_dir: str | Path = "fit",
+    overwrite: bool = False,
+    **settings: Any,
+) -> FitResult:
+    """Learn `data` with a LoRA adapter on `model` whose general loss rises by `max_general_rise` at most; see docs/fit.md.
+
+    Args:
+        model: a folder or Hub id.
+        data: files, folders, patterns or Hub data sets, one or several.
+        max_general_rise: as a share of the base model's mean negative log-likelihood a token, on general text.
+        output_dir: the result's folder; called again with it, this goes on where it was stopped.
+        overwrite: make anew what other data or settings made there.
+        settings: more fields of `FitRequest`: general, test, unseen, importance, epochs, max_steps, seed, overrides, ...
+
+    Returns:
+        what came out; ``result.kept`` says whether the promise could be made.
+
+    Raises:
+        ALoRAError: something that is asked for cannot be used; the message says what to do.
+    """
+    lists = {key: _several(settings.pop(key)) for key in ("test", "general", "unseen") if key in settings}
+    request = FitRequest(
+        model=str(model),
+        data=_several(data),
+        output_dir=Path(output_dir),
+        max_general_rise=max_general_rise,
+        **lists,
+        **settings,
+    )
+    return run_fit(request, overwrite=overwrite)
+
+
+def _several(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    return (str(given),) if isinstance(given, (str, Path)) else tuple(map(str, given))
+
+
+def _context(recipe: Recipe) -> int:
+    """The longest sequence that the model takes."""
+    config = AutoConfig.from_pretrained(recipe.model_source, revision=recipe.model.revision)
+    return int(getattr(config, "max_position_embeddings", None) or 10**9)
+
+
+def _counts(found: Findings) -> str:
+    used = found.facts()
+    return (
+        f"{used['train_items']} items to learn, {used['test_items']} to test ({'held out' if used['held_out'] else 'as given'})"
+        f"; {used['duplicates']} duplicates left out."
+    )
+
+
+def _data(request: FitRequest, prepared: Prepared, overwrite: bool) -> dict[str, Any]:
+    """The files of the data, written unless they are there; their counts."""
+    folder = request.output_dir
+    model = by_content("model", prepared.recipe.resolved()["model"], CONTENTS)
+    stage = Stage(folder / "data", digests(request, model), "written")
+    stage.begin(overwrite=overwrite)
+    facts = stage.finished()
+    if facts is None:
+        facts = write_files(request, prepared.found, prepared.recipe, prepared.tokenizer, folder / "data")
+        stage.finish(facts)
+    return facts
+
+
+def _recipe(prepared: Prepared, overwrite: bool) -> None:
+    """The recipe's file, written unless it is there."""
+    path = prepared.folder / RECIPE
+    if path.exists() and path.read_text(encoding="utf-8") != prepared.text and not overwrite:
+        raise ALoRAError(
+            f"{path} is another recipe than this command writes: run it with `alora run {path}`, pass --overwrite, or choose "
+            "another --output_dir"
+        )
+    write_text(path, prepared.text)
+
+
+def _probed(request: FitRequest, prepared: Prepared) -> tuple[Prepared, str]:
+    """The fit with the learning rate that short trainings found, and the map that held them."""
+    method = get_method(request.method)
+    assert method.measured is not None  # the request was checked
+    rate = found_rate(
+        prepared.written,
+        request.output_dir,
+        method,
+        steps=steps_of(request, len(prepared.found.train)),
+        share=request.probing,
+        importance=request.importance,
+        tokenizer=prepared.tokenizer,
+    )
+    measured = request.output_dir / PROBES / method.measured.folder / "map"
+    return prepared.with_rate(rate), request.importance or str(measured)
+
+
+def _promised(request: FitRequest, recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
+    """The promise of what was trained, made unless it was made before."""
+    folder = request.output_dir
+    trained = folder / "run" / get_method(request.method).name
+    finished = read_json(trained / "training.json")
+    settings = {
+        "training": finished["settings_digest"],
+        "data": read_json(folder / "data" / "written.json")["settings_digest"],
+        "budget": request.max_general_rise,
+        "merged": request.merged,
+    }
+    stage = Stage(folder / "promise", settings, "promise")
+    stage.begin(overwrite=True)  # it is made of what is at hand
+    outcome = stage.finished()
+    if outcome is None or not (folder / "adapter").is_dir():
+        outcome = keep_promise(
+            recipe,
+            trained / "adapter",
+            folder / "data",
+            folder,
+            tokenizer,
+            budget=request.max_general_rise,
+            merged=request.merged,
+        )
+        stage.finish(outcome)
+    return outcome
+
+
+def _of_the_adapter(request: FitRequest, recipe: Recipe, outcome: Mapping[str, Any], results: RunResults) -> RunResults:
+    """The results with those of the scaled adapter, where it is not what was trained."""
+    if outcome["promise"]["scale"] == 1.0:
+        return results
+    folder = request.output_dir
+    scored = evaluate_recipe(recipe, output_dir=folder / "run", adapter=folder / "adapter", overwrite=True)
+    return RunResults(results.recipe, {**results.methods, **scored.methods}, results.environment, results.definitions)
+
+
+def locked_versions(package: str = "alora-trainer") -> list[str]:
+    """``name==version`` of a package and of all that it needs, as they are installed, in the order of their names.
+
+    What is not installed (extras, other platforms) is not there.
+    """
+    found: dict[str, str] = {}
+    waiting = [package]
+    while waiting:
+        name = waiting.pop()
+        key = name.lower().replace("_", "-")
+        if key in found:
+            continue
+        try:
+            own = distribution(name)
+        except PackageNotFoundError:
+            continue
+        found[key] = own.version
+        waiting += [
+            match.group() for one in own.requires or () if (match := _NAME.match(one)) and "extra ==" not in one
+        ]
+    return [f"{name}=={version}" for name, version in sorted(found.items())]

@@ -1,0 +1,205 @@
+"""Whether `alora fit` keeps what it promises, on text that no part of it saw: data sets x budgets x seeds.
+
+    python benchmarks/fit_promise.py [--seeds 3] [--budgets 0.005 0.01 0.02] [--tasks sciq openbookqa chat] [--quick]
+
+Every cell is a fit of its own on base-5m: general text of three kinds is given, text of three others is told apart.
+Afterwards the adapter is scored on the kinds' test files, which were given to no part: the true rise there, of the kinds that
+were given (which the promise is about) and of the others. The chat file is made of the demo's questions on elements. The
+map of a seed and task is measured once. A cell that is finished in --runs is not done again, and one that was stopped
+goes on. Runs on one thread. Writes results/studies/fit-promise.json; --quick is one short cell, on the demo's model and data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from studies import spread
+from transformers import AutoTokenizer
+
+from alora_trainer.basics.files import read_json, write_json
+from alora_trainer.basics.output import configure_output
+from alora_trainer.data.sources import load_texts, read_lines, write_lines
+from alora_trainer.experiment import demo
+from alora_trainer.experiment.fit.guarantee import encoded_passages
+from alora_trainer.experiment.fit.whole_fit import FitResult, fit
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.report.results import environment
+from alora_trainer.experiment.run.models import load_base, with_saved_adapter
+from alora_trainer.penalty.strength.probe import Probe
+
+GIVEN = ("books", "openstax_social", "wikipedia_boolq")
+OTHERS = ("code_python", "docs_python", "docs_rust_git")
+_PASSAGES = 300  # of each kind, of its test file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--tasks", nargs="+", default=["sciq", "openbookqa", "chat"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.005, 0.01, 0.02])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--max_steps", type=int, default=120)
+    parser.add_argument("--runs", type=Path, default=Path("runs/fit-promise"))
+    parser.add_argument("--output", type=Path, default=Path("results/studies/fit-promise.json"))
+    parser.add_argument("--quick", action="store_true", help="one short cell on the demo's model and data")
+    options = parser.parse_args()
+    configure_output()
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    torch.set_num_threads(1)
+    cells = [_quick(options.runs)] if options.quick else list(_cells(options))
+    done = [_cell(cell, options.runs) for cell in cells]
+    command = "python benchmarks/fit_promise.py" + (" --quick" if options.quick else "")
+    report = {"schema": 1, "command": command, "environment": environment() | {"threads": 1}, "summary": _summary(done)}
+    if not options.quick:
+        write_json(options.output, report | {"cells": done})
+    print(json.dumps(report["summary"], indent=1))
+
+
+def _cells(options: argparse.Namespace) -> Any:
+    general, tasks = options.shared / "data" / "general", options.shared / "data" / "tasks"
+    for task in options.tasks:
+        for seed in range(options.seeds):
+            for budget in options.budgets:
+                yield {
+                    "name": f"{task}-{budget}-{seed}",
+                    "map": f"{task}-{options.budgets[0]}-{seed}",
+                    "task": task,
+                    "seed": seed,
+                    "budget": budget,
+                    "model": str(options.shared / "models" / "base-5m"),
+                    "data": _chat(options.runs) if task == "chat" else [str(tasks / task / "train.jsonl.gz")],
+                    "test": [] if task == "chat" else [str(tasks / task / "test.jsonl.gz")],
+                    "given": {kind: str(general / kind / "train.jsonl.gz") for kind in GIVEN},
+                    "others": {kind: str(general / kind / "train.jsonl.gz") for kind in OTHERS},
+                    "tested": {kind: str(general / kind / "test.jsonl.gz") for kind in (*GIVEN, *OTHERS)},
+                    "settings": {"max_steps": options.max_steps, "overrides": {"domain.test_items": "500"}},
+                }
+
+
+def _quick(runs: Path) -> dict[str, Any]:
+    files = runs / "demo-data"
+    demo.prepare(files)
+    return {
+        "name": "quick",
+        "map": "quick",
+        "task": "elements",
+        "seed": 0,
+        "budget": 0.01,
+        "model": str(demo.MODEL),
+        "data": [str(files / "elements_train.jsonl")],
+        "test": [],
+        "given": {"docstrings": str(files / "docstrings_train.jsonl")},
+        "others": {"code": str(files / "code_train.jsonl")},
+        "tested": {kind: str(files / f"{kind}_test.jsonl") for kind in ("docstrings", "code")},
+        "settings": {"max_steps": 30, "general_tokens": 60_000, "overrides": {"domain.test_items": "50"}},
+    }
+
+
+def _chat(runs: Path) -> list[str]:
+    """A chat file of our own: the demo's questions on elements, asked and answered in several ways."""
+    path = runs / "chat.jsonl"
+    if not path.exists():
+        files = runs / "demo-data"
+        demo.prepare(files)
+        asked = ("{}", "Can you tell me: {}", "A question on chemistry. {}", "Please answer briefly. {}")
+        told = ("{}", "It is {}.", "The answer is {}.", "That would be {}.")
+        rows = []
+        for number, row in enumerate(read_lines(files / "elements_train.jsonl")):
+            answer = row["choices"][row["answer"]] if isinstance(row["answer"], int) else row["answer"]
+            user, assistant = asked[number % 4].format(row["question"]), told[number // 4 % 4].format(answer)
+            rows.append({"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]})
+        write_lines(path, rows)
+    return [str(path)]
+
+
+def _cell(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    folder = runs / cell["name"]
+    finished = read_json(folder / "cell.json")
+    if finished is not None:
+        return dict(finished)
+    measured = runs / cell["map"] / "run" / "curvature_kronecker" / "map"
+    result = fit(
+        cell["model"],
+        cell["data"],
+        test=cell["test"],
+        general=list(cell["given"].values()),
+        unseen=list(cell["others"].values()),
+        max_general_rise=cell["budget"],
+        seed=cell["seed"],
+        importance=str(measured) if cell["name"] != cell["map"] and measured.is_dir() else None,
+        output_dir=folder,
+        **cell["settings"],
+    )
+    found = {key: cell[key] for key in ("name", "task", "seed", "budget")} | _figures(cell, result)
+    write_json(folder / "cell.json", found)
+    return found
+
+
+def _figures(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
+    methods = result.results.methods
+    shipped, base = methods.get("adapter", methods["kfac"]), methods["base"]
+    (before,), (after,) = base.tasks.values(), shipped.tasks.values()
+    rises = _rises(cell, result)
+    given = [rises[kind] for kind in cell["given"]]
+    return {
+        "kept": result.kept,
+        "scale": result.promise["scale"],
+        "promised_rise": result.promise["rise"]["rise"],
+        "promised_limit": result.promise["rise"]["upper"],
+        "test_rise_given": sum(one["rise"] for one in given) / len(given),
+        "test_rise_others": sum(rises[kind]["rise"] for kind in cell["others"]) / len(cell["others"]),
+        "test_kinds": rises,
+        "accuracy_base": before.acc,
+        "accuracy": after.acc,
+        "items": after.items,
+    }
+
+
+def _rises(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
+    """By kind of text, on its test file."""
+    recipe = load_recipe(result.folder / "recipe.yaml")
+    model: Any = with_saved_adapter(load_base(recipe), result.adapter, trainable=False)
+    tokenizer, accelerator = AutoTokenizer.from_pretrained(recipe.model_source), Accelerator()
+    found = {}
+    for kind, path in cell["tested"].items():
+        rows = encoded_passages(
+            {kind: load_texts(path)[:_PASSAGES]}, tokenizer, length=recipe.general.block_length, seed=0
+        )
+        probe = Probe([row for _, row in rows], 16)
+        with model.disable_adapter():
+            before = probe.evaluate(model, accelerator)
+        bound = probe.bound(before, probe.evaluate(model, accelerator))
+        found[kind] = {"rise": bound.rise, "error": bound.error, "passages": bound.sequences}
+    return found
+
+
+def _summary(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for task, budget in dict.fromkeys((one["task"], one["budget"]) for one in done):
+        own = [one for one in done if (one["task"], one["budget"]) == (task, budget)]
+        promised = [one for one in own if one["kept"]]
+        rows.append(
+            {
+                "task": task,
+                "budget": budget,
+                "fits": len(own),
+                "promised": len(promised),
+                "held_on_test": sum(one["test_rise_given"] <= budget for one in promised),
+                "rise_on_test": spread(one["test_rise_given"] for one in own),
+                "rise_on_other_kinds": spread(one["test_rise_others"] for one in own),
+                "accuracy_gained": spread(one["accuracy"] - one["accuracy_base"] for one in own),
+                "scale": spread(one["scale"] for one in own),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""`alora fit` from end to end, in miniature: through the command, stopped and gone on with, kept and not kept."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alora_trainer.basics.scores import GeneralScore
+from alora_trainer.cli.command_line import main
+from alora_trainer.data.sources import read_lines
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.fit import probing, whole_fit
+from alora_trainer.experiment.fit.general_parts import PARTS, in_parts, passages
+from alora_trainer.experiment.fit.request import FitRequest
+from alora_trainer.experiment.recipe.reading import load_recipe
+from alora_trainer.experiment.report.gate import parse_keep, run_gate
+from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.penalty.strength.promise import bound_of
+from tests.tiny_recipe import make_collecting_cheap, write_all
+
+QUIET = ["--tune.use_cpu", "true", "--tune.disable_tqdm", "true", "--evaluation.bootstrap_iters", "10"]
+WORDS = [
+    "the",
+    "sum",
+    "of",
+    "one",
+    "and",
+    "two",
+    "is",
+    "three",
+    "not",
+    "four",
+    "in",
+    "all",
+    "books",
+    "we",
+    "have",
+    "read",
+]
+
+
+def said(chance: random.Random, count: int) -> str:
+    return " ".join(chance.choices(WORDS, k=count))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, sums to learn (one of them twice, one without an answer), general text in many documents and in few."""
+    make_collecting_cheap()
+    folder = tmp_path_factory.mktemp("fit")
+    write_all(folder)
+    sums = [{"question": f"{a} and {b}", "answer": str(a + b)} for a in range(7) for b in range(8)]
+    sums += [sums[0], {"question": "7 and 7", "answer": None}]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
+    chance = random.Random(0)
+    for name, count in (("many", 420), ("few", 40), ("other", 30)):
+        texts = [{"text": said(chance, 40)} for _ in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in texts))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alora_trainer.cli.command_line.configure_output", lambda: None)
+
+
+def command(folder: Path, output: Path, *more: str, general: str | None = "many", name: str = "fit") -> int:
+    given = ["--general", str(folder / f"{general}.jsonl")] if general else []
+    arguments = [name, str(folder / "model"), str(folder / "sums.jsonl"), "--output_dir", str(output), *given]
+    return main([*arguments, "--max-steps", "4", *QUIET, *more])
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny: Path) -> Path:
+    """A fit that was stopped before its promise, and gone on with."""
+    output = tiny / "fitted"
+    settings = ["--max-general-rise", "50%", "--unseen", str(tiny / "other.jsonl")]
+    with pytest.MonkeyPatch.context() as patched:
+
+        def stopped(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(whole_fit, "keep_promise", stopped)
+        assert command(tiny, output, *settings) == 130
+    trained = output / "run" / "kfac" / "training.json"
+    before = trained.stat().st_mtime_ns
+    assert not (output / "adapter").exists()
+    assert command(tiny, output, *settings) == 0
+    assert trained.stat().st_mtime_ns == before  # it went on, and did not begin anew
+    return output
+
+
+def test_what_comes_out_is_a_plain_adapter_that_says_what_it_promises(tiny: Path, fitted: Path) -> None:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny / "model"), str(fitted / "adapter"))
+    outcome = json.loads((fitted / "promise" / "promise.json").read_text())
+    sentence = outcome["promise"]["sentence"]
+    assert sentence.startswith("KEPT: general cross-entropy rose by")
+    for path in (fitted / "adapter" / "README.md", fitted / "report.html"):
+        assert sentence in path.read_text(encoding="utf-8").replace("&#x27;", "'")
+    card = yaml.safe_load((fitted / "adapter" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert card["library_name"] == "peft"
+    assert any(parameter.any() for name, parameter in model.named_parameters() if "lora_B" in name)
+    assert "torch==" in (fitted / "versions.lock").read_text()
+
+
+def test_the_promise_can_be_computed_again_from_its_passages_and_the_model(tiny: Path, fitted: Path) -> None:
+    promise = json.loads((fitted / "promise" / "promise.json").read_text())["promise"]
+    again = bound_of(promise["before"], promise["after"])
+    assert (again.rise, again.upper) == (promise["rise"]["rise"], promise["rise"]["upper"])
+    assert promise["kept"] == (again.upper <= 0.5) and again.sequences >= 60
+    # Against the model itself, one passage at a time: documents are shorter than a passage may be, or begin anywhere.
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny / "model"), str(fitted / "adapter")
+    ).eval()
+    texts = [row["text"] for row in read_lines(fitted / "data" / "general" / "promise" / "many.jsonl")]
+    assert len(texts) == again.sequences
+    short = [(place, ids) for place, ids in enumerate(tokenizer(texts)["input_ids"]) if len(ids) <= 64][:5]
+    assert short
+    for place, ids in short:
+        with torch.no_grad():
+            loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() * (len(ids) - 1)
+        assert loss == pytest.approx(promise["after"][place], rel=1e-4)
+
+
+def test_no_part_of_the_general_text_has_a_document_of_another(fitted: Path) -> None:
+    parts = {
+        part: {row["text"] for row in read_lines(fitted / "data" / "general" / part / "many.jsonl")} for part in PARTS
+    }
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 420
+    written = load_recipe(fitted / "recipe.yaml")
+    used = {written.general.train["many"], written.general.probe["many"], written.general.test["many"]}
+    assert len(used) == 3
+
+
+def test_what_was_found_and_left_out_is_told(fitted: Path) -> None:
+    found = json.loads((fitted / "data" / "found.json").read_text())
+    assert (found["duplicates"], found["files"][0]["left_out"]) == (1, 1)
+    assert found["files"][0]["first"].startswith("line 58 of ") and "it has no answer" in found["files"][0]["first"]
+    assert found["train_items"] + found["test_items"] == 56 and found["held_out"]
+    asked = {row["prompt"] for row in read_lines(fitted / "data" / "test.jsonl")}
+    assert not asked & {row["prompt"] for row in read_lines(fitted / "data" / "train.jsonl")}
+    page = (fitted / "report.html").read_text(encoding="utf-8")
+    for words in ("question and answer", "1 duplicates left out", "kind of text that no part saw", "other", "before: "):
+        assert words in page
+
+
+def test_the_recipe_is_an_ordinary_one_and_says_why(fitted: Path) -> None:
+    text = (fitted / "recipe.yaml").read_text()
+    assert "budget: 0.5 # the largest rise of general cross-entropy" in text
+    recipe = load_recipe(fitted / "recipe.yaml")
+    assert recipe.alora.budget == 0.5 and [method.name for method in recipe.methods] == ["base", "kfac"]
+    assert recipe.tune["use_cpu"] is True  # an override is in it, too
+
+
+def test_a_finished_fit_is_not_done_again_and_other_data_are_refused(
+    tiny: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [fitted / "run" / "kfac" / "training.json", fitted / "promise" / "promise.json"]
+    before = [path.stat().st_mtime_ns for path in files]
+    settings = ["--max-general-rise", "50%", "--unseen", str(tiny / "other.jsonl")]
+    assert command(tiny, fitted, *settings) == 0
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert "KEPT: general" in capsys.readouterr().out
+    assert command(tiny, fitted, *settings, general="few") == 2
+    assert "was made with other settings" in capsys.readouterr().err
+    assert command(tiny, fitted, *settings, "--lora.r", "2") == 2
+    assert "another recipe than this command writes" in capsys.readouterr().err
+
+
+def test_too_little_text_promises_nothing_and_the_adapter_is_there_all_the_same(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny, tmp_path / "out", "--merged", general="few") == 3
+    said = capsys.readouterr().out
+    assert "NOT KEPT: " in said and "a promise needs 60 passages at least: give more general text" in said
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny / "model"), str(tmp_path / "out" / "adapter")
+    )
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits)
+
+
+def test_init_samples_general_text_where_none_is_given_and_its_recipe_loads(tiny: Path, tmp_path: Path) -> None:
+    assert command(tiny, tmp_path / "out", "--general-tokens", "4096", general=None, name="init") == 0
+    recipe = load_recipe(tmp_path / "out" / "recipe.yaml")
+    for part in ("train", "probe", "test"):
+        (path,) = getattr(recipe.general, part).values()
+        assert read_lines(tmp_path / "out" / path)
+    assert not (tmp_path / "out" / "run").exists()
+
+
+def test_a_dry_run_says_all_and_writes_nothing(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny, tmp_path / "out", "--dry-run") == 0
+    told = capsys.readouterr().out
+    for words in ("58 records", "example 1", "base model", "# the map is measured on it"):
+        assert words in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_short_trainings_find_the_rate_that_learns_and_are_not_done_again(tiny: Path, tmp_path: Path) -> None:
+    """Of the rates, far too small but for the last one, the largest must win both rounds."""
+    written = ["--tune.learning_rate", "0.002", "--probing", "100%", "--max-general-rise", "50%"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(probing, "FACTORS", (0.001, 0.002, 0.004, 10.0))
+        assert command(tiny, tmp_path / "out", *written) == 0
+    outcome = json.loads((tmp_path / "out" / "probes" / "rate" / "rate.json").read_text())
+    assert [one["steps"] for one in outcome["tried"]] == [2, 2, 2, 2, 4, 4]
+    losses = {one["rate"]: one["loss"] for one in outcome["tried"][:4]}
+    assert outcome["rate"] == min(losses, key=losses.__getitem__) == pytest.approx(0.02)
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").tune["learning_rate"] == outcome["rate"]
+    # What judges is neither trained on nor in the test.
+    data = tmp_path / "out" / "data"
+    parts = [
+        {row["item"] for row in read_lines(data / f"{name}.jsonl")} for name in ("probe_train", "validation", "test")
+    ]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 56
+    # The map of the short trainings holds the long one: the run has none of its own.
+    assert not (tmp_path / "out" / "run" / "curvature_kronecker").exists()
+
+
+def test_a_task_to_keep_is_a_gate_beside_the_promise() -> None:
+    assert parse_keep("hellaswag=-1pt") == ("hellaswag", -0.01) == parse_keep("hellaswag=-1%")
+    with pytest.raises(ALoRAError, match="write TASK=-1pt"):
+        parse_keep("hellaswag")
+    methods = {
+        name: MethodResult(general=GeneralScore(tasks={"hellaswag": {"acc": acc, "acc_stderr": 0.1}}))
+        for name, acc in (("base", 0.5), ("kfac", 0.485))
+    }
+    (check,) = run_gate(methods, "kfac", keep={"hellaswag": -0.02})
+    assert check.passed and str(check) == "gate passed: hellaswag acc's change over base is -1.5 %, wanted >= -2 %"
+    (check,) = run_gate(methods, "kfac", keep={"hellaswag": -0.01})
+    assert not check.passed
+    with pytest.raises(ALoRAError, match="needs a score of arc from both kfac and base"):
+        run_gate(methods, "kfac", keep={"arc": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--max-general-rise", "much"], "write 0.01 or 1%"),
+        (["--max-general-rise", "0"], "must be a positive share"),
+        (["--method", "lora"], "held by a map measured at the base model"),
+        (["--prompt", "{question}"], "given together"),
+        (["--probing", "300%"], "must be a share of the training's steps"),
+        (["--keep", "hellaswag"], "write TASK=-1pt"),
+        (["--test", "nowhere.jsonl"], "no file nowhere.jsonl"),
+        (["--general", "nowhere.jsonl"], "no file nowhere.jsonl"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    assert command(tiny, tmp_path / "out", *more) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("alora: error: ")]
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_have_their_shares_whatever_the_sources() -> None:
+    chance = random.Random(1)
+    sources = {name: [said(chance, 30) for _ in range(500)] for name in ("a", "b")}
+    sources["b"] += sources["a"][:100]  # what both have is in one part alone
+    parts = in_parts(sources, 10**6)
+    every = [text for kinds in parts.values() for texts in kinds.values() for text in texts]
+    assert len(every) == len(set(every)) == 1000
+    for part, share in PARTS.items():
+        assert sum(map(len, parts[part].values())) / 1000 == pytest.approx(share, abs=0.03)
+    few = in_parts(sources, 2000)
+    assert sum(len(text.encode()) for kinds in few.values() for own in kinds.values() for text in own) < 2 * 4 * 2000
+    with pytest.raises(ALoRAError, match="too little for its four parts"):
+        in_parts({"a": ["one document"]}, 10**6)
+
+
+def test_passages_of_a_book_are_the_book() -> None:
+    book = "\n\n".join(f"Chapter {n}. " + "There was a town by the sea. " * 20 for n in range(30))
+    found = passages([book])
+    assert len(found) > 10
+    assert "".join("".join(found).split()) == "".join(book.split())
+
+
+def test_the_python_function_takes_one_or_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[FitRequest] = []
+    monkeypatch.setattr(whole_fit, "run_fit", lambda request, **_: asked.append(request))
+    from alora_trainer import fit
+
+    fit("model", "a.jsonl", general="g.jsonl", output_dir=tmp_path, seed=3)
+    fit(Path("model"), ["a.jsonl", tmp_path], max_general_rise=0.02)
+    assert asked[0] == FitRequest("model", ("a.jsonl",), tmp_path, general=("g.jsonl",), seed=3)
+    assert (asked[1].data, asked[1].max_general_rise) == (("a.jsonl", str(tmp_path)), 0.02)
