@@ -69,7 +69,8 @@ def _is_setting(key: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the process's exit status.
 
-    0: done; 2: the user's mistake, or what the disk refused, told in one line; 3: a gate failed (`alora eval --min-accuracy`);
+    0: done; 2: the user's mistake, or what the disk refused, told in one line; 3: a gate failed
+    (`alora eval --min-accuracy`), or a promise is not kept (`alora fit`);
     130: interrupted. Any other error keeps its traceback.
     """
     parser = make_parser()

@@ -11,6 +11,8 @@ from alora_trainer.cli.commands import (
     compare,
     demo,
     evaluate,
+    fit,
+    init,
     inspect,
     plan,
     pull,
@@ -26,5 +28,5 @@ from alora_trainer.cli.commands import (
 
 # In the order of `alora --help`.
 COMMANDS = (
-    demo, plan, run, record, tune, evaluate, sweep, board, report, compare, tasks, search, inspect, pull, push
+    demo, fit, init, plan, run, record, tune, evaluate, sweep, board, report, compare, tasks, search, inspect, pull, push
 )  # fmt: skip

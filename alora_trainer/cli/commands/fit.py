@@ -1,0 +1,149 @@
+"""`alora fit`: one's own data learned, with a promise on general ability; no recipe needed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alora_trainer.basics.output import say
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
+
+if TYPE_CHECKING:
+    from alora_trainer.experiment.fit.request import FitRequest
+
+_LISTS = ("test", "general", "unseen")
+_SETTINGS = ("importance", "method", "prompt", "completion", "epochs", "max_steps", "general_tokens", "seed")
+
+
+def add(commands: Subcommands) -> None:
+    text = "Learn your data with an adapter that keeps a promise on general ability; exit 0 kept, 3 not kept, 2 wrong input."
+    fit = add_recipe_command(commands, "fit", text, execute, recipe=False)
+    add_arguments(fit)
+    fit.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="say what was found, what it will take, and the recipe; write nothing",
+    )
+    fit.add_argument("--merged", action="store_true", help="write the base model with the adapter merged into it, too")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """What `alora fit` and `alora init` have in common."""
+    command.add_argument(
+        "model", metavar="MODEL", help="a folder or Hub id; `demo` is the embedded model, with its own data"
+    )
+    command.add_argument(
+        "data", metavar="DATA", nargs="*", help="files, folders or Hub data sets (organisation/name[:split]) to learn"
+    )
+    command.add_argument(
+        "--max-general-rise",
+        "--max_general_rise",
+        metavar="SHARE",
+        default="1%",
+        help="how much the mean negative log-likelihood a token may rise on general text, of the base model's (default: 1%%)",
+    )
+    command.add_argument(
+        "--test", nargs="+", metavar="DATA", help="what was learned is measured on it (default: a part held out)"
+    )
+    command.add_argument(
+        "--general", nargs="+", metavar="TEXT", help="general text to keep (default: sampled from the model itself)"
+    )
+    command.add_argument(
+        "--unseen",
+        nargs="+",
+        metavar="TEXT",
+        help="text of other kinds, whose rise is measured and told apart, not promised",
+    )
+    command.add_argument("--importance", metavar="MAP", help="a map (folder or Hub id) to hold the training by")
+    command.add_argument("--method", help="kfac, ekfac, covariance or another that is held to the base (default: kfac)")
+    command.add_argument(
+        "--prompt", metavar="TEMPLATE", help="of the columns, such as '{question}', where none is recognised"
+    )
+    command.add_argument("--completion", metavar="TEMPLATE", help="of the columns, such as ' {answer}'")
+    command.add_argument("--epochs", type=float, metavar="N", help="over the items (default: 3)")
+    command.add_argument("--max-steps", "--max_steps", type=int, metavar="N", help="optimizer steps, instead of epochs")
+    command.add_argument(
+        "--general-tokens",
+        "--general_tokens",
+        type=int,
+        metavar="N",
+        help="of general text that are used (default: 160000)",
+    )
+    command.add_argument(
+        "--keep",
+        action="append",
+        metavar="TASK=-1pt",
+        help="a task of lm-eval's whose score may fall by so much at most; may be given several times",
+    )
+    command.add_argument(
+        "--probing",
+        metavar="SHARE",
+        help="of the training's steps, for short trainings that find the learning rate, such as 25%% (default: none)",
+    )
+    command.add_argument("--seed", type=int, metavar="N", help="of everything (default: 0)")
+
+
+def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitRequest:
+    """What the arguments ask for."""
+    from alora_trainer.experiment.fit.request import FitRequest
+    from alora_trainer.experiment.report.gate import parse_keep, parse_share
+
+    folder = Path(arguments.output_dir or f"fit-{Path(arguments.model).name}")
+    given: dict[str, Any] = {
+        name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None
+    }
+    given |= {name: tuple(getattr(arguments, name)) for name in _LISTS if getattr(arguments, name)}
+    model, data = arguments.model, tuple(arguments.data)
+    if model == "demo" and not Path("demo").exists():
+        model, data, given = _demo(folder, data, given)
+    return FitRequest(
+        model=model,
+        data=data,
+        output_dir=folder,
+        max_general_rise=parse_share(arguments.max_general_rise),
+        merged=getattr(arguments, "merged", False),
+        probing=parse_share(arguments.probing or "0"),
+        keep=dict(map(parse_keep, arguments.keep or ())),
+        overrides=overrides,
+        **given,
+    )
+
+
+def _demo(folder: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """The embedded model, and for what is not said its own data: questions on elements, and text that every Python has."""
+    from alora_trainer.experiment import demo
+
+    files = folder / "demo-data"
+    demo.prepare(files)
+    general = tuple(str(files / f"{name}_train.jsonl") for name in ("docstrings", "topics"))
+    usual = {
+        "general": general,
+        "unseen": (str(files / "code_test.jsonl"),),
+        "max_steps": 100,
+        "general_tokens": 100_000,
+    }
+    if data:
+        return str(demo.MODEL), data, usual | given
+    usual |= {"test": (str(files / "elements_test.jsonl"),)}
+    return str(demo.MODEL), (str(files / "elements_train.jsonl"),), usual | given
+
+
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
+    from alora_trainer.experiment.fit.whole_fit import plan_text, prepare, run_fit
+    from alora_trainer.experiment.report.gate import FAILED_STATUS
+    from alora_trainer.experiment.report.text_table import format_table
+
+    disable_progress_bar()
+    request = request_of(arguments, overrides)
+    if arguments.dry_run:
+        prepared = prepare(request)
+        say(f"{prepared.found.text()}\n\n{plan_text(prepared)}\n\n{prepared.text}")
+        return 0
+    result = run_fit(request, overwrite=arguments.overwrite, told=say)
+    say(format_table(result.results.methods))
+    say(f"{result.sentence}\nadapter: {result.adapter}\nreport: {result.folder / 'report.html'}")
+    return 0 if result.kept else FAILED_STATUS

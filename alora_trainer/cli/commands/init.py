@@ -1,0 +1,22 @@
+"""`alora init`: the recipe that `alora fit` would run, with its data, to be changed and run."""
+
+from __future__ import annotations
+
+import argparse
+
+from alora_trainer.basics.output import say
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
+from alora_trainer.cli.commands.fit import add_arguments, request_of
+
+
+def add(commands: Subcommands) -> None:
+    text = "Look at your data and write a commented recipe for them, which `alora run` takes as it stands."
+    add_arguments(add_recipe_command(commands, "init", text, execute, recipe=False))
+
+
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from alora_trainer.experiment.fit.whole_fit import init
+
+    path = init(request_of(arguments, overrides), overwrite=arguments.overwrite, told=say)
+    say(f"recipe: {path}; run it with: alora run {path}")
+    return 0
