@@ -19,11 +19,23 @@ def check_keys(given: Collection[Any], known: Collection[str], section: str = ""
     for key in given:
         if key in known:
             continue
-        near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.6)
+        near = nearest(key, known)
         if near:
-            advice = f"did you mean {prefix}{near[0]}?"
-        elif len(known) <= 16:
+            advice = f"did you mean {prefix}{near}?"
+        elif len(known) <= 24:
             advice = f"known are {', '.join(f'{prefix}{name}' for name in known)}"
         else:
             advice = f"{section} takes none of that name"
         raise ALoRAError(f"unknown key {prefix}{key}: {advice}")
+
+
+def nearest(word: object, known: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The known word that was most likely meant; None where none is near.
+
+    Args:
+        word: what somebody wrote.
+        known: to choose from.
+        cutoff: the least likeness, between 0 and 1 (see `difflib`).
+    """
+    near = difflib.get_close_matches(str(word)[:80], list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TypeVar
 
+from alora_trainer.basics.keys import nearest
 from alora_trainer.errors import ALoRAError
 
 # A package that adds to a registry names, under this group of entry points, the modules whose import does it:
@@ -62,8 +62,8 @@ class Registry(Mapping[str, Entry]):
             return self._entries[name]
         given = repr(name)
         given = given if len(given) <= 42 else f"{given[:39]}...'"
-        near = difflib.get_close_matches(str(name)[:80], self._entries, n=1, cutoff=0.6)
-        meant = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(name, self._entries)
+        meant = f"did you mean {near!r}? " if near else ""
         raise ALoRAError(f"{setting or self.what}={given} is unknown: {meant}use one of {', '.join(map(repr, self))}")
 
     def __getitem__(self, name: str) -> Entry:
@@ -84,6 +84,11 @@ class Registry(Mapping[str, Entry]):
 
     def __repr__(self) -> str:
         return f"Registry({self.what}: {', '.join(self._entries)})"
+
+
+def has_plugins() -> bool:
+    """Whether an installed package names plugins of ours; none of them is imported."""
+    return bool(entry_points(group=PLUGIN_GROUP))
 
 
 _loaded = False

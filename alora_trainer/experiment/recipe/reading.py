@@ -26,7 +26,7 @@ from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import read_method_options
 from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.older_spellings import in_todays_spelling
-from alora_trainer.experiment.recipe.recipe import _SET_BY_RUN, KEYS, SECTIONS, Recipe
+from alora_trainer.experiment.recipe.recipe import KEYS, SECTIONS, SET_BY_RUN, Recipe
 from alora_trainer.experiment.recipe.settings import (
     absolute_path,
     as_mapping,
@@ -35,9 +35,8 @@ from alora_trainer.experiment.recipe.settings import (
     coerce_all,
     environment_variables,
     interpolate,
-    parse_yaml,
-    set_override,
 )
+from alora_trainer.experiment.recipe.written import read_written
 from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.importance.recording.measured import MEASURED, RECORDED
@@ -62,14 +61,7 @@ def load_recipe(
             used, or a variable is not set.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ALoRAError(f"the recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    written = as_mapping(parse_yaml(text, str(path)), str(path))
-    check_no_secrets(written, "")  # before any message that could repeat one
-    for key, override in (overrides or {}).items():
-        set_override(written, key, override)
+    written = read_written(path, overrides)
     check_keys(written, KEYS)
     return build_recipe(written, base=path.parent, default_name=path.stem, variables=variables)
 
@@ -90,7 +82,7 @@ def build_recipe(
     folder = Path(base).resolve()
 
     def training(name: str, values: dict[str, Any]) -> dict[str, Any]:
-        return _located(_checked(TrainingArguments, values, name, _SET_BY_RUN), CONFIG_FILES, folder)
+        return _located(_checked(TrainingArguments, values, name, SET_BY_RUN), CONFIG_FILES, folder)
 
     evaluation = _located(_checked(EvaluationConfig, sections["evaluation"], "evaluation"), ("task_folder",), folder)
     if evaluation.get("task_folder"):

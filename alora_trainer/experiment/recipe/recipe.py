@@ -15,7 +15,6 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from alora_trainer.basics.disclosure import FromEnvironment
-from alora_trainer.basics.hub_ids import is_model_id
 from alora_trainer.data.domain import DomainConfig
 from alora_trainer.data.general import SELF, GeneralConfig
 from alora_trainer.errors import ALoRAError
@@ -25,8 +24,9 @@ from alora_trainer.experiment.methods.method import MethodOptions
 from alora_trainer.experiment.recipe.contents import Contents
 from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import options_of
+from alora_trainer.experiment.recipe.model_place import model_place
 from alora_trainer.experiment.recipe.model_section import ModelConfig, refuse_adapter
-from alora_trainer.experiment.recipe.settings import absolute_path, resolve_path
+from alora_trainer.experiment.recipe.settings import absolute_path
 from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.importance.recording.measured import MEASURED, RECORDED, Measured
@@ -51,7 +51,7 @@ KEYS = ("name", "seed", "output_dir", "methods", "importance", "domains", *SECTI
 # What to do where `model.path` is an adapter.
 MERGE_FIRST = "set model.path to its base model, or merge the two first (merge_and_unload) and save the whole"
 # Set by the run itself, so that one seed rules everything and every part lands in its own folder.
-_SET_BY_RUN = {
+SET_BY_RUN = {
     "output_dir": "the run's --output_dir",
     "seed": "the recipe's own seed",
     "data_seed": "the recipe's own seed",
@@ -249,16 +249,11 @@ class Recipe:
         Raises:
             ALoRAError: `model.path` is a path, and there is no such folder, or an adapter in it.
         """
-        path = resolve_path(self.model.path, self.base)
-        if path.is_dir():
-            refuse_adapter(str(path), instead=MERGE_FIRST)
-            return str(path.resolve())
-        if path.exists() or not is_model_id(self.model.path):
-            raise ALoRAError(
-                f"there is no model folder {self.model.path} (looked in {self.base.resolve()}): set model.path to a folder "
-                "or to a Hub id"
-            )
-        return self.model.path
+        path = model_place(self.model.path, self.base)
+        if path is None:
+            return self.model.path
+        refuse_adapter(str(path), instead=MERGE_FIRST)
+        return str(path.resolve())
 
 
 def _absolute(source: Any, base: Path) -> Any:
