@@ -28,6 +28,8 @@ TAB_FORMATS = tuple(f".tsv{packed}" for packed in _PACKED)
 TABLE_FORMATS = (*(f".csv{packed}" for packed in _PACKED), *TAB_FORMATS)
 TEXT_FORMATS = tuple(f".txt{packed}" for packed in _PACKED)
 FORMATS = (*JSON_FORMATS, *TABLE_FORMATS, *TEXT_FORMATS, ".parquet")
+_KINDS = (JSON_FORMATS, TABLE_FORMATS, TEXT_FORMATS, (".parquet",))  # what a folder may have one of
+_ASIDE = ("README", "LICENSE", "LICENCE")
 
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
@@ -44,7 +46,10 @@ _PARQUET_ROWS = 256  # rows of a parquet file in memory at a time: documents may
 
 
 def find_files(pattern: str, base: Path) -> list[Path]:
-    """The files of a path or glob pattern, sorted, all of a known format.
+    """The files of a path, a folder or a glob pattern, sorted, all of a known format.
+
+    Of a folder they are all those of a known format in it and below it, if they are of one kind; its own description (README,
+    LICENSE), hidden files and other formats are left out.
 
     The folders at the pattern's beginning that are there under just that name are taken by it, whatever characters it has; the
     rest is the pattern. `base` is never a pattern.
@@ -75,9 +80,29 @@ def _matching(whole: Path, pattern: str) -> list[Path]:
     while left and (found / left[0]).exists():
         found /= left.pop(0)
     if not left and found.is_dir():
-        raise ALoRAError(f"{found} is a folder: name its files, for example {pattern}/*.jsonl")
+        return _in_folder(found, pattern)
     matched = glob.glob(os.path.join(glob.escape(str(found)), *left), recursive=True) if left else [str(found)]
     return [path for path in sorted(map(Path, matched)) if path.is_file()]
+
+
+def _in_folder(folder: Path, pattern: str) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_aside(path.relative_to(folder))]
+    known = [path for path in files if _is(path, *FORMATS)]
+    kinds = {kind for path in known for kind in _KINDS if _is(path, *kind)}
+    if not known:
+        other = f", but {files[0].name} and the like" if files else ""
+        raise ALoRAError(f"the folder {folder} has no file of a known format ({', '.join(FORMATS)}){other}")
+    if len(kinds) > 1:
+        names = " and ".join(f"*{kind[0]}" for kind in _KINDS if kind in kinds)
+        raise ALoRAError(
+            f"the folder {folder} has files of several kinds ({names}): name one, {pattern}/**/*{_KINDS[0][0]}"
+        )
+    return known
+
+
+def _is_aside(path: Path) -> bool:
+    """Whether a file in a folder of data is none of the data."""
+    return path.stem.upper() in _ASIDE or any(part.startswith(".") for part in path.parts)
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:

@@ -78,6 +78,10 @@ def _template(text: object, what: str, blank: bool) -> Callable[[Record], str]:
     for _, column, form, conversion in parsed:
         if column is not None and (not column.isidentifier() or form or conversion):
             raise ALoRAError(f"{what} has {{{column}}}: write just a column's name in braces, a literal brace twice")
+    if all(column is None for _, column, *_ in parsed):
+        # Others write a column's bare name here. The same text for every item is nothing that can be learned or told apart.
+        meant = f"{{{text}}}" if text.isidentifier() else "{question}"
+        raise ALoRAError(f"{what}, {shown(text)}, names no column: write one in braces, such as {meant!r}")
 
     def value(record: Record, column: str) -> str:
         if blank and is_missing(record.get(column)):

@@ -132,10 +132,20 @@ class TestErrors:
         with pytest.raises(ALoRAError, match="no file x/absent.jsonl under .*" + tmp_path.name):
             load_source("x/absent.jsonl", base=tmp_path)
 
+    def test_a_folder_of_text(self, tmp_path: Path) -> None:
+        write(tmp_path / "notes/a.txt", "one")
+        write(tmp_path / "notes/below/b.txt", "two")
+        for aside in ("README.txt", ".hidden/c.txt", "below/picture.png"):
+            write(tmp_path / "notes" / aside, "not this")
+        assert load_texts("notes", base=tmp_path) == load_texts("notes/", base=tmp_path) == ["one", "two"]
+        write(tmp_path / "other/a.docx", "one")
+        with pytest.raises(ALoRAError, match=r"other has no file of a known format \(\.jsonl, .*, but a\.docx"):
+            load_texts("other", base=tmp_path)
+
     def test_folder_and_mixed_formats(self, tmp_path: Path) -> None:
         write(tmp_path / "d/a.jsonl", lines(RECORDS))
         write(tmp_path / "d/b.parquet", "")
-        with pytest.raises(ALoRAError, match="is a folder: name its files"):
+        with pytest.raises(ALoRAError, match=r"has files of several kinds \(\*\.jsonl and \*\.parquet\): name one"):
             load_source("d", base=tmp_path)
         with pytest.raises(ALoRAError, match="matches parquet files and others"):
             load_source("d/*", base=tmp_path)

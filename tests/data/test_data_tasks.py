@@ -183,6 +183,12 @@ class TestTemplates:
             (ELEMENTS | {"prompt": "{question.__class__}"}, "write just a column's name"),
             (ELEMENTS | {"prompt": "{}"}, "write just a column's name"),
             (ELEMENTS | {"prompt": "{question"}, "not a template"),
+            (
+                ELEMENTS | {"prompt": "question"},
+                r"'question', names no column: write one in braces, such as '\{question\}'",
+            ),
+            (ELEMENTS | {"prompt": "What is {{it}}?"}, "names no column"),
+            ({"name": "t", "prompt": "{a}", "completion": "b"}, r"the completion of .* such as '\{b\}'"),
             (ELEMENTS | {"target_delimiter": 1}, "must be a string"),
         ],
     )
