@@ -31,8 +31,10 @@ class GeneralConfig:
     """The recipe's section on general text.
 
     Attributes:
-        train: the text that importance is recorded on: one source, a list of sources or a mapping from name to source.
-        test: the text that forgetting is measured on, in the same forms; every source is reported as a subset.
+        test: the text that forgetting is measured on: one source, a list of sources or a mapping from name to source; every
+            source is reported as a subset.
+        train: the text that importance is recorded on, in the same forms, or ``self`` for text that is sampled from the base
+            model. Only what trains or measures on general text needs it: nothing does, where a map is given.
         block_length: tokens in one training sequence.
         train_tokens: take this many tokens for training, about the same from every source; None takes all.
         test_bytes: keep this many bytes (UTF-8) of each test source; None keeps all.
@@ -47,8 +49,8 @@ class GeneralConfig:
         ALoRAError: a source or a number is not one; settings that exclude each other.
     """
 
-    train: Any
     test: Any
+    train: Any = None
     block_length: int = 256
     train_tokens: int | None = None
     test_bytes: int | None = None
@@ -64,7 +66,7 @@ class GeneralConfig:
             self.self_text = SelfTextConfig(**given)
         elif self.self_text is not None:
             raise ALoRAError("general.self_text is for text sampled from the base model: it needs general.train: self")
-        else:
+        elif self.train is not None:
             self.train = named_sources(self.train, "general.train")
         if self.streaming and self.train_tokens is not None:
             raise ALoRAError(

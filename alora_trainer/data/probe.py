@@ -25,6 +25,8 @@ EXCERPT = 256
 
 def check_probe(general: GeneralConfig) -> None:
     """Raise ALoRAError if it is clear, before anything is read, that there will be no text for a probe."""
+    if general.probe is None and general.train is None:
+        raise ALoRAError("alora.budget watches general text, and there is none: set general.probe (or general.train)")
     if general.probe is None and general.train != SELF and (general.streaming or general.train_tokens is None):
         raise ALoRAError(
             "the recording reads all of general.train, which leaves nothing for a probe: set general.probe to other general "

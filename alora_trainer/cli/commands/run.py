@@ -9,7 +9,12 @@ from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, l
 
 def add(commands: Subcommands) -> None:
     text = "Run a recipe from end to end: record, tune and evaluate every method, and print the table."
-    add_recipe_command(commands, "run", text, run)
+    command = add_recipe_command(commands, "run", text, run)
+    command.add_argument(
+        "--importance",
+        metavar="FOLDER_OR_HUB_ID",
+        help="start from and hold this importance map, instead of recording one; general.train is not needed then",
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None) -> int:
@@ -18,5 +23,7 @@ def run(arguments: argparse.Namespace, overrides: dict[str, str], variables: dic
     from alora_trainer.experiment.run.whole_recipe import run_recipe
 
     folder = output_dir(arguments, recipe)
-    show(run_recipe(recipe, output_dir=folder, overwrite=arguments.overwrite), folder)
+    given = getattr(arguments, "importance", None)  # `alora demo`, which records, has no such option
+    results = run_recipe(recipe, output_dir=folder, overwrite=arguments.overwrite, importance=given)
+    show(results, folder)
     return 0

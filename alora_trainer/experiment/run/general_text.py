@@ -12,6 +12,7 @@ from alora_trainer.data.general import SELF, pack_general_text
 from alora_trainer.data.probe import probe_text
 from alora_trainer.data.self_text import sample_text
 from alora_trainer.data.streaming import stream_general_text
+from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, place, release_memory
 
@@ -25,14 +26,27 @@ def text_to_train(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pa
         recipe: the recipe.
         tokenizer: the base model's.
         folder: keeps the text that is sampled.
+
+    Raises:
+        ALoRAError: the recipe names none, or it cannot be read.
     """
     general = recipe.general
+    check_text_to_train(recipe, "what comes next")
     sources = sampled_text(recipe, tokenizer, folder) if general.train == SELF else general.train
     logger.info(f"general text: {', '.join(sources)}")
     common: dict[str, Any] = {"block_length": general.block_length, "seed": recipe.seed, "base": recipe.base}
     if general.streaming:
         return stream_general_text(sources, tokenizer, **common)
     return pack_general_text(sources, tokenizer, max_tokens=general.train_tokens, **common)
+
+
+def check_text_to_train(recipe: Recipe, what: str) -> None:
+    """Raise ALoRAError if the recipe names no general text to train on, which `what` needs."""
+    if recipe.general.train is None:
+        raise ALoRAError(
+            f"the recipe has no general.train, and {what} reads it: add it (`self` samples text from the base model), or give "
+            "a map with --importance, in whose place nothing is recorded"
+        )
 
 
 def text_to_watch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:

@@ -25,6 +25,7 @@ from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.report.results import method_settings
 from alora_trainer.experiment.run import dependencies
 from alora_trainer.experiment.run.evaluate import evaluate
+from alora_trainer.experiment.run.general_text import check_text_to_train
 from alora_trainer.experiment.run.given_map import GivenMap
 from alora_trainer.experiment.run.measure import measure_importance
 from alora_trainer.experiment.run.models import load_tokenizer
@@ -119,8 +120,13 @@ class Run:
         A given map's own adapter is looked at, too: it is what its methods train.
         """
         for method in methods:
-            given = method.needs_recording and self.given is not None and self.given.is_for(method)
+            has_map = self.given is not None and self.given.is_for(method)
+            given = method.needs_recording and has_map
+            if method.needs_general_text or ((method.penalty or method.needs_recording) and not has_map):
+                check_text_to_train(self.recipe, f"method {method.name}")
             as_trained(self.recipe, method, recorded=recorded_adapter(self.map_folder(method) if given else None))
+        if recording or measured is not None:
+            check_text_to_train(self.recipe, "what is recorded or measured")
         looked_for: dict[str, Any] = {"recording": recording, "measured": measured, "scores": scores}
         by_main(lambda: self.steps.check(methods, **looked_for, overwrite=self.overwrite))
 
@@ -302,7 +308,7 @@ class Run:
 
     def _recorded_map(self, method: Method) -> Path | None:
         """The map that this run recorded for the method."""
-        recorded = method.needs_recording and (method.records_alone or self.given is None)
+        recorded = method.needs_recording and not (self.given is not None and self.given.is_for(method))
         return self.steps.recording(method).folder / "map" if recorded else None
 
     def trained_before(self, method: Method) -> MethodResult:

@@ -60,7 +60,13 @@ def run_recipe(
             raise ALoRAError("a recipe with several domains records its own importance: leave the map out")
         return run_continual(recipe, output_dir=output_dir, overwrite=overwrite)
     run = Run(recipe, output_dir, overwrite=overwrite, importance=importance)
-    records = recipe.needs_recording and importance is None
+    if run.given is not None and not any(map(run.given.is_for, recipe.methods)):
+        names = ", ".join(method.name for method in recipe.methods)
+        raise ALoRAError(
+            f"none of the methods ({names}) takes the importance map {importance}: "
+            "leave --importance out, or name one that does"
+        )
+    records = recipe.needs_recording and not (run.given is not None and run.given.is_for(None))
     # What does not go together, or is refused by a library, is known before anything is computed or written.
     check_trainings(recipe, recipe.methods, recording=records)
     with working_in(run.folder):
