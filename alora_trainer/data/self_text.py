@@ -7,6 +7,7 @@ recording on it measures what that knowledge needs.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,8 +17,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from alora_trainer.basics.heartbeat import Heartbeat
 from alora_trainer.data.encoding import text_start
 from alora_trainer.errors import ALoRAError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,11 @@ def _batches(
     prompt = torch.tensor([start] * config.batch_size, device=model.device)
     training = model.training
     model.eval()
-    progress = tqdm(desc="sampling general text from the model", unit=" batches", initial=first)
+    what = "sampling general text from the model"
+    progress, heartbeat = (
+        tqdm(desc=what, unit=" batches", initial=first, disable=None),
+        Heartbeat(f"{what}: batch", None, logger),
+    )
     try:
         batch = first
         while True:
@@ -135,6 +143,7 @@ def _batches(
                     pad_token_id=pad,
                 )
             progress.update()
+            heartbeat.beat(batch + 1)
             yield batch, [_document(row, tokenizer) for row in ids[:, len(start) :].tolist()]
             batch += 1
     finally:

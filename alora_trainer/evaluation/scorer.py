@@ -17,6 +17,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import DynamicCache
 
 from alora_trainer.basics.causal_model import learned_positions
+from alora_trainer.basics.heartbeat import Heartbeat
 from alora_trainer.basics.processes import own_share, together
 from alora_trainer.data.encoding import encode, encode_bare, encode_pairs, put_before, text_start
 from alora_trainer.errors import ALoRAError
@@ -61,6 +62,7 @@ class Scorer(HFLM):
         self._document_tokens = document_tokens
         self._before, self._start = put_before(self.tokenizer), text_start(self.tokenizer)
         self._progress: tqdm | None = None
+        self._heartbeat: Heartbeat | None = None
         self._shares, self._is_compared = True, False
         # Long documents are cut into windows here, so the tokenizer's warning about their length would mislead.
         self._max_length = min(self.max_length, learned_positions(model) or sys.maxsize)
@@ -108,6 +110,7 @@ class Scorer(HFLM):
                     "line break part the two"
                 )
         encoded = [(text, pair.context, pair.continuation) for text, pair in zip(texts, pairs, strict=True)]
+        self._heartbeat = Heartbeat("answers scored:", len(requests), logger, quiet=disable_tqdm or None)
         with tqdm(total=len(requests), desc="answers", leave=False, disable=disable_tqdm or None) as self._progress:
             return self._loglikelihood_tokens(encoded)
 
@@ -119,6 +122,7 @@ class Scorer(HFLM):
             own = self.windows(request.args[0])
             windows += [(("", ""), *window) for window in own]
             owners += [owner] * len(own)
+        self._heartbeat = Heartbeat("windows scored:", len(windows), logger, quiet=disable_tqdm or None)
         with tqdm(total=len(windows), desc="windows", leave=False, disable=disable_tqdm or None) as self._progress:
             scored = self._loglikelihood_tokens(windows)
         totals = [0.0] * len(requests)
@@ -197,6 +201,8 @@ class Scorer(HFLM):
     def _advance(self, count: int) -> None:
         if self._progress is not None:
             self._progress.update(count)
+        if self._heartbeat is not None:
+            self._heartbeat.advance(count)
 
     def _shared_batches(self, requests: list[Request]) -> Iterator[list[list[int]]]:
         """Batches of groups of requests (by index) with one context each; a group's context is run only once.

@@ -213,6 +213,12 @@ class ALoRAConfig:
         BACKENDS,
     )
 
+    log_drift: bool = option(
+        False,
+        "Log how far each weight has moved (`drift/NAME`), beside the norm of all together (`drift`), which is always logged.",
+        "protecting",
+    )
+
     # An older spelling, folded into `start`; see `StartFrom.parse`.
     fresh_base: InitVar[str | None] = None
 

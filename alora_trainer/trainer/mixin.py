@@ -261,7 +261,7 @@ class ALoRAMixin(_TrainerHooks):
             return first_weight_not_finite(self._weights)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds what the parts log: protecting, `ce_loss`, `penalty`, `penalty_ratio`, `lam` and each weight's drift."""
+        """Adds what the parts log: protecting, `ce_loss`, `penalty`, `penalty_ratio`, `lam` and `drift`."""
         if "loss" in logs:
             for part in self._running:
                 logs |= part.logs()

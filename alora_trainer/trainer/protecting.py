@@ -221,8 +221,9 @@ class Protecting(Part):
         return self._steering.end_of_step(trainer.model, trainer.accelerator, trainer.state.global_step, last=last)
 
     def logs(self) -> dict[str, float]:
-        """`ce_loss`, `penalty`, `penalty_ratio`, `lam`, and each weight's drift from its anchor; of a curvature map, also
-        `predicted_rise` of general loss, and `calibrated_rise` once a probe has shown how far off that is."""
+        """`ce_loss`, `penalty`, `penalty_ratio`, `lam`, and the drift from the anchors, of each weight with
+        `log_drift`; of a curvature map, also `predicted_rise` of general loss, and `calibrated_rise` once a probe has
+        shown how far off that is."""
         losses = self._losses.flush(self._trainer.accelerator)
         prediction = self._steering.prediction
         if prediction is not None and "predicted_rise" in losses:
@@ -231,7 +232,7 @@ class Protecting(Part):
         with _whole(self.weights):
             drift = self.penalty.drift()
         own = losses | {"lam": self._steering.lam, "drift": _norm(drift)}
-        return own | {f"drift/{name}": norm for name, norm in drift.items()}
+        return own | ({f"drift/{name}": norm for name, norm in drift.items()} if self._config.log_drift else {})
 
     def end(self) -> dict[str, float]:
         return self._steering.finish(self._trainer.model, self._trainer.accelerator)

@@ -268,15 +268,17 @@ def test_a_large_lambda_keeps_the_weights_at_the_reference(lora_model, token_dat
     assert drifts[1e4] < 0.05 * drifts[0.0]
 
 
-def test_drift_is_logged_for_every_layer(lora_model, token_data, training_arguments):
+def test_drift_is_logged_for_every_layer_if_asked_for(lora_model, token_data, training_arguments):
     model = lora_model(moved=True)
     importance = made_map(model)
     start = {weight.name: weight.scaling * weight.b @ weight.a for weight in adapted_weights(model)}
+    settings = ALoRAConfig(lam=0.1, log_drift=True)
     trainer = ALoRATrainer(
-        model, training_arguments(), train_dataset=token_data(), importance=importance, alora=ALoRAConfig(lam=0.1)
+        model, training_arguments(), train_dataset=token_data(), importance=importance, alora=settings
     )
     trainer.train()
     last = [log for log in trainer.state.log_history if "drift" in log][-1]
+    assert last["drift"] == pytest.approx(sum(v**2 for k, v in last.items() if k.startswith("drift/")) ** 0.5, rel=1e-5)
     for weight in adapted_weights(model):
         moved = (weight.scaling * weight.b @ weight.a - start[weight.name]).norm()
         assert last[f"drift/{weight.name}"] == pytest.approx(float(moved), rel=1e-4)

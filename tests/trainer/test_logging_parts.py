@@ -14,7 +14,7 @@ from alora_trainer import ALoRAConfig, ALoRATrainer
 from tests.penalty.test_penalty import made_map
 from tests.tiny_training import move_factors
 
-PARTS = ("ce_loss", "penalty", "penalty_ratio", "lam", "drift", "drift/model.layers.0.self_attn.q_proj")
+PARTS = ("ce_loss", "penalty", "penalty_ratio", "lam", "drift")
 
 
 class Listener(TrainerCallback):
@@ -47,6 +47,7 @@ def test_every_listener_gets_the_parts(lora_model, token_data, training_argument
     assert len(lines) == 2
     for line in lines:
         assert set(PARTS) <= set(line)
+        assert not [key for key in line if key.startswith("drift/")]  # hundreds of them on a real model
         assert all(isinstance(value, float) and math.isfinite(value) for key, value in line.items() if key in PARTS)
         assert line["penalty"] > 0
         assert line["penalty_ratio"] == pytest.approx(line["penalty"] / line["ce_loss"])

@@ -47,7 +47,7 @@ _SCORES = ("batch_size", "limit", "bootstrap_iters", "document_tokens", "kl_toke
 # Settings of `evaluation` that results made before they were there do without, while they are not set.
 _LATER_ADDED = ("document_tokens", "kl_tokens", "general_tasks", "task_folder")
 # The same of `alora`, with the value that every training had before.
-_HOLDING_LATER_ADDED = (("init_adapter", DEFAULT), ("freeze_a", False))
+_HOLDING_LATER_ADDED = (("init_adapter", DEFAULT), ("freeze_a", False), ("log_drift", False))
 
 
 @dataclass(frozen=True)

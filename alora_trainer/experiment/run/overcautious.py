@@ -11,6 +11,7 @@ OVERCAUTIOUS = {
     "evaluation.task_folder": "without general_tasks nothing reads it; who sets it sets both",
     "alora.storage_device": "sums in another order move the last digits",
     "alora.init_memory": "sums in another order move the last digits",
+    "alora.log_drift": "it only says more in the log; who sets it wants that log",
     "alora.omega_device": "sums in another order move the last digits",
     "alora.lam_end_factor": "nothing reads it with a constant schedule; who sets it sets both",
     "fisher.location": "sums in another order move the last digits",

@@ -10,7 +10,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from alora_trainer.basics.cost_meter import Cost, Meter
+from alora_trainer.basics.heartbeat import Heartbeat
 from alora_trainer.errors import Diverged
+from alora_trainer.experiment.run.interruption import stopping_whole
 from alora_trainer.experiment.run.log_columns import columns
 from alora_trainer.trainer.resume import last_good_checkpoint, last_whole_checkpoint, trainer_state
 from alora_trainer.trainer.steps import making_steps
@@ -31,6 +33,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
 
     Raises:
         ALoRAError: the training makes no step.
+        KeyboardInterrupt: it was interrupted; a checkpoint of where it was is in the trainer's folder.
         Diverged: what was trained is not finite in the end, with which a plain trainer ends as if all were well.
     """
     folder = Path(trainer.args.output_dir)
@@ -40,11 +43,10 @@ def train(trainer: Trainer) -> dict[str, Any]:
         trainer.add_callback(keeper)
         for printing in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(printing)
-        if not trainer.args.disable_tqdm:
-            trainer.add_callback(_Progress)
+        trainer.add_callback(_Lines() if trainer.args.disable_tqdm else _Progress)
         if checkpoint is not None:
             logger.info(f"going on from {checkpoint.name}")
-        with making_steps(trainer):
+        with making_steps(trainer), stopping_whole(trainer):
             outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_state()
     parameters = {name: [p.detach()] for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -91,3 +93,17 @@ class _Progress(ProgressCallback):
             shown = {key: f"{float(logs[key]):.4g}" for key in _SHOWN if key in logs}
             if shown:
                 self.training_bar.set_postfix(shown, refresh=False)
+
+
+class _Lines(TrainerCallback):
+    """Where there is no progress bar: a line at least every half minute, in a file or a pipe as on a terminal."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._heartbeat = Heartbeat("step", state.max_steps, logger, quiet=not state.is_world_process_zero)
+        self._losses: dict[str, float] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self._losses |= {key: float(logs[key]) for key in _SHOWN if key in (logs or {})}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._heartbeat.beat(state.global_step, ", ".join(f"{key} {value:.4g}" for key, value in self._losses.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alora_trainer.basics.heartbeat import duration
 from alora_trainer.experiment.recipe.plan.advice import misfits, usable_bytes
 from alora_trainer.experiment.recipe.plan.estimate import Plan, StagePlan
 from alora_trainer.experiment.recipe.plan.sharding import NONE
@@ -98,10 +99,3 @@ def _largest(stage: StagePlan) -> str:
 def size(count: int) -> str:
     """Bytes as people write them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people write them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
