@@ -36,11 +36,13 @@ def add(commands: Subcommands) -> None:
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     recipe = load(arguments, overrides)
     from alora_trainer.basics.files import write_json
+    from alora_trainer.experiment.recipe.plan.data_check import check_data
     from alora_trainer.experiment.recipe.plan.devices import get_device
     from alora_trainer.experiment.recipe.plan.estimate import as_json, plan_recipe
     from alora_trainer.experiment.recipe.plan.report import format_plan
     from alora_trainer.experiment.recipe.plan.sharding import Sharding
 
+    data = check_data(recipe)
     plan = plan_recipe(
         recipe,
         get_device(arguments.device),
@@ -49,6 +51,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         sharding=Sharding(arguments.gpus, arguments.sharding),
     )
     say(format_plan(plan))
+    say("\n".join(["", "The data:", *(f"  {line}" for line in data)]))
     if arguments.json is not None:
         write_json(Path(arguments.json), as_json(plan))
     return 0
