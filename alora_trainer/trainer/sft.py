@@ -8,7 +8,7 @@ from alora_trainer.trainer.mixin import ALoRAMixin
 try:
     from trl import SFTTrainer
 except ImportError as error:
-    raise ALoRAError("ALoRASFTTrainer needs TRL: pip install 'alora-trainer[trl]'") from error
+    raise ALoRAError("ALoRASFTTrainer needs TRL: pip install trl") from error
 
 
 class ALoRASFTTrainer(ALoRAMixin, SFTTrainer):

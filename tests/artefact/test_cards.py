@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from alora_trainer import ALoRAError
-from alora_trainer.artefact.cards.adapter_card import write_adapter_card
+from alora_trainer import ALoRAConfig, ALoRAError
+from alora_trainer.artefact.cards.adapter_card import adapter_card, write_adapter_card
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import Licences
 from alora_trainer.artefact.cards.map_card import write_map_card
@@ -74,6 +74,18 @@ def test_the_whole_card_of_an_adapter(tmp_path: Path) -> None:
     licences = Licences(base="apache-2.0", data={"allenai/sciq": "apache-2.0"})
     write_adapter_card(TUNING, tmp_path / "card.md", repo_id="bob/domain", licences=licences, results=RESULTS)
     assert (tmp_path / "card.md").read_text() == (EXPECTED / "adapter_card.md").read_text()
+
+
+def test_a_card_leaves_out_what_was_not_set(tmp_path: Path) -> None:
+    settings = ALoRAConfig(lam=0.3, application="decoupled").resolved_protecting()
+    card = adapter_card(replace(TUNING, protection=settings))
+    assert card.protection == "lam_schedule constant, application decoupled, normalize yes"
+    budgeted = adapter_card(replace(TUNING, protection=ALoRAConfig(budget=0.01).resolved_protecting()))
+    assert "budget 0.01, probe_steps 10" in budgeted.protection
+    chosen = ALoRAConfig(init_adapter="contrastive", freeze_a=True).resolved_protecting()
+    text = adapter_card(replace(TUNING, protection=chosen)).protection
+    assert "init_adapter contrastive, init_items 512" in text and "freeze_a yes" in text
+    assert "None" not in text + card.protection + budgeted.protection and "False" not in text
 
 
 @pytest.mark.parametrize(

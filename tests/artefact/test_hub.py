@@ -202,6 +202,8 @@ def test_who_may_not(hub: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     for token in (None, BOB):
         if token is None:
             monkeypatch.delenv("HF_TOKEN")
+            with pytest.raises(ALoRAError, match=f"{REPO} cannot be published: no token is set. Log in"):
+                make_map().push_to_hub(REPO)
         else:
             monkeypatch.setenv("HF_TOKEN", token)
         for command in (["inspect", REPO], ["pull", REPO]):

@@ -63,7 +63,6 @@ def adapter_card(
         "datasets": dataset_ids(tuning.data) or None,
         "tags": list(TAGS),
     }
-    settings = {key: value for key, value in tuning.protection.items() if key != "lam"}
     return AdapterCard(
         source=repo_id or "FOLDER_OR_HUB_ID",
         base=public_name(tuning.base_model),
@@ -75,9 +74,9 @@ def adapter_card(
         map_data=data_text(data if isinstance(data := tuning.map.get("data"), Mapping) else {}),
         lam=_strength(tuning.protection.get("lam")),
         over_merged=tuning.over_merged,
-        protection=", ".join(f"{key} {value}" for key, value in settings.items()),
+        protection=_settings_text(_of_effect(tuning.protection)),
         data=data_text(tuning.data),
-        training=", ".join(f"{key} {value}" for key, value in tuning.training.items() if key not in RISES),
+        training=_settings_text({key: value for key, value in tuning.training.items() if key not in RISES}),
         rise=_rise_text(tuning.training),
         forgotten=forgotten_text(results) if results else None,
         licences=licences.text,
@@ -85,6 +84,31 @@ def adapter_card(
         metadata={key: value for key, value in {**facts, **(metadata or {})}.items() if value is not None},
         evaluation=tuple(evaluation_entries(results)) if results else (),
     )
+
+
+# Settings of the penalty that say something beside another one alone: (what, beside which, unless that is).
+_BESIDE = (
+    (("lam_end_factor",), "lam_schedule", "constant"),
+    (("init_items", "init_damping", "init_memory"), "init_adapter", "default"),
+    (("init_adapter",), "init_adapter", "default"),
+    (("probe_steps",), "budget", None),
+)
+# Of no effect on the adapter: where things were kept, and what was refused or logged.
+_ASIDE = ("lam", "storage_device", "missing", "backend", "log_drift")
+
+
+def _of_effect(protection: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the penalty that made the adapter what it is; lambda has a line of its own."""
+    idle = {
+        name for names, beside, unless in _BESIDE for name in names if protection.get(beside, unless) in (unless, None)
+    }
+    return {key: value for key, value in protection.items() if key not in (*_ASIDE, *idle)}
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings in words, without those that were left alone."""
+    said = {key: "yes" if value is True else value for key, value in settings.items() if value not in (None, False)}
+    return ", ".join(f"{key} {value}" for key, value in said.items()) or "nothing that was set"
 
 
 def _number(value: Any) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
 from alora_trainer.artefact.adapter_file import write_public_adapter_config
 from alora_trainer.artefact.cards.adapter_card import write_adapter_card
@@ -92,10 +92,11 @@ def push_folder(
         The commit's address.
 
     Raises:
-        ALoRAError: the folder holds neither, it is damaged, or the Hub does not take it.
+        ALoRAError: no token is set; the folder holds neither, it is damaged, or the Hub does not take it.
     """
     if base_model is not None and not is_hub_id(base_model):
         raise ALoRAError(f"base_model={base_model!r} is no Hub id: give organisation/name")
+    check_token(repo_id, token)
     folder = present_folder(folder)
     prepare = _prepare_map if (folder / CONFIG_FILE).is_file() else _prepare_adapter
     api = HfApi(token=token)
@@ -107,6 +108,14 @@ def push_folder(
         with hub_errors(named, revision, "published"):
             api.create_repo(named, private=private, exist_ok=True)
             return _commit(api, named, revision, files, commit_message or f"Add {what}")
+
+
+def check_token(repo_id: str, token: str | bool | None) -> None:
+    """Raise ALoRAError where there is no token to publish with: the Hub would call it one that may not."""
+    if not isinstance(token, str) and (token is False or get_token() is None):
+        raise ALoRAError(
+            f"{repo_id} cannot be published: no token is set. Log in (`hf auth login`), or set HF_TOKEN to one that may write"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from alora_trainer.experiment.report.style import to_png, to_svg
 from alora_trainer.experiment.report.variant_rows import ablation_rows, variant_rows
 
 NUMBERS = "report.json"
-_NEEDED = {"scipy": "scipy", "matplotlib": "matplotlib"}
+_NEEDED = ("scipy", "matplotlib")
 
 
 def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
@@ -37,9 +37,13 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
     Raises:
         ALoRAError: there are no results, or scipy or matplotlib is not installed.
     """
-    for module, package in _NEEDED.items():
-        if importlib.util.find_spec(module) is None:
-            raise ALoRAError(f"a report needs {package}: pip install 'alora-trainer[report]'")
+    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        packages = " ".join(missing)
+        raise ALoRAError(
+            f"a report needs {' and '.join(missing)}: pip install {packages} (or, in a clone of alora-trainer, its extra: pip "
+            "install '.[report]')"
+        )
     folder = Path(output_dir)
     check_folder(folder)
     with folder_lock(folder):
