@@ -6,6 +6,7 @@ results.json, and stand nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -73,16 +74,27 @@ class GeneralScore(JSONRecord):
     )
     tasks: Mapping[str, Mapping[str, Any]] | None = None
 
+    @property
+    def loss(self) -> float | None:
+        """General loss, in nats a token: what a budget is a share of. Earlier results have its exponential alone."""
+        if self.token_cross_entropy is not None or not self.token_perplexity:
+            return self.token_cross_entropy
+        return math.log(self.token_perplexity)
+
 
 @dataclass(frozen=True)
 class TaskScore(JSONRecord):
-    """Accuracy in one task; a field is None where nothing was measured, a standard error nan where there is none.
+    """Accuracy in one task, or the loss of its free answers; a field is None where nothing was measured, a standard error
+    nan where there is none.
 
     Attributes:
         items: how many were scored.
         acc, acc_stderr: share of right answers, and its standard error over items.
         acc_norm, acc_norm_stderr: the same with length-normalised choices.
-        perplexity, perplexity_stderr: of a free answer.
+        answer_loss: of free answers, their mean negative log-likelihood in nats a token.
+        answer_perplexity: e to it.
+        answer_tokens: of all answers together.
+        perplexity, perplexity_stderr: of a free answer as a whole, as lm-eval has it: it grows with the answer's length.
         ece: expected calibration error.
         choice_cross_entropy, choice_cross_entropy_stderr: of the right choice among all, and its standard error over items.
         chance: share of right answers that guessing gives.
@@ -98,6 +110,11 @@ class TaskScore(JSONRecord):
     )
     acc_norm: float | None = _defined("as acc, with log-likelihoods divided by the choices' lengths in characters")
     acc_norm_stderr: float | None = None
+    answer_loss: float | None = _defined(
+        "mean negative log-likelihood (nats) a token of the right answers, pooled over the tokens of all answers"
+    )
+    answer_perplexity: float | None = _defined("e to answer_loss")
+    answer_tokens: int | None = None
     perplexity: float | None = None
     perplexity_stderr: float | None = None
     ece: float | None = _defined(
@@ -111,6 +128,11 @@ class TaskScore(JSONRecord):
     correct: str | None = _defined("one bit an item, first item first, as hexadecimal digits")
     items_digest: str | None = None
     source: Mapping[str, str] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the answers are free text, of which an accuracy says next to nothing: which loss they have is what counts."""
+        return self.answer_loss is not None
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def evaluate_model(
     Returns:
         The score. Its general ability is pooled over the documents of all subsets, with each subset's own beside it;
         ``kl_to_base`` and ``tasks`` (of ``config.general_tasks``) are there if they were asked for. A task with choices has
-        ``acc``, ``acc_norm``, ``ece`` and ``choice_cross_entropy``, one with free answers ``acc`` and ``perplexity``.
+        ``acc``, ``acc_norm``, ``ece`` and ``choice_cross_entropy``, one with free answers ``answer_loss``, ``answer_perplexity``
+        and, by whole answers, ``acc`` and ``perplexity``.
 
     Raises:
         ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``; the
@@ -107,7 +108,7 @@ def evaluate_model(
     overall, rows = _general_score(raw, list(general), whole=config.document_tokens is None)
     results = {}
     for index, name in enumerate(tasks):
-        own = [_task_row(name, sample) for sample in raw["samples"][task_name(index)]]
+        own = _task_rows(raw["samples"][task_name(index)], specs[name], tasks[name], tokenizer, config)
         results[name] = _task_score(raw["results"][task_name(index)], own, (sources or {}).get(name))
         rows += own
     if samples_path is not None and is_main():
@@ -267,8 +268,21 @@ def _with_lm_eval(ours: GeneralScore, result: Mapping[str, Any]) -> GeneralScore
     return replace(ours, **{name: result[f"{name},none"] for name in ROLLING_METRICS})
 
 
-def _task_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+def _task_rows(
+    samples: Sequence[Mapping[str, Any]], task: Task, path: Path, tokenizer: Any, config: EvaluationConfig
+) -> list[dict[str, Any]]:
+    """A row an item; of a free answer it has the number of tokens, too."""
+    lengths: list[int] = []
+    if task.choices is None:
+        answers = each_answer(task, path, tokenizer, choices=False, items=config.limit)
+        lengths = [len(pair.continuation) for (pair,) in answers]
+    return [_task_row(task.name, sample, lengths) for sample in samples]
+
+
+def _task_row(task: str, sample: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     metrics = {name: sample[name] for name in ("acc", "acc_norm") if name in sample}
+    if lengths:
+        metrics["tokens"] = lengths[sample["doc_id"]]
     return {
         "task": task,
         "doc_id": sample["doc_id"],
@@ -293,6 +307,8 @@ def _task_score(
         targets = [row["target"] for row in rows]
         metrics["ece"] = expected_calibration_error(scores, targets)
         metrics |= choice_figures(scores, targets)
+    if rows and "tokens" in rows[0]:
+        metrics |= answer_losses(rows)
     return TaskScore(
         items=len(rows),
         **metrics,
@@ -300,6 +316,13 @@ def _task_score(
         items_digest=digest_items(row["doc_hash"] for row in rows),
         source=source,
     )
+
+
+def answer_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Loss and perplexity a token of free answers, over all of their tokens."""
+    tokens = sum(row["tokens"] for row in rows)
+    loss = -math.fsum(row["log_likelihoods"][0] for row in rows) / tokens
+    return dict(answer_loss=loss, answer_perplexity=_power(math.e, loss), answer_tokens=tokens)
 
 
 @contextmanager

@@ -127,11 +127,15 @@ class TestNumbers:
         result = evaluate_as_json(
             model, tokenizer, general={}, tasks={"free": tmp_path / "free.jsonl"}, task_specs=[task], config=config
         )["tasks"]["free"]
-        scores = []
+        scores, tokens = [], 0
         for doc in docs:
             context = tokenizer.encode(task.prompt(doc))
             answer = tokenizer.encode(task.prompt(doc) + task.completion(doc))[len(context) :]
             scores.append(log_likelihood(model, context, answer))
+            tokens += len(answer)
+        assert result["answer_tokens"] == tokens
+        assert result["answer_loss"] == pytest.approx(-sum(scores) / tokens, rel=1e-4)
+        assert result["answer_perplexity"] == pytest.approx(math.exp(-sum(scores) / tokens), rel=1e-4)
         assert result["perplexity"] == pytest.approx(math.exp(-sum(scores) / 2), rel=1e-4)
         assert result["perplexity_stderr"] > 0 and result["acc"] == 0 and result["items"] == 2
 
@@ -330,17 +334,17 @@ class TestTable:
             "base": {"general": general, "tasks": {"sciq": sciq}},
             "alora": {
                 "general": {"token_perplexity": 42.0},
-                "tasks": {"sciq": sciq, "free": {"acc": 1.0, "acc_stderr": 0.0}},
+                "tasks": {"sciq": sciq, "free": {"acc": 0.0, "answer_loss": 0.5, "answer_perplexity": math.exp(0.5)}},
                 "train": {"seconds": 61.4, "peak_bytes": 3 * 2**29},
             },
             "lora": {"train": {"seconds": None, "peak_bytes": 2**20}},
         }
         expected = """
-| method | general perplexity | change | sciq acc (%) | acc_norm (%) | free acc (%) | acc_norm (%) | seconds | peak memory |
-| :----- | -----------------: | -----: | -----------: | -----------: | -----------: | -----------: | ------: | ----------: |
-| base   |              40.00 | +0.0 % |   50.0 ± 1.6 |         48.0 |            - |            - |       - |           - |
-| alora  |              42.00 | +5.0 % |   50.0 ± 1.6 |         48.0 |  100.0 ± 0.0 |            - |      61 |    1.50 GiB |
-| lora   |                  - |      - |            - |            - |            - |            - |       - |       1 MiB |
+| method | general perplexity | loss rise | sciq acc (%) | acc_norm (%) | free loss | perplexity | seconds | peak memory |
+| :----- | -----------------: | --------: | -----------: | -----------: | --------: | ---------: | ------: | ----------: |
+| base   |              40.00 |   +0.00 % |   50.0 ± 1.6 |         48.0 |         - |          - |       - |           - |
+| alora  |              42.00 |   +1.32 % |   50.0 ± 1.6 |         48.0 |     0.500 |       1.65 |      61 |    1.50 GiB |
+| lora   |                  - |         - |            - |            - |         - |          - |       - |       1 MiB |
 """
         methods = {name: MethodResult.from_json(result, name) for name, result in results.items()}
         assert format_table(methods) == expected.strip()

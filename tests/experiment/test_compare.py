@@ -86,3 +86,25 @@ def test_what_cannot_be_compared(run: Path, tmp_path: Path) -> None:
     (run / "lora" / "samples.jsonl").write_text("".join(rows[:-2]))
     with pytest.raises(ALoRAError, match="2 documents were scored in only one"):
         compare_folders(run / "lora", run / "alora")
+
+
+def test_free_answers_are_won_by_being_likelier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """None is met whole, so that by `acc` all would be alike."""
+    for name, likelihoods in (("lora", [-20.0, -30.0, -10.0]), ("alora", [-10.0, -15.0, -11.0])):
+        rows = [
+            {
+                "task": "chat",
+                "doc_id": n,
+                "doc_hash": f"c{n}",
+                "acc": 0.0,
+                "log_likelihoods": [one],
+                "tokens": 10 * (n + 1),
+            }
+            for n, one in enumerate(likelihoods)
+        ]
+        write_lines(tmp_path / "run" / name / "samples.jsonl", rows)
+    task = compare_folders(tmp_path / "run" / "lora", tmp_path / "run" / "alora")["tasks"]["chat"]
+    assert (task["won"], task["lost"], task["both"], task["neither"]) == (2, 1, 0, 0)
+    assert task["answer_loss"] == [pytest.approx(60 / 60), pytest.approx(36 / 60)]
+    assert main(["compare", str(tmp_path / "run" / "lora"), str(tmp_path / "run" / "alora")]) == 0
+    assert "loss a token 1.000 -> 0.600 nats" in capsys.readouterr().out

@@ -26,10 +26,17 @@ def add(commands: Subcommands) -> None:
         "--max-general-rise",
         "--max_general_rise",
         metavar="SHARE",
-        help="by how much general perplexity may lie over the base model's, such as 1%%",
+        help="by how much general loss (nats a token, as in alora.budget) may lie over the base model's, such as 1%%",
     )
     gate.add_argument(
         "--min-accuracy", "--min_accuracy", metavar="SHARE", help="the least accuracy on the task, such as 0.9"
+    )
+    gate.add_argument(
+        "--max-answer-loss",
+        "--max_answer_loss",
+        metavar="NATS",
+        type=float,
+        help="the most loss a token of free answers, such as 1.2",
     )
     evaluate.epilog = (
         f"{evaluate.epilog} In several processes: torchrun --nproc_per_node N -m alora_trainer.cli eval ...; the numbers "
@@ -47,6 +54,8 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         for name in ("max_general_rise", "min_accuracy")
         if getattr(arguments, name) is not None
     }
+    if arguments.max_answer_loss is not None:
+        limits["max_answer_loss"] = arguments.max_answer_loss
     for name in ("limit", "batch_size"):
         if getattr(arguments, name) is not None:
             overrides[f"evaluation.{name}"] = getattr(arguments, name)

@@ -41,6 +41,12 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         grids = [dataclasses.replace(grid, seeds=parse_seeds(arguments.seeds)) for grid in grids]
     folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{path.stem}-sweep"
     runs = run_sweep(grids, output_dir=folder, workers=arguments.workers, overwrite=arguments.overwrite)
+    from alora_trainer.experiment.report.comparison_table import format_comparison
+    from alora_trainer.experiment.report.gather import by_task, read_runs
+
+    finished = [run for run in runs if (run / "results.json").is_file()]
+    for comparison in by_task(read_runs(finished)) if finished else ():
+        say(f"{format_comparison(comparison)}\n")
     for run in runs:
         say(f"results: {run / 'results.json'}")
     say(f"a report of all: alora report {folder}")

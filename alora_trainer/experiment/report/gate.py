@@ -17,19 +17,22 @@ class Check:
 
     Attributes:
         what: in words.
-        found, limit: the figures, shares of 1.
+        found, limit: the figures.
         passed: whether the model holds the limit.
+        unit: of the figures; "%" for shares of 1.
     """
 
     what: str
     found: float
     limit: float
     passed: bool
+    unit: str = "%"
 
     def __str__(self) -> str:
-        sign = "<=" if self.what.startswith("general") else ">="
-        verdict = "passed" if self.passed else "FAILED"
-        return f"gate {verdict}: {self.what} is {100 * self.found:.4g} %, wanted {sign} {100 * self.limit:.4g} %"
+        sign = ">=" if self.what.endswith("accuracy") else "<="
+        verdict, scale = "passed" if self.passed else "FAILED", 100 if self.unit == "%" else 1
+        found, limit = (f"{scale * figure:.4g} {self.unit}" for figure in (self.found, self.limit))
+        return f"gate {verdict}: {self.what} is {found}, wanted {sign} {limit}"
 
 
 def parse_share(text: str) -> float:
@@ -66,6 +69,7 @@ def run_gate(
     *,
     max_general_rise: float | None = None,
     min_accuracy: float | None = None,
+    max_answer_loss: float | None = None,
     keep: Mapping[str, float] | None = None,
 ) -> list[Check]:
     """Compare one entry of results.json with the limits.
@@ -73,8 +77,10 @@ def run_gate(
     Args:
         methods: the entries, with ``base`` among them if `max_general_rise` is given.
         name: the entry in question.
-        max_general_rise: by how much, as a share, the general token perplexity may lie over the base model's.
-        min_accuracy: the least accuracy (``acc``) on every task.
+        max_general_rise: by how much, as a share, general loss (nats a token) may lie over the base model's: the measure of
+            `alora.budget` and of the table.
+        min_accuracy: the least accuracy (``acc``) on every task with choices.
+        max_answer_loss: the most loss (nats a token) of every task with free answers.
         keep: task of general ability (``evaluation.general_tasks``) -> the least change of its score over the base model's.
 
     Raises:
@@ -83,19 +89,31 @@ def run_gate(
     entry = methods[name]
     checks = []
     if max_general_rise is not None:
-        after, before = (methods.get(one, MethodResult()).general.token_perplexity for one in (name, "base"))
-        if after is None or before is None:
-            raise ALoRAError("the gate needs the general perplexity of the model and of base: evaluate both")
+        after, before = (methods.get(one, MethodResult()).general.loss for one in (name, "base"))
+        if after is None or not before:
+            raise ALoRAError("the gate needs the general loss of the model and of base: evaluate both")
         rise = after / before - 1
-        checks.append(Check("general perplexity's rise over base", rise, max_general_rise, rise <= max_general_rise))
+        checks.append(Check("general loss's rise over base", rise, max_general_rise, rise <= max_general_rise))
     if min_accuracy is not None:
         if not entry.tasks:
             raise ALoRAError("the gate needs an accuracy, and no task was evaluated")
         for task, score in entry.tasks.items():
+            if score.is_free:
+                raise ALoRAError(
+                    f"the gate needs an accuracy, and the answers of {task} are free text: use --max-answer-loss"
+                )
             if score.acc is None:
                 raise ALoRAError(f"the gate needs an accuracy, and {task} has none in these results")
             found = score.acc
             checks.append(Check(f"{task} accuracy", found, min_accuracy, found >= min_accuracy))
+    if max_answer_loss is not None:
+        losses = {task: score.answer_loss for task, score in entry.tasks.items() if score.answer_loss is not None}
+        if not losses:
+            raise ALoRAError("the gate needs the loss of free answers, and no task has any: use --min-accuracy")
+        for task, loss in losses.items():
+            checks.append(
+                Check(f"{task} answer loss", loss, max_answer_loss, loss <= max_answer_loss, unit="nats a token")
+            )
     for task, least in (keep or {}).items():
         metric, changed = _change(methods, name, task)
         checks.append(Check(f"{task} {metric}'s change over base", changed, least, changed >= least))

@@ -114,9 +114,28 @@ class Comparison:
         after = variant.perplexities
         return {seed: 100 * (value / before.get(seed, default) - 1) for seed, value in after.items()}
 
+    def loss_rises(self, variant: MethodVariant) -> dict[int, float]:
+        """By how much, in per cent, general loss (nats a token) lies over the base model's, by seed: what a budget is of."""
+        base = next(iter(self.of(BASE)), None)
+        before = base.values(lambda one: one.general.loss) if base is not None else {}
+        if not before:
+            return {}
+        default = next(iter(before.values()))
+        after = variant.values(lambda one: one.general.loss)
+        return {seed: 100 * (value / before.get(seed, default) - 1) for seed, value in after.items()}
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the task's answers are free text, so that it is their loss that says what was learned."""
+        return any(self.answer_losses(variant) for variant in self.variants)
+
+    def answer_losses(self, variant: MethodVariant) -> dict[int, float]:
+        """A variant's loss of free answers, in nats a token, by seed; none for a task with choices."""
+        return variant.task_values(self.task, lambda score: score.answer_loss)
+
     def accuracies(self, variant: MethodVariant) -> dict[int, float]:
-        """A variant's accuracy in the task, in per cent, by seed."""
-        found = variant.task_values(self.task, lambda score: score.acc)
+        """A variant's accuracy in the task, in per cent, by seed; none for free answers, which are hardly ever met whole."""
+        found = variant.task_values(self.task, lambda score: None if score.is_free else score.acc)
         return {seed: 100 * value for seed, value in found.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from alora_trainer.basics.files import read_json
 from alora_trainer.data.sources import read_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.evaluation.runner import pooled
+from alora_trainer.evaluation.runner import answer_losses, pooled
 
 SAMPLES = "samples.jsonl"
 _EXCERPT = 160
@@ -59,10 +59,14 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     """What `compare_folders` found, for people."""
     lines = [f"A: {found['before']}", f"B: {found['after']}"]
     for name, task in found["tasks"].items():
+        what = f"both right {task['both']}, neither {task['neither']}"
+        if "answer_loss" in task:
+            before, after = task["answer_loss"]
+            what = f"the right answer is likelier or less likely; loss a token {before:.3f} -> {after:.3f} nats"
         lines += [
             "",
             f"{name}: of {task['items']} items, B wins {task['won']} and loses {task['lost']} "
-            f"(both right {task['both']}, neither {task['neither']}; exact sign test p = {task['p']:.3g})",
+            f"({what}; exact sign test p = {task['p']:.3g})",
         ]
         for verdict in ("won", "lost"):
             lines += [f"  {verdict}: {text}" for text in task[f"{verdict}_examples"]]
@@ -101,8 +105,11 @@ def _by_document(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
 def _task(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], texts: _Texts, examples: int) -> dict[str, Any]:
     from scipy.stats import binomtest
 
-    won = [after for before, after in pairs if after["acc"] > before["acc"]]
-    lost = [after for before, after in pairs if after["acc"] < before["acc"]]
+    free = bool(pairs) and "tokens" in pairs[0][0]
+    gains = [(after, _merit(after, free) - _merit(before, free)) for before, after in pairs]
+    won = [after for after, gain in gains if gain > 0]
+    lost = [after for after, gain in gains if gain < 0]
+    losses = [answer_losses([pair[side] for pair in pairs]) for side in (0, 1)] if free else []
     both = sum(before["acc"] == after["acc"] == 1 for before, after in pairs)
     decided = len(won) + len(lost)
     return {
@@ -114,7 +121,13 @@ def _task(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], texts: _
         "p": float(binomtest(len(won), decided).pvalue) if decided else 1.0,
         "won_examples": [texts.item(row["doc_id"]) for row in won[:examples]],
         "lost_examples": [texts.item(row["doc_id"]) for row in lost[:examples]],
+        **({"answer_loss": [found["answer_loss"] for found in losses]} if free else {}),
     }
+
+
+def _merit(row: Mapping[str, Any], free: bool) -> float:
+    """What an item is won by: being right or, of a free answer, how likely it is."""
+    return float(row["log_likelihoods"][0] if free else row["acc"])
 
 
 def _subsets(

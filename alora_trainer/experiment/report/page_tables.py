@@ -62,8 +62,11 @@ def main_table(rows: Sequence[Mapping[str, Any]]) -> PageTable:
         rows,
         [
             ("general perplexity", "perplexity", [mean_and_sd(row["perplexity"], 2) for row in rows]),
-            ("rise over base (%)", "rise", [mean_and_sd(row["rise"], 1, sign=True) for row in rows]),
+            ("its rise over base (%)", "rise", [mean_and_sd(row["rise"], 1, sign=True) for row in rows]),
+            ("general loss's rise (%)", "loss_rise", [mean_and_sd(row["loss_rise"], 2, sign=True) for row in rows]),
             ("perplexity to LoRA (%)", None, [number(row["perplexity_over_lora"], 1, sign=True) for row in rows]),
+            ("answer loss (nats a token)", "free_loss", [mean_and_sd(row["free_loss"], 3) for row in rows]),
+            ("answer perplexity", "free_perplexity", [mean_and_sd(row["free_perplexity"], 2) for row in rows]),
             ("accuracy (%)", "accuracy", [mean_and_sd(row["accuracy"], 1) for row in rows]),
             ("its standard error over items", None, [number(row["item_error"], 1) for row in rows]),
             ("accuracy to base (points)", None, [number(row["accuracy_over_base"], 1, sign=True) for row in rows]),

@@ -38,12 +38,15 @@ def findings(comparison: Mapping[str, Any]) -> list[str]:
     rows = comparison["table"]
     said = []
     for row in rows:
-        if row["method"] != OURS or row["rise"] is None or row["accuracy"] is None:
+        learned = row["accuracy"] or row["free_loss"]
+        if row["method"] != OURS or row["rise"] is None or learned is None:
             continue
-        text = (
-            f"{row['label']}: general perplexity {row['rise']['mean']:+.1f} % against the base model, "
-            f"accuracy {row['accuracy']['mean']:.1f} %"
+        said_of = (
+            f"accuracy {learned['mean']:.1f} %"
+            if row["accuracy"]
+            else f"answer loss {learned['mean']:.3f} nats a token"
         )
+        text = f"{row['label']}: general perplexity {row['rise']['mean']:+.1f} % against the base model, {said_of}"
         if row["accuracy_over_lora"] is not None:
             text += (
                 f"; against LoRA, perplexity {row['perplexity_over_lora']:+.1f} % and accuracy "

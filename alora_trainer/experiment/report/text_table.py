@@ -19,26 +19,31 @@ def format_table(results: Mapping[str, MethodResult]) -> str:
         results: by method. Anything may be missing in them; the change is against the method called ``base``.
 
     Returns:
-        The lines: method, token perplexity of the general text and its change against ``base`` in per cent, accuracy ±
-        standard error and length-normalised accuracy of each task in per cent, seconds and peak memory of training.
+        The lines: method; token perplexity of the general text, and by how much general loss (its logarithm, which a budget is
+        of) lies over that of ``base`` in per cent; of each task accuracy ± standard error and length-normalised accuracy in per
+        cent, or of free answers loss and perplexity a token; seconds and peak memory of training.
     """
     tasks = list(dict.fromkeys(name for result in results.values() for name in result.tasks))
-    header = ["method", "general perplexity", "change"]
+    free = [task for task in tasks if any(task in one.tasks and one.tasks[task].is_free for one in results.values())]
+    header = ["method", "general perplexity", "loss rise"]
     for task in tasks:
-        header += [f"{task} acc (%)", "acc_norm (%)"]
+        header += [f"{task} loss", "perplexity"] if task in free else [f"{task} acc (%)", "acc_norm (%)"]
     header += ["seconds", "peak memory"]
-    base = _perplexity(results.get("base", MethodResult()))
+    base = _number(results.get("base", MethodResult()).general.loss)
     rows = [header]
     for method, result in results.items():
         perplexity, train = _perplexity(result), result.train or TrainingCost()
-        row = [method, _NONE if perplexity is None else f"{perplexity:.2f}", _change(perplexity, base)]
+        row = [method, _NONE if perplexity is None else f"{perplexity:.2f}", _rise(_number(result.general.loss), base)]
         for task in tasks:
             score = result.tasks.get(task, TaskScore())
-            row += [_share(score.acc, score.acc_stderr), _share(score.acc_norm, score.acc_norm_stderr)]
+            if task in free:
+                row += [_plain(score.answer_loss, 3), _plain(score.answer_perplexity, 2)]
+            else:
+                row += [_share(score.acc, score.acc_stderr), _share(score.acc_norm, score.acc_norm_stderr)]
         seconds = _number(train.seconds)
         row += [_NONE if seconds is None else f"{seconds:.0f}", _memory(train.peak_bytes)]
         rows.append(row)
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def _number(value: float | None) -> float | None:
@@ -50,10 +55,16 @@ def _perplexity(result: MethodResult) -> float | None:
     return _number(result.general.token_perplexity)
 
 
-def _change(perplexity: float | None, base: float | None) -> str:
-    if perplexity is None or base is None:
+def _rise(loss: float | None, base: float | None) -> str:
+    """In per cent; with two digits, as a budget of one per cent is looked at."""
+    if loss is None or not base:
         return _NONE
-    return f"{100 * (perplexity / base - 1):+.1f} %"
+    return f"{100 * (loss / base - 1):+.2f} %"
+
+
+def _plain(value: float | None, digits: int) -> str:
+    found = _number(value)
+    return _NONE if found is None else f"{found:.{digits}f}"
 
 
 def _share(value: float | None, error: float | None) -> str:
@@ -71,7 +82,7 @@ def _memory(peak: float | None) -> str:
     return f"{peak / 2**30:.2f} GiB" if peak >= 2**30 else f"{peak / 2**20:.0f} MiB"
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown_table(rows: list[list[str]]) -> str:
     """Columns of equal width: the first to the left, numbers to the right."""
     rows = [[markdown_text(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

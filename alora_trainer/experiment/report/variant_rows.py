@@ -31,11 +31,13 @@ def summary(values: Sequence[float]) -> dict[str, Any] | None:
 def variant_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One row a variant.
 
-    Every measure is ``{"mean", "sd", "n"}`` over seeds or None: ``perplexity`` (general, by token), ``rise`` (over base, %),
-    ``accuracy`` (%), ``accuracy_norm`` (%), ``kl`` (nats a token), ``ece``, ``seconds`` (stage B), ``seconds_before``
-    (stage A and whatever else comes before), ``peak_bytes``. ``item_error`` is the standard error of the accuracy over items
-    (%), mean over seeds. ``accuracy_over_base``, ``accuracy_over_lora`` (points) and ``perplexity_over_lora`` (%) are
-    differences of means. ``best`` names the measures in which the row is the best of those that train.
+    Every measure is ``{"mean", "sd", "n"}`` over seeds or None: ``perplexity`` (general, by token), ``rise`` (of it
+    over base, %), ``loss_rise`` (of general loss over base, %), ``free_loss`` (of free answers, nats a token),
+    ``free_perplexity``, ``accuracy`` (%), ``accuracy_norm`` (%), ``kl`` (nats a token), ``ece``, ``seconds`` (stage B),
+    ``seconds_before`` (stage A and whatever else comes before), ``peak_bytes``. ``item_error`` is the standard error of the
+    accuracy over items (%), mean over seeds. ``accuracy_over_base``, ``accuracy_over_lora`` (points) and
+    ``perplexity_over_lora`` (%) are differences of means. ``best`` names the measures in which the row is the best of those
+    that train.
     """
     rows = [_row(comparison, variant) for variant in comparison.variants]
     base = _only(rows, BASE)
@@ -47,7 +49,8 @@ def variant_rows(comparison: Comparison) -> list[dict[str, Any]]:
         row["best"] = []
     trained = [row for row in rows if row["method"] != BASE]
     choices: list[tuple[str, Callable[..., Any]]] = [
-        ("perplexity", min), ("rise", min), ("accuracy", max), ("accuracy_norm", max), ("kl", min), ("ece", min)
+        ("perplexity", min), ("rise", min), ("loss_rise", min), ("free_loss", min), ("free_perplexity", min),
+        ("accuracy", max), ("accuracy_norm", max), ("kl", min), ("ece", min)
     ]  # fmt: skip
     for measure, choose in choices:
         found = [row[measure]["mean"] for row in trained if row[measure] is not None]
@@ -77,7 +80,10 @@ def seconds_before(result: MethodResult) -> float:
 
 def _row(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
     task = comparison.task
-    errors = [100 * value for value in variant.task_values(task, lambda score: score.acc_stderr).values()]
+    free = comparison.is_free
+    errors = [
+        100 * value for value in variant.task_values(task, lambda score: None if free else score.acc_stderr).values()
+    ]
     normalised = [100 * value for value in variant.task_values(task, lambda score: score.acc_norm).values()]
     kl = variant.values(lambda one: one.general.kl_to_base.nats_per_token if one.general.kl_to_base else None)
     seconds = variant.values(lambda one: one.train.seconds if one.train else None)
@@ -89,6 +95,9 @@ def _row(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
         "seeds": sorted(variant.entries),
         "perplexity": summary(list(variant.perplexities.values())),
         "rise": summary(list(comparison.rises(variant).values())),
+        "loss_rise": summary(list(comparison.loss_rises(variant).values())),
+        "free_loss": summary(list(comparison.answer_losses(variant).values())),
+        "free_perplexity": summary(list(variant.task_values(task, lambda score: score.answer_perplexity).values())),
         "accuracy": summary(list(comparison.accuracies(variant).values())),
         "accuracy_norm": summary(normalised),
         "item_error": statistics.fmean(errors) if errors else None,

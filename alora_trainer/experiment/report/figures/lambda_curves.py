@@ -25,8 +25,9 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
     curves: dict[str, list[dict[str, Any]]] = {}
     levels = []
     for variant in comparison.variants:
-        accuracy = summary(list(comparison.accuracies(variant).values()))
-        measured = {"accuracy": accuracy, "rise": summary(list(comparison.rises(variant).values()))}
+        learned = comparison.answer_losses(variant) if comparison.is_free else comparison.accuracies(variant)
+        name = "free_loss" if comparison.is_free else "accuracy"
+        measured = {name: summary(list(learned.values())), "rise": summary(list(comparison.rises(variant).values()))}
         if variant.lam is not None:
             curves.setdefault(variant.method, []).append({"lam": variant.lam, **measured})
         elif variant.method in LEVELS and not variant.settings:
@@ -40,7 +41,9 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
 def draw(data: dict[str, Any]) -> Figure:
     """Accuracy at the left and rise at the right, a curve a method."""
     figure = new_figure(10.2, 4.2)
-    panels = [("accuracy", f"{data['task']} accuracy (%)"), ("rise", "rise of general perplexity (%)")]
+    points = [point for curve in data["curves"].values() for point in curve]
+    learned = ("accuracy", "accuracy (%)") if "accuracy" in points[0] else ("free_loss", "answer loss (nats a token)")
+    panels = [(learned[0], f"{data['task']} {learned[1]}"), ("rise", "rise of general perplexity (%)")]
     for place, (measure, title) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, 2, place)
         for method, points in data["curves"].items():
