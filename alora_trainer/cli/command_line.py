@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from alora_trainer.basics.disclosure import redacted
 from alora_trainer.basics.disk_errors import disk_errors
@@ -14,18 +16,36 @@ from alora_trainer.basics.output import configure_output
 from alora_trainer.basics.printable import printable
 from alora_trainer.basics.versions import OWN_VERSION
 from alora_trainer.cli.commands import COMMANDS
+from alora_trainer.cli.commands.listing import add_listings
 from alora_trainer.errors import ALoRAError
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that names the command or the option's value that was meant, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2, after one line on what is wrong."""
+        unknown = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if unknown:
+            known = re.findall(r"[\w-]+", unknown[2])
+            near = difflib.get_close_matches(unknown[1], known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+            what = "command" if "COMMAND" in message else "choice"
+            message = f"unknown {what} {unknown[1]}: {meant}"
+        print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        sys.exit(2)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command; what it does not know are overrides, for `parse_overrides`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="alora",
         description="Tune a language model on a domain while holding what mattered for its general ability.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"alora-trainer {OWN_VERSION}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_listings(parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for command in COMMANDS:
         command.add(commands)
     return parser
@@ -61,9 +81,9 @@ def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> di
 
 def _is_setting(key: str) -> bool:
     """Whether a recipe has a section or setting of this name, such as ``methods`` beside the option ``--method``."""
-    from alora_trainer.experiment.recipe.recipe import KEYS
+    from alora_trainer.experiment.recipe.schema.known import schema
 
-    return key.partition(".")[0] in KEYS
+    return key.partition(".")[0] in schema()["properties"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted. Any other error keeps its traceback.
     """
     parser = make_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 2
     arguments, rest = parser.parse_known_args(argv)
     configure_output()
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,17 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = _of_children()
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_of_children() - start)  # of the processor, which may have other things to do
         assert result.returncode == 0, result.stderr
     assert "demo" in result.stdout and "record" in result.stdout
     assert min(seconds) < 1
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_overrides() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from alora_trainer.cli.commands import (
     board,
+    check,
     compare,
     demo,
     evaluate,
@@ -20,6 +21,7 @@ from alora_trainer.cli.commands import (
     record,
     report,
     run,
+    schema,
     search,
     sweep,
     tasks,
@@ -28,5 +30,6 @@ from alora_trainer.cli.commands import (
 
 # In the order of `alora --help`.
 COMMANDS = (
-    demo, fit, init, plan, run, record, tune, evaluate, sweep, board, report, compare, tasks, search, inspect, pull, push
+    demo, fit, init, check, plan, run, record, tune, evaluate, sweep, board, report, compare, schema, tasks, search, inspect, pull,
+    push,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from alora_trainer.basics.output import say
+from alora_trainer.cli.commands.listing import add_listings
 
 if TYPE_CHECKING:
     from alora_trainer.experiment.recipe.recipe import Recipe
@@ -48,6 +49,7 @@ def add_recipe_command(
         help="where everything is written; the same command with the same folder goes on where it was stopped "
         "(default: the recipe's output_dir, or runs/NAME)",
     )
+    add_listings(command)
     command.add_argument(
         "--overwrite", action="store_true", help="make anew what other settings made in the output folder"
     )
@@ -62,6 +64,9 @@ def load(
     several_processes: bool = False,
 ) -> Recipe:
     """The recipe that the arguments name, checked; in one process, unless the command is for several."""
+    from alora_trainer.experiment.recipe.schema.check import check_file
+
+    check_file(arguments.recipe, overrides, variables=variables)  # a mistake is told before anything heavy is imported
     from alora_trainer.experiment.run.run import check_single_process
 
     if not several_processes:
