@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,67 @@ def test_overrides() -> None:
     assert parse_overrides(["--methods", "base"], ["method"]) == {
         "methods": "base"
     }  # a setting, and no misspelt option
+
+
+def ends(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The status that argparse ends the process with, and what it printed to both streams."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    printed = capsys.readouterr()
+    return int(end.value.code or 0), printed.out, printed.err
+
+
+def test_a_command_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "check" in capsys.readouterr().out  # the help
+    for arguments, message in (
+        (("rum", "x"), "alora: error: unknown command rum: did you mean run? (see `alora --help`)"),
+        (("zzzzz",), "alora: error: unknown command zzzzz: use one of demo, check, plan"),
+        (("run",), "alora run: error: the following arguments are required: RECIPE (see `alora run --help`)"),
+        (("run", "x", "--list-settings", "tun"), "there is no setting tun: known are name"),
+    ):
+        status, _, err = ends(capsys, *arguments)
+        assert status == 2 and message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [(), ("check",), ("run",), ("tune",)])
+def test_lists_need_no_recipe(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ends(capsys, *command, "--list-methods")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()][:2] == ["base", "lora"]
+    status, out, _ = ends(capsys, *command, "--list-settings")
+    assert status == 0 and "evaluation" in out
+    status, out, _ = ends(capsys, *command, "--list-settings", "alora.lam")
+    assert status == 0 and out.startswith("alora.lam (number or text or null")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion_in_bash(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    made = capsys.readouterr().out
+
+    def completed(*words: str) -> list[str]:
+        given = " ".join(f"'{word}'" for word in words)
+        asked = f'{made}\nCOMP_WORDS=({given}); COMP_CWORD={len(words) - 1}; _alora; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("alora", "re") == ["record", "report"]
+    assert completed("alora", "tune", "--imp") == ["--importance"]
+    assert completed("alora", "run", "--o") == ["--output_dir", "--overwrite"]
+    assert completed("alora", "run", "reci") == []  # files, which the shell knows
+    assert main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.endswith(made)
+
+
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alora_trainer", "check", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.returncode == 2 and "none.yaml cannot be read" in done.stderr
 
 
 def test_a_users_mistake_is_one_line_and_status_2(tiny: Path, fails: Callable[..., str], tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_an_interrupted_training_is_saved_and_goes_on_to_the_same_end(
     assert saved == ["checkpoint-2"]
     resumed = adapter(tune_recipe(one, alora, output_dir=tmp_path / "run", importance=recorded))
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
-    assert json.loads((tmp_path / "run" / "alora" / "training.json").read_text())["outcome"]["steps"] == 4
+    assert json.loads((tmp_path / "run" / "alora" / "training.json").read_text())["train"]["steps"] == 4
 
 
 def test_a_line_from_time_to_time_without_a_terminal(

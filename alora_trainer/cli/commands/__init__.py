@@ -10,6 +10,7 @@ from alora_trainer.cli.commands import (
     board,
     check,
     compare,
+    completion,
     demo,
     evaluate,
     fit,
@@ -31,5 +32,5 @@ from alora_trainer.cli.commands import (
 # In the order of `alora --help`.
 COMMANDS = (
     demo, fit, init, check, plan, run, record, tune, evaluate, sweep, board, report, compare, schema, tasks, search, inspect, pull,
-    push,
+    push, completion,
 )  # fmt: skip

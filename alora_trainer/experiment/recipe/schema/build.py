@@ -176,7 +176,9 @@ def json_types(hint: Any) -> list[str]:
     kinds = list(_kinds(hint))
     if any(kind not in _JSON_TYPES for kind in kinds):
         return []
-    return list(dict.fromkeys(_JSON_TYPES[kind] for kind in kinds))
+    found = {_JSON_TYPES[kind] for kind in kinds}
+    # In an order of our own: typing gives unions of the same members as whichever was made first.
+    return [name for name in dict.fromkeys(_JSON_TYPES.values()) if name in found]
 
 
 def _kinds(hint: Any) -> Iterable[Any]:
