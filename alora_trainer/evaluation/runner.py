@@ -76,8 +76,8 @@ def evaluate_model(
     Returns:
         The score. Its general ability is pooled over the documents of all subsets, with each subset's own beside it;
         ``kl_to_base`` and ``tasks`` (of ``config.general_tasks``) are there if they were asked for. A task with choices has
-        ``acc``, ``acc_norm``, ``ece`` and ``choice_cross_entropy``, one with free answers ``answer_loss``, ``answer_perplexity``
-        and, by whole answers, ``acc`` and ``perplexity``.
+        ``acc``, ``acc_norm``, ``ece`` and ``choice_cross_entropy``, one with free answers ``answer_loss``,
+        ``answer_perplexity`` and, by whole answers, ``acc`` and ``perplexity``.
 
     Raises:
         ALoRAError: there is nothing to evaluate on, a file is missing, or a task in ``tasks`` is not in ``task_specs``; the

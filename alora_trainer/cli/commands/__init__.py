@@ -31,6 +31,6 @@ from alora_trainer.cli.commands import (
 
 # In the order of `alora --help`.
 COMMANDS = (
-    demo, fit, init, check, plan, run, record, tune, evaluate, sweep, board, report, compare, schema, tasks, search, inspect, pull,
-    push, completion,
+    demo, fit, init, check, plan, run, record, tune, evaluate, sweep, board, report, compare, schema, tasks, search, inspect,
+    pull, push, completion,
 )  # fmt: skip

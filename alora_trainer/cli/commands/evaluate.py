@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, show
@@ -49,7 +50,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_share, run_gate
 
     method = get_method(arguments.method) if arguments.method is not None else None
-    limits = {
+    limits: dict[str, Any] = {
         name: parse_share(getattr(arguments, name))
         for name in ("max_general_rise", "min_accuracy")
         if getattr(arguments, name) is not None

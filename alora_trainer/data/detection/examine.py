@@ -151,7 +151,7 @@ def _items(name: str, kind: Kind, rows: Sequence[Row], tokenizer: Any, longest: 
                 docs.append((row, record, doc))
         except ALoRAError as error:
             wrong[row.where] = str(error)
-    items = []
+    items: list[_Item] = []
     for start in range(0, len(docs), _AT_ONCE):
         items += _encoded(docs[start : start + _AT_ONCE], task, tokenizer, longest, wrong)
     first = next((f"{where}: {why}" for where, why in wrong.items()), "")

@@ -213,7 +213,9 @@ def fit(
     Raises:
         ALoRAError: something that is asked for cannot be used; the message says what to do.
     """
-    lists = {key: _several(settings.pop(key)) for key in ("test", "general", "unseen") if key in settings}
+    lists: dict[str, Any] = {
+        key: _several(settings.pop(key)) for key in ("test", "general", "unseen") if key in settings
+    }
     request = FitRequest(
         model=str(model),
         data=_several(data),
