@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from alora_trainer.basics.heartbeat import Heartbeat
-from alora_trainer.data.encoding import text_start
+from alora_trainer.data.encoding import encode_bare, text_start
 from alora_trainer.errors import ALoRAError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class SelfTextConfig:
             raise ALoRAError(f"general.self_text.top_p={self.top_p!r} must be above 0 and at most 1")
 
 
-def sample_text(model: Any, tokenizer: Any, config: SelfTextConfig, path: Path) -> Path:
+def sample_text(model: Any, tokenizer: Any, config: SelfTextConfig, path: Path, prompts: Sequence[str] = ()) -> Path:
     """Sample text from `model` into the JSON lines file `path` ({"text": ...}); an unfinished file is gone on with.
 
     Beside it, `path` with the ending .settings.json says how it was made.
@@ -66,13 +66,17 @@ def sample_text(model: Any, tokenizer: Any, config: SelfTextConfig, path: Path) 
         tokenizer: its tokenizer, with a beginning- or end-of-text token to start from.
         config: how to sample.
         path: written whole or not at all; returned at once where it is there, made with the same settings.
+        prompts: what the documents begin with, a batch each in turn; without any, they begin at the beginning-of-text token.
 
     Raises:
-        ALoRAError: `path` was made with other settings; the tokenizer has no token to begin with; only empty text came.
+        ALoRAError: `path` was made with other settings; the tokenizer has no token to begin with; only empty text came; a
+            prompt has as many tokens as a document.
     """
+    described = {"sampling": asdict(config)} | ({"prompts": list(prompts)} if prompts else {})
     settings = path.with_suffix(".settings.json")
     if path.exists() and settings.exists():
-        if json.loads(settings.read_text(encoding="utf-8"))["sampling"] != asdict(config):
+        made = json.loads(settings.read_text(encoding="utf-8"))
+        if {key: value for key, value in made.items() if key != "tokens"} != described:
             raise ALoRAError(
                 f"{path} was sampled with other settings (see {settings.name}): remove it, or restore them"
             )
@@ -81,7 +85,7 @@ def sample_text(model: Any, tokenizer: Any, config: SelfTextConfig, path: Path) 
     path.parent.mkdir(parents=True, exist_ok=True)
     done, tokens = _whole_batches(partial, config)
     with partial.open("a", encoding="utf-8") as file:
-        for batch, documents in _batches(model, tokenizer, config, done):
+        for batch, documents in _batches(model, tokenizer, config, done, prompts):
             tokens += sum(count for _, count in documents)
             line = {"batch": batch, "documents": [text for text, _ in documents], "tokens": tokens}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -98,7 +102,7 @@ def sample_text(model: Any, tokenizer: Any, config: SelfTextConfig, path: Path) 
     whole = path.with_suffix(".whole")
     lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts if text.strip())
     whole.write_text("".join(lines), encoding="utf-8")
-    settings.write_text(json.dumps({"sampling": asdict(config), "tokens": tokens}, indent=2) + "\n", encoding="utf-8")
+    settings.write_text(json.dumps(described | {"tokens": tokens}, indent=2) + "\n", encoding="utf-8")
     os.replace(whole, path)
     partial.unlink()
     return path
@@ -114,11 +118,17 @@ def _whole_batches(partial: Path, config: SelfTextConfig) -> tuple[int, int]:
 
 
 def _batches(
-    model: Any, tokenizer: Any, config: SelfTextConfig, first: int
+    model: Any, tokenizer: Any, config: SelfTextConfig, first: int, prompts: Sequence[str]
 ) -> Iterator[tuple[int, list[tuple[str, int]]]]:
     start = text_start(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    prompt = torch.tensor([start] * config.batch_size, device=model.device)
+    begun = [start + tokens for tokens in encode_bare(tokenizer, prompts)] or [start]
+    for tokens in begun:
+        if len(tokens) - len(start) >= config.length:
+            raise ALoRAError(
+                f"a prompt of {len(tokens) - len(start)} tokens leaves nothing of a document of length={config.length}: "
+                "shorten it"
+            )
     training = model.training
     model.eval()
     what = "sampling general text from the model"
@@ -129,6 +139,7 @@ def _batches(
     try:
         batch = first
         while True:
+            prompt = torch.tensor([begun[batch % len(begun)]] * config.batch_size, device=model.device)
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(config.seed * 1_000_003 + batch)
                 ids = model.generate(
@@ -138,7 +149,7 @@ def _batches(
                     temperature=config.temperature,
                     top_p=config.top_p,
                     top_k=0,
-                    max_new_tokens=config.length,
+                    max_new_tokens=config.length - (prompt.shape[1] - len(start)),
                     eos_token_id=tokenizer.eos_token_id,
                     pad_token_id=pad,
                 )

@@ -33,6 +33,8 @@ class EvaluationConfig:
             not.
         curve_blocks: blocks of general text, of the recording's block length, in such a measurement.
         curve_items: items of the domain's test in such a measurement.
+        scales: score every finished LoRA adapter times each of these numbers, too (WiSE-FT), such as 0.3, 0.5, 0.7; the report
+            has them as variants of their method. Nothing is trained for it.
 
     Raises:
         ALoRAError: a number is not one.
@@ -49,6 +51,7 @@ class EvaluationConfig:
     curve_steps: int | None = None
     curve_blocks: int = 32
     curve_items: int = 100
+    scales: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.batch_size != AUTO:
@@ -60,6 +63,11 @@ class EvaluationConfig:
             check_count(getattr(self, name), f"evaluation.{name}", optional=True)
         for name in ("curve_blocks", "curve_items"):
             check_count(getattr(self, name), f"evaluation.{name}")
+        if len(set(self.scales)) < len(self.scales) or not all(0 < scale < 1 for scale in self.scales):
+            raise ALoRAError(
+                f"evaluation.scales={self.scales!r} must be different numbers between 0 (the base model) and 1 (the finished "
+                "adapter, which is scored anyway)"
+            )
         if not isinstance(self.general_tasks, list) or not all(isinstance(name, str) for name in self.general_tasks):
             raise ALoRAError(
                 f"evaluation.general_tasks={self.general_tasks!r} must be a list of lm-eval's tasks, such as hellaswag"

@@ -37,6 +37,7 @@ class AdapterCard:
     data: str
     training: str
     rise: str | None
+    times: str | None
     forgotten: str | None
     licences: str
     versions: str
@@ -76,8 +77,9 @@ def adapter_card(
         over_merged=tuning.over_merged,
         protection=_settings_text(_of_effect(tuning.protection)),
         data=data_text(tuning.data),
-        training=_settings_text({key: value for key, value in tuning.training.items() if key not in RISES}),
+        training=_settings_text({key: value for key, value in tuning.training.items() if key not in (*RISES, "times")}),
         rise=_rise_text(tuning.training),
+        times=f"{times:g}" if (times := _number(tuning.training.get("times"))) is not None else None,
         forgotten=forgotten_text(results) if results else None,
         licences=licences.text,
         versions=", ".join(f"{name} {version}" for name, version in tuning.versions.items()) or "not recorded",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
+from alora_trainer.data.self_text import SelfTextConfig
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.measured import MEASURED, RECORDED, Measured
 from alora_trainer.trainer.mixin import ALoRATrainer
@@ -81,6 +82,10 @@ class Method:
     needs_general_text: ClassVar[bool] = False
     # Whether its adapter is made from items of the domain.
     needs_domain_items: ClassVar[bool] = False
+    # Whether it says itself which weights have an adapter, whatever the recipe's LoRA does.
+    places_itself: ClassVar[bool] = False
+    # Whether the general text that it sees is sampled from the base model for it (`own_text`), whatever the recipe's is.
+    samples_text: ClassVar[bool] = False
     # Whether it reads the base weights' own numbers, which a quantised base does not have.
     needs_plain_base: ClassVar[bool] = False
     # Whether its training takes the model with its adapter switched off for the base model.
@@ -89,6 +94,12 @@ class Method:
     is_plain: ClassVar[bool] = True
     # Whether its training on the domain must be one process's.
     one_process: ClassVar[bool] = False
+    # Whether what it leaves behind is a LoRA adapter, which has a meaning times a number.
+    leaves_lora: ClassVar[bool] = True
+    # Whether it multiplies the trained adapter by a number.
+    scales_itself: ClassVar[bool] = False
+    # Whether it makes another adapter of the trained one (`finish`).
+    finishes: ClassVar[bool] = False
 
     name: str
     description: str
@@ -106,6 +117,14 @@ class Method:
             )
 
     # ---- what a method with code of its own says otherwise ----
+
+    def configure(self, base: PreTrainedModel, config: LoraConfig) -> None:
+        """Make the recipe's LoRA, for a new adapter on this base model, the method's own; most have fields for that (`lora`).
+
+        Args:
+            base: the base model; only its architecture counts.
+            config: the recipe's LoRA with the method's own fields, to be changed.
+        """
 
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         """Put the adapter that the domain is trained with on the base model, where nothing is recorded or held.
@@ -127,6 +146,21 @@ class Method:
                 for `transformers.Trainer`.
         """
         return ALoRATrainer(**kwargs)
+
+    def finish(self, trained: Path, target: Path, options: Any, load_base: Callable[[], PreTrainedModel]) -> None:
+        """Make what the method saves of the adapter that was trained, where it `finishes`.
+
+        Args:
+            trained: the folder of the trained adapter, of the bare base model.
+            target: the folder to write; it is not there yet.
+            options: an `options_class`, or None.
+            load_base: loads the base model anew.
+        """
+        raise NotImplementedError
+
+    def own_text(self, options: Any) -> tuple[SelfTextConfig, Sequence[str]]:
+        """How its general text is sampled from the base model, and what that continues, where it `samples_text`."""
+        raise NotImplementedError
 
     def general_rows(self, options: Any, batch_size: int) -> int:
         """Rows of general text beside a micro-batch of `batch_size` rows of the domain."""
@@ -154,6 +188,11 @@ class Method:
     def trains(self) -> bool:
         """Whether there is a training on the domain at all."""
         return self.starts_from != "base"
+
+    @property
+    def can_be_scaled(self) -> bool:
+        """Whether the finished adapter times a number (`evaluation.scales`) has a meaning."""
+        return self.trains and self.parameterization is Parameterization.ADAPTER and self.leaves_lora
 
     @property
     def needs_recording(self) -> bool:

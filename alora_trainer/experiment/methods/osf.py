@@ -37,6 +37,7 @@ class OrthogonalSubspace(Method):
     options_class = OSFOptions
     needs_plain_base = True
     is_plain = False
+    leaves_lora = False
 
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         osf: Any = OSFConfig(

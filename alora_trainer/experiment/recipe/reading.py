@@ -133,6 +133,10 @@ def _check_together(recipe: Recipe) -> None:
         raise ALoRAError("alora.record is null, and a method needs the recording: set it to 'projected'")
     if recipe.fresh_lora and recipe.alora.start_from is StartFrom.RECORDED:
         raise ALoRAError("fresh_lora is for a new adapter: set alora.start to merged or bare, or leave fresh_lora out")
+    if recipe.evaluation.scales and recipe.domains:
+        raise ALoRAError(
+            "evaluation.scales is for one domain: leave it out, or run the domains as recipes of their own"
+        )
     if recipe.alora.budget is not None:
         check_probe(recipe.general)
     for domain in recipe.domains or (recipe.domain,):

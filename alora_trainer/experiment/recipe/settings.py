@@ -215,11 +215,14 @@ def coerce_all(values: Mapping[str, Any], hints: Mapping[str, Any], section: str
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type that a field asks for: a number written as text or as 1e3, one word for a list, and so on.
 
-    Only numbers, booleans, words and lists of words are looked at; all else passes unchanged.
+    Only numbers, booleans, words and lists of words or numbers are looked at; all else passes unchanged.
 
     Raises:
         ALoRAError: a number or a boolean is asked for, and the value is none.
     """
+    if hint == list[float]:
+        listed = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        return [_number(one, whole=False, where=where) for one in listed]
     options = set(_alternatives(hint))
     if value is None or isinstance(value, (dict, list)) and options & {dict, list}:
         if value is None and options and type(None) not in options and options <= {int, float, bool, str}:

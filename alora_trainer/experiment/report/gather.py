@@ -13,7 +13,7 @@ from typing import Any
 from alora_trainer.basics.scores import TaskScore
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS
-from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.method_result import SCALE, MethodResult
 from alora_trainer.experiment.report.results import RESULTS_FILE, RunResults, read_results
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,11 @@ class MethodVariant:
         """The strength lambda, if that was varied and is a number."""
         value = self.settings.get("protecting.lam")
         return float(value) if isinstance(value, (int, float)) else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is what the training left, and not that times a number."""
+        return self.settings.get(SCALE, 1.0) == 1.0
 
     def values(self, measure: Callable[[MethodResult], float | None]) -> dict[int, float]:
         """A number of the results by seed, where it was measured and is finite.
@@ -217,7 +222,8 @@ def _short(value: Any) -> str:
 
 def _settings(method: str, result: MethodResult, run: RunResults) -> dict[str, Any]:
     if result.settings is not None:
-        return dict(result.settings)
+        # The finished adapter itself, where nothing says that it was multiplied by a number.
+        return {SCALE: 1.0} | dict(result.settings)
     # Written before entries had settings, when `alora` was the only method that the recipe's `alora` mattered to.
     section = run.recipe.get("alora", {}) if method == OURS else {}
     return {f"protecting.{key}": value for key, value in section.items() if key != "record"}

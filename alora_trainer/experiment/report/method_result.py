@@ -9,6 +9,8 @@ from typing import Any
 from alora_trainer.basics.json_record import JSONRecord
 from alora_trainer.basics.scores import Score
 
+SCALE = "scale"  # among a result's settings: what the finished adapter was multiplied by
+
 
 @dataclass(frozen=True)
 class TrainingCost(JSONRecord):

@@ -20,7 +20,7 @@ from alora_trainer.basics.versions import software_versions
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.definitions import definitions
-from alora_trainer.experiment.report.method_result import MethodResult
+from alora_trainer.experiment.report.method_result import SCALE, MethodResult
 from alora_trainer.experiment.report.text_table import format_table
 
 RESULTS_FILE = "results.json"
@@ -82,10 +82,11 @@ def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = as_settings(settings)
     recording = settings.get("recording")
-    kept = {key: settings[key] for key in ("tune", "lora", "protecting") if key in settings}
+    kept = {key: settings[key] for key in ("tune", "lora", "protecting", "options") if key in settings}
     if isinstance(recording, Mapping):
         kept |= {f"recording.{key}": recording[key] for key in ("record", "lora", "alora") if key in recording}
-    return {
+    scaled = {SCALE: settings[SCALE]} if SCALE in settings else {}
+    return scaled | {
         f"{section}.{key}": value
         for section, values in kept.items()
         for key, value in values.items()

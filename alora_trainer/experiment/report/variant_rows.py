@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alora_trainer.experiment.report.gather import BASE, OURS, PLAIN, Comparison, MethodVariant
-from alora_trainer.experiment.report.method_result import MethodResult, TrainingCost
+from alora_trainer.experiment.report.method_result import SCALE, MethodResult, TrainingCost
 
 # The paper's table 2, and controls beyond it: method -> what is taken away.
 ABLATION = {
@@ -110,8 +110,8 @@ def _row(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
 
 
 def _only(rows: Sequence[Mapping[str, Any]], method: str) -> Mapping[str, Any] | None:
-    """The row of a method that has one variant."""
-    found = [row for row in rows if row["method"] == method]
+    """The row of a method that has one variant, its finished adapter times a number apart."""
+    found = [row for row in rows if row["method"] == method and row["settings"].get(SCALE, 1.0) == 1.0]
     return found[0] if len(found) == 1 else None
 
 

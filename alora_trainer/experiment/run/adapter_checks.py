@@ -27,28 +27,31 @@ def check_adapters(recipe: Recipe, methods: Sequence[Method], *, recording: bool
         ALoRAError: an adapter does not fit the model, such as one of modules that it does not have.
     """
     seen: list[LoraConfig] = []
-    for config in _adapters(recipe, methods, recording):
-        if config in seen:
+    for config, method in _adapters(recipe, methods, recording):
+        places_itself = method is not None and method.places_itself
+        if config in seen and not places_itself:
             continue
-        seen.append(config)
         base = _shape(recipe)
         if base is None:
             return
+        if method is not None:
+            method.configure(base, config)
+        seen.append(config)
         with adapter_misfit(), torch.device("meta"):
             get_peft_model(base, config, low_cpu_mem_usage=True)
 
 
-def _adapters(recipe: Recipe, methods: Sequence[Method], recording: bool) -> Iterable[LoraConfig]:
+def _adapters(recipe: Recipe, methods: Sequence[Method], recording: bool) -> Iterable[tuple[LoraConfig, Method | None]]:
     if recording:
-        yield recipe.lora_config()
+        yield recipe.lora_config(), None
     for method in methods:
         own, plain = as_planned(recipe, method, recording=recording), type(method).attach is Method.attach
         if method.parameterization is not Parameterization.ADAPTER or not plain:
             continue  # what puts another adapter on the model looks at its weights
         if method.penalty and starts_fresh(own):
-            yield own.lora_config(fresh=True)
+            yield own.lora_config(fresh=True), method
         elif method.starts_from == "fresh":
-            yield own.lora_config()
+            yield own.lora_config(), method
 
 
 def _shape(recipe: Recipe) -> PreTrainedModel | None:

@@ -43,11 +43,15 @@ _WATCHED = ("probe", "probe_tokens")
 _TRAINED = ("train", "block_length", "train_tokens", "streaming", "self_text")
 _AS_TOKENS = ("max_length", "loss_on", "too_long")
 _CURVE = ("curve_steps", "curve_blocks", "curve_items")
-_SCORES = ("batch_size", "limit", "bootstrap_iters", "document_tokens", "kl_tokens", "general_tasks", "task_folder")
+_SCORES = (
+    *("batch_size", "limit", "bootstrap_iters", "document_tokens", "kl_tokens", "general_tasks", "task_folder", "scales"),
+)
 # Settings of `evaluation` that results made before they were there do without, while they are not set.
 _LATER_ADDED = ("document_tokens", "kl_tokens", "general_tasks", "task_folder")
 # The same of `alora`, with the value that every training had before.
 _HOLDING_LATER_ADDED = (("init_adapter", DEFAULT), ("freeze_a", False), ("log_drift", False))
+# And of methods' own options.
+_OPTIONS_LATER_ADDED = (("spread", False), ("equal_work", False))
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,9 @@ def training(
         settings["alora"] = rest
     options = recipe.options(method).own
     if options is not None:
-        settings["options"] = dataclasses.asdict(options)
+        settings["options"] = {
+            key: value for key, value in dataclasses.asdict(options).items() if (key, value) not in _OPTIONS_LATER_ADDED
+        }
     source = importance(recipe, method, given)
     if source is not None:
         settings["recording" if method.measured is None else method.measured.section] = source.settings.get(
@@ -244,6 +250,7 @@ def scores(recipes: Sequence[Recipe], trained: str | Dependence) -> Dependence:
         "what is evaluated, and on what, was made before",
     )
     without |= _each(_in("evaluation", _CURVE), "it is for the time of training")
+    without["evaluation.scales"] = "every scaled adapter is scored in a folder of its own"
     without |= {
         f"evaluation.{name}": "nobody asks for it" for name in _LATER_ADDED if not getattr(recipes[0].evaluation, name)
     }
@@ -324,8 +331,8 @@ def _without_general_text(recipe: Recipe, method: Method) -> dict[str, str]:
         without |= _each(_in("general", _HELD_OUT), "forgetting is measured after the training")
     if not watched:
         without |= _each(_in("general", _WATCHED), "nothing is watched in this training")
-    if not method.needs_general_text:
-        read = {"block_length"} if curve else set()
+    if method.samples_text or not method.needs_general_text:
+        read = {"block_length"} if curve or method.samples_text else set()
         read |= {"train", "block_length", "train_tokens", "self_text"} if watched else set()
         unread = [name for name in _TRAINED if name not in read]
         without |= _each(_in("general", unread), "this training reads no general text by it")

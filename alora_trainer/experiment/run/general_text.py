@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from alora_trainer.basics.causal_model import learned_positions
 from alora_trainer.data.general import SELF, pack_general_text
 from alora_trainer.data.probe import probe_text
-from alora_trainer.data.self_text import sample_text
+from alora_trainer.data.self_text import SelfTextConfig, sample_text
 from alora_trainer.data.streaming import stream_general_text
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.recipe import Recipe
@@ -65,10 +68,35 @@ def text_to_watch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 def sampled_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
     """The source of text sampled from the base model, in `folder`; sampled now unless it is there."""
+    return _sampled(recipe, tokenizer, folder, recipe.general.self_text, ())
+
+
+def text_of_its_own(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, sampling: SelfTextConfig, prompts: Sequence[str]
+) -> Any:
+    """Blocks of tokens that are sampled from the base model for one method, whatever the recipe's general text is.
+
+    Args:
+        recipe: the recipe; its seed is the sampling's, too.
+        tokenizer: the base model's.
+        folder: keeps the text.
+        sampling: how it is sampled.
+        prompts: what it continues; see `sample_text`.
+    """
+    sources = _sampled(recipe, tokenizer, folder, replace(sampling, seed=recipe.seed), prompts)
+    return pack_general_text(sources, tokenizer, block_length=recipe.general.block_length, seed=recipe.seed)
+
+
+def _sampled(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, sampling: SelfTextConfig, prompts: Sequence[str]
+) -> dict[str, str]:
     logger.info("sampling general text from the base model")
     base = load_base(recipe)
+    positions = learned_positions(base)
+    if positions is not None and sampling.length > positions:
+        raise ALoRAError(f"the base model has {positions} positions, and text of length={sampling.length} is asked for")
     place(base, recipe.training_arguments("record", folder).device)
-    path = sample_text(base, tokenizer, recipe.general.self_text, folder / "self_text.jsonl")
+    path = sample_text(base, tokenizer, sampling, folder / "self_text.jsonl", prompts)
     del base
     release_memory()
     return {SELF: str(path.resolve())}

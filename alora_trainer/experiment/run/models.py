@@ -26,6 +26,7 @@ from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.reading import check_reference
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.model_section import refuse_adapter
 from alora_trainer.experiment.recipe.recipe import MERGE_FIRST, Recipe
 from alora_trainer.experiment.run.model_checks import check_base, check_vocabulary
@@ -131,15 +132,20 @@ def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
     return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}{hint}"
 
 
-def with_fresh_adapter(model: PreTrainedModel, recipe: Recipe, *, protected: bool = False) -> PeftModel:
-    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: merged`` and ``bare``.
+def with_fresh_adapter(
+    model: PreTrainedModel, recipe: Recipe, *, protected: bool = False, method: Method | None = None
+) -> PeftModel:
+    """`model` with a new LoRA adapter; `protected` for the one of ``alora.start: merged`` and ``bare``, of a `method`.
 
     Raises:
         ALoRAError: the recipe's `lora` does not fit the model.
     """
     set_seed(recipe.seed)
+    config = recipe.lora_config(fresh=protected)
+    if method is not None:
+        method.configure(model, config)
     with adapter_misfit():
-        return get_peft_model(model, recipe.lora_config(fresh=protected))
+        return get_peft_model(model, config)
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.weights.parameterization import Parameterization
 
 
-def protected_start(recipe: Recipe, learned: Path) -> PeftModel:
+def protected_start(recipe: Recipe, method: Method, learned: Path) -> PeftModel:
     """The model that a protected training starts with, as the recipe's `alora.start` says.
 
     Args:
         recipe: as the method trains by it.
+        method: what is trained.
         learned: the adapter of the bare base model that holds all that was learned so far: that of an importance map, or what
             the domain before left behind.
 
@@ -37,7 +38,7 @@ def protected_start(recipe: Recipe, learned: Path) -> PeftModel:
         return with_saved_adapter(base, learned, trainable=True)
     if over_merged(recipe):
         base = with_saved_adapter(base, learned, trainable=False).merge_and_unload()
-    return with_fresh_adapter(base, recipe, protected=True)
+    return with_fresh_adapter(base, recipe, protected=True, method=method)
 
 
 def full_start(recipe: Recipe, map_folder: Path) -> PreTrainedModel:
@@ -81,7 +82,7 @@ def starting_model(
     before = learned or importance
     if method.penalty:
         assert before is not None
-        model = protected_start(recipe, before)
+        model = protected_start(recipe, method, before)
         return Adapter(model, lambda target: save_protected(model, recipe, before, target))
     if before is not None:
         return Adapter.plain(with_saved_adapter(load_base(recipe), before, trainable=True))
@@ -173,6 +174,7 @@ def attach_adapter(
         raise ALoRAError(
             f"{method.name} takes the base weights apart, which are quantised here: leave model.quantization out"
         )
+    method.configure(base, config)
     try:
         return method.attach(base, config, AdapterInputs(options.own, folder, general, collate, domain))
     except (TypeError, ValueError) as error:

@@ -37,9 +37,12 @@ class Steps:
         self._variant = variant
         self._given = given
 
-    def place(self, method: Method) -> str:
-        """The method's folder in the run's, and its name in results.json."""
-        return method.name if self._variant is None else f"{method.name}@{self._variant}"
+    def place(self, method: Method, scale: float | None = None) -> str:
+        """The method's folder in the run's, and its name in results.json; `scale` for its finished adapter times that."""
+        varied = [self._variant] if self._variant is not None else []
+        if scale is not None:
+            varied.append(f"scale={scale:g}")
+        return f"{method.name}@{','.join(varied)}" if varied else method.name
 
     def data(self) -> Stage:
         """The files that the run reads."""

@@ -9,9 +9,11 @@ from peft import LoraConfig
 
 from alora_trainer.artefact.adapter_file import checked_adapter_config
 from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, read_json
+from alora_trainer.artefact.scaled_adapter import refuse_out_of_proportion
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.importance.recording.measured import Measured
 from alora_trainer.penalty.anchor import check_anchor
 from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.weights.adapter_settings import (
@@ -75,11 +77,18 @@ def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given:
         recorded: the adapter that recording leaves behind; `given` if it is there already.
     """
     fresh = own.lora_config(fresh=method.penalty)
+    scaled = method.can_be_scaled and (bool(own.evaluation.scales) or method.scales_itself)
     makes_one = not method.needs_recording or (method.penalty and starts_fresh(own))
     if method.needs_recording:
         check_saved(recorded, "the recorded adapter", given=given)
+        if scaled:
+            refuse_out_of_proportion(recorded, "the recorded adapter")
     if makes_one:
         check_saved(fresh, "lora", given=False)
+        if scaled:
+            refuse_out_of_proportion(fresh, "the adapter of the recipe's lora")
+    if method.measured is not None and method.places_itself:
+        _check_measured_where_placed(own, method, method.measured)
     if method.penalty and own.alora.init_adapter != DEFAULT:
         _check_first_directions(own, method, makes_one=makes_one, given=given)
     if method.compares_with_base and (reason := not_base_without(fresh)):
@@ -90,6 +99,15 @@ def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given:
         # What is measured is of the base model's own weights, whatever adapter the domain is trained with.
         held = recorded if method.needs_recording else LoraConfig()
         check_start(own.alora.start_from, own.alora.anchor, held, fresh if makes_one else None)
+
+
+def _check_measured_where_placed(own: Recipe, method: Method, measured: Measured) -> None:
+    """Refuse, before it is measured, importance of other weights than those that a method adapts by itself."""
+    if getattr(own, measured.section).weights != "all" and own.lora.get("target_modules") != "all-linear":
+        raise ALoRAError(
+            f"{method.name} says itself which weights have an adapter, and importance is measured of those that lora adapts: "
+            f"set {measured.section}.weights to all, or lora.target_modules to all-linear"
+        )
 
 
 def _check_first_directions(own: Recipe, method: Method, *, makes_one: bool, given: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.basics.files import remove_folder
 from alora_trainer.basics.processes import is_main
 from alora_trainer.data.domain import collator, tokenize_domain
 from alora_trainer.data.tasks import get_task
@@ -17,9 +18,9 @@ from alora_trainer.experiment.methods.method import Adapter, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.drift import StartingPoint
 from alora_trainer.experiment.run.facts import cost_facts, domain_facts
-from alora_trainer.experiment.run.general_text import text_to_train, text_to_watch
+from alora_trainer.experiment.run.general_text import text_of_its_own, text_to_train, text_to_watch
 from alora_trainer.experiment.run.held_map import held_map, left_map, to_be_added_to
-from alora_trainer.experiment.run.models import release_memory
+from alora_trainer.experiment.run.models import load_base, release_memory
 from alora_trainer.experiment.run.observe import learning_curve, probe_history
 from alora_trainer.experiment.run.prepare import PreparedData
 from alora_trainer.experiment.run.start import starting_model
@@ -83,7 +84,7 @@ def tune(
     if held is not None and watches_probe(own):
         outcome["probe"] = probe_history(trainer.state.log_history)
     if is_main():
-        _save(own, trainer, adapter, folder, held)
+        _save(own, method, trainer, adapter, folder, held)
         if held is not None and records:
             _save_map(own, trainer, outcome, folder, held)
     del trainer, adapter, before, held
@@ -146,6 +147,8 @@ def _items(recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerBas
 
 
 def _general_rows(recipe: Recipe, method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:
+    if method.samples_text:
+        return text_of_its_own(recipe, tokenizer, folder, *method.own_text(recipe.options(method).own))
     if recipe.general.streaming:
         raise ALoRAError(f"{method.name} draws general text in an order of its own: set general.streaming to false")
     return text_to_train(recipe, tokenizer, folder)
@@ -164,11 +167,19 @@ def _holding(
     return held, replace(recipe.alora, record=None)
 
 
-def _save(recipe: Recipe, trainer: Any, adapter: Adapter, folder: Path, held: ImportanceMap | None) -> None:
-    adapter.save(folder / "adapter")
+def _save(
+    recipe: Recipe, method: Method, trainer: Any, adapter: Adapter, folder: Path, held: ImportanceMap | None
+) -> None:
+    target = folder / ("adapter_as_trained" if method.finishes else "adapter")
+    adapter.save(target)
     if held is not None:
         # What was saved is for the bare base, wherever the training started (see `start.save_protected`).
-        save_protected_adapter(trainer, folder / "adapter", data=domain_facts(recipe), over_merged=False)
+        save_protected_adapter(trainer, target, data=domain_facts(recipe), over_merged=False)
+    if method.finishes:
+        finished = folder / "adapter"
+        if finished.exists():  # of a process that was stopped before it could say so
+            remove_folder(finished)
+        method.finish(target, finished, recipe.options(method).own, lambda: load_base(recipe))
 
 
 def _save_map(recipe: Recipe, trainer: Any, outcome: dict[str, Any], folder: Path, held: ImportanceMap) -> None:

@@ -32,6 +32,7 @@ from alora_trainer.experiment.report.results import RunResults, results_of, writ
 from alora_trainer.experiment.run.continual import run_continual
 from alora_trainer.experiment.run.models import is_whole_model
 from alora_trainer.experiment.run.run import Run
+from alora_trainer.experiment.run.scaled import scaled_before, scaled_results
 from alora_trainer.experiment.run.stage import digest
 from alora_trainer.experiment.run.training_checks import check_trainings
 from alora_trainer.experiment.run.working_folder import working_in
@@ -77,16 +78,17 @@ def run_recipe(
         overlap = run.overlap()
         entries: dict[str, MethodResult] = {}
         for method in recipe.methods:
-            entries[method.name] = _method(run, method, entries)
-            results = write_results(run.folder, recipe, entries | run.finished_before(entries), overlap)
+            entries |= _method(run, method, entries)
+            found = entries | run.finished_before(entries)
+            results = write_results(run.folder, recipe, found | scaled_before(run, found), overlap)
     return results
 
 
-def _method(run: Run, method: Method, finished: Mapping[str, MethodResult]) -> MethodResult:
-    """`Run.method`, with the method's name in what it raises."""
+def _method(run: Run, method: Method, finished: Mapping[str, MethodResult]) -> dict[str, MethodResult]:
+    """`Run.method` and its adapter's scaled forms, with the method's name in what it raises."""
     try:
         with disk_errors(run.folder):
-            return run.method(method)
+            return {method.name: run.method(method), **scaled_results(run, method)}
     except ALoRAError as error:
         raise ALoRAError(f"method {method.name}: {error}") from error
     except Exception as error:

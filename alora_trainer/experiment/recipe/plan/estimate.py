@@ -308,7 +308,8 @@ class _Planner:
         if len(known) == len(domains):
             tokens = sum(known) * (len(domains) + 1 if len(domains) > 1 else 1)
             per_token = self.memory.trace(shape, False).flops / (shape.batch_size * shape.length)
-            flops = per_token * tokens * len(self.recipe.methods)
+            scaled = len(settings.scales) * sum(method.can_be_scaled for method in self.recipe.methods)
+            flops = per_token * tokens * (len(self.recipe.methods) + scaled)
         seconds = None if flops is None else flops / (self.device.flops * self.device.efficiency)
         host = self.libraries + (held.total if self.device.host else 0)
         return StagePlan("evaluate", held, host, None, flops, seconds, lambda v: self.memory.evaluation(shape, v))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.experiment.report.gather import BASE, PLAIN, Comparison
+from alora_trainer.experiment.report.method_result import SCALE
 from alora_trainer.experiment.report.style import dress, legend, look, new_figure
 from alora_trainer.experiment.report.variant_rows import summary
 
@@ -28,9 +29,11 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
         learned = comparison.answer_losses(variant) if comparison.is_free else comparison.accuracies(variant)
         name = "free_loss" if comparison.is_free else "accuracy"
         measured = {name: summary(list(learned.values())), "rise": summary(list(comparison.rises(variant).values()))}
+        if not variant.is_whole:
+            continue
         if variant.lam is not None:
             curves.setdefault(variant.method, []).append({"lam": variant.lam, **measured})
-        elif variant.method in LEVELS and not variant.settings:
+        elif variant.method in LEVELS and variant.settings.keys() <= {SCALE}:
             levels.append({"method": variant.method, **measured})
     curves = {method: points for method, points in curves.items() if len(points) > 1}
     if not curves:

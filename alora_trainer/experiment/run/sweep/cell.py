@@ -16,6 +16,7 @@ from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.run.run import Run
+from alora_trainer.experiment.run.scaled import scaled_results
 from alora_trainer.experiment.run.scheduling.scheduler import WorkUnit
 from alora_trainer.experiment.run.stage import Stage
 from alora_trainer.experiment.run.training_checks import check_trainings
@@ -107,8 +108,11 @@ def work_on_cell(cell: Cell, folder: Path, *, overwrite: bool = False) -> dict[s
         if run.recipe.needs_recording:
             run.record()
             overlap = run.overlap()
-        entries = {run.steps.place(method): run.method(method).to_json() for method in cell.trained}
-    return {"entries": entries, "overlap": overlap}
+        entries: dict[str, MethodResult] = {}
+        for method in cell.trained:
+            entries[run.steps.place(method)] = run.method(method)
+            entries |= scaled_results(run, method)
+    return {"entries": {name: entry.to_json() for name, entry in entries.items()}, "overlap": overlap}
 
 
 def results_of_cell(outcome: Mapping[str, Any]) -> dict[str, MethodResult]:
