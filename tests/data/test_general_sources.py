@@ -50,6 +50,21 @@ def test_sampled_text_is_a_data_set_that_says_how_it_was_made(model_and_tokenize
         sample_text(model, tokenizer, SelfTextConfig(tokens=200), tmp_path / "self.jsonl")
 
 
+def test_text_that_continues_prompts(model_and_tokenizer, tmp_path):
+    model, tokenizer = model_and_tokenizer
+    prompts = ["the sum of", "books"]
+    path = sample_text(model, tokenizer, CONFIG, tmp_path / "self.jsonl", prompts)
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    assert {texts[0].startswith(prompts[0]), texts[4].startswith(prompts[1])} == {True}  # a batch of four each, in turn
+    assert len(set(texts)) > len(texts) // 2
+    settings = json.loads((tmp_path / "self.settings.json").read_text())
+    assert settings["prompts"] == prompts and 120 <= settings["tokens"] < 120 + 4 * 12
+    with pytest.raises(ALoRAError, match="other settings"):
+        sample_text(model, tokenizer, CONFIG, tmp_path / "self.jsonl")
+    with pytest.raises(ALoRAError, match="leaves nothing of a document of length=12"):
+        sample_text(model, tokenizer, CONFIG, tmp_path / "long.jsonl", ["the " * 20])
+
+
 def test_interrupted_sampling_goes_on_to_the_same_text(model_and_tokenizer, tmp_path, monkeypatch):
     model, tokenizer = model_and_tokenizer
     whole = sample_text(model, tokenizer, CONFIG, tmp_path / "whole.jsonl").read_text()

@@ -84,7 +84,8 @@ def test_a_method_with_a_penalty_has_something_to_hold_by() -> None:
     ]
     assert kinds["kfac"] is not None and kinds["kfac"].kind == "kronecker"
     assert {m.name for m in METHODS.values() if m.needs_general_text} == {
-        *("replay", "kl_anchor", "i_lora", "corda_kpm", "lora_null", "lora_null_frozen", "sc_lora")
+        *("replay", "kl_anchor", "i_lora", "corda_kpm", "lora_null", "lora_null_frozen", "sc_lora"),
+        *("kfac_replay", "self_replay", "self_kl", "lalora"),
     }
 
 

@@ -97,6 +97,9 @@ def all_methods(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     recipe = write_all(tmp_path_factory.mktemp("all"))
     settings = {"methods": ",".join(METHODS), "fisher.batch_size": "3", "method_options.osf.effective_rank": "0.75"}
     settings["method_options.oplora.k"] = "3"
+    settings["curvature.weights"] = "all"  # the MLP's, too, which the recipe's LoRA does not adapt
+    for name in ("self_replay", "self_kl"):
+        settings |= {f"method_options.{name}.tokens": "200", f"method_options.{name}.length": "24"}
     settings |= {
         "tune.max_steps": "2",
         "record.max_steps": "3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,9 +10,11 @@ from typing import Any, ClassVar
 import torch
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.methods.extra_loss import ExtraLossTrainer
 from alora_trainer.experiment.methods.method import Method
-from alora_trainer.trainer.mixin import ALoRATrainer
-from alora_trainer.trainer.running_losses import number_from
+
+# Rows that a mean length is taken over, evenly spaced.
+_MEASURED = 1000
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,11 @@ class GeneralTextOptions:
     """Of all methods that see general text while they train on the domain.
 
     Attributes:
-        fraction: sequences of general text in a micro-batch, as a share of its domain sequences (at least one).
+        fraction: sequences of general text in a micro-batch, as a share of its domain sequences.
         weight: what the loss on general text is multiplied by.
+        spread: a micro-batch has as many as keep the share over the whole training, which may be none in most of them; without
+            it, each has the same number and at least one, which is the least that a small share can be.
+        equal_work: make so many steps fewer that as many tokens go through the model as in a training on the domain alone.
 
     Raises:
         ALoRAError: a number is out of range.
@@ -28,6 +34,8 @@ class GeneralTextOptions:
 
     fraction: float = 0.1
     weight: float = 1.0
+    spread: bool = False
+    equal_work: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -36,8 +44,14 @@ class GeneralTextOptions:
             raise ALoRAError(f"weight={self.weight!r} must not be negative")
 
     def rows(self, batch_size: int) -> int:
-        """Rows of general text beside a micro-batch of `batch_size` rows of the domain."""
-        return max(1, round(self.fraction * batch_size))
+        """The most rows of general text beside a micro-batch of `batch_size` rows of the domain."""
+        share = self.fraction * batch_size
+        return max(1, math.ceil(share - 1e-9) if self.spread else round(share))
+
+    def rows_before(self, number: int, batch_size: int) -> int:
+        """Rows of general text beside all micro-batches before that of this number, counted from 0."""
+        # A share that is a whole number is one, whatever its last digit.
+        return math.floor(number * self.fraction * batch_size + 1e-9) if self.spread else number * self.rows(batch_size)
 
 
 class GeneralBatches:
@@ -45,7 +59,7 @@ class GeneralBatches:
 
     Args:
         data: rows with ``input_ids`` and ``labels``.
-        size: rows in a batch.
+        size: rows in a batch; or how many rows all batches before one have, by its number.
         seed: of their order; each round through the data has another one.
         collate: makes a batch of rows.
     """
@@ -53,20 +67,21 @@ class GeneralBatches:
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],
-        size: int,
+        size: int | Callable[[int], int],
         seed: int,
         collate: Callable[[list[Any]], Mapping[str, torch.Tensor]],
     ) -> None:
         self._data = data
-        self._size = size
+        self._before = size if callable(size) else lambda number: number * size
         self._seed = seed
         self._collate = collate
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        first = number * self._size
-        rows = [self._data[self._place(position)] for position in range(first, first + self._size)]
-        return dict(self._collate(rows))
+        """The batch of this number; empty if it has no rows."""
+        places = range(self._before(number), self._before(number + 1))
+        rows = [self._data[self._place(position)] for position in places]
+        return dict(self._collate(rows)) if rows else {}
 
     def _place(self, position: int) -> int:
         turn, place = divmod(position, len(self._data))
@@ -76,21 +91,40 @@ class GeneralBatches:
         return self._order[1][place]
 
 
-class GeneralTextTrainer(ALoRATrainer):
+class GeneralTextTrainer(ExtraLossTrainer):
     """Adds ``weight * general_loss(model, batch)`` to the loss, a batch of general text for every micro-batch of the domain.
 
     Args:
         general: rows of general text.
         options: how much of it.
+
+    Attributes:
+        passes: what a token of general text costs, in forward and backward passes of a token of the domain.
     """
+
+    extra_name = "general_loss"
+    passes: ClassVar[float] = 1.0
 
     def __init__(self, *args: Any, general: Any, options: GeneralTextOptions, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.options = options
-        size = options.rows(self.args.per_device_train_batch_size)
-        self._batches = GeneralBatches(general, size, self.args.seed, self.data_collator)
+        size = self.args.per_device_train_batch_size
+        self._batches = GeneralBatches(
+            general, lambda number: options.rows_before(number, size), self.args.seed, self.data_collator
+        )
         self._place_in_window = 0
-        self._general_losses: list[torch.Tensor] = []
+        if options.equal_work:
+            self._make_fewer_steps(mean_length(self.train_dataset), mean_length(general))
+
+    def _make_fewer_steps(self, domain: float, general: float) -> None:
+        """As many as take the tokens of a training on the domain alone, from the mean lengths of rows."""
+        size = self.args.per_device_train_batch_size
+        extra = self.options.rows_before(1000, size) / 1000 * general * self.passes
+        share = size * domain / (size * domain + extra)
+        if self.args.max_steps > 0:
+            self.args.max_steps = max(1, round(share * self.args.max_steps))
+        else:
+            self.args.num_train_epochs *= share
 
     def general_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss on a batch of general text (its mean over tokens)."""
@@ -106,30 +140,18 @@ class GeneralTextTrainer(ALoRATrainer):
         if not model.training:
             return result
         loss = result[0] if return_outputs else result
-        steps = self.current_gradient_accumulation_steps
         number = self.state.global_step * self.args.gradient_accumulation_steps + self._place_in_window
         self._place_in_window = 0 if self.accelerator.sync_gradients else self._place_in_window + 1
         batch = {key: value.to(loss.device) for key, value in self._batches[number].items()}
-        general = self.general_loss(model, batch)
-        self._general_losses.append(general.detach().float())
-        # After the trainer's own division, the window's micro-batches add up to the mean of their losses.
-        loss = loss + self.options.weight * general * (self.loss_divisor(num_items_in_batch) / steps)
+        if batch:
+            loss = self.added(loss, self.general_loss(model, batch), self.options.weight, num_items_in_batch)
         return (loss, *result[1:]) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds `general_loss` to the training log."""
-        if self._general_losses and "loss" in logs:
-            logs["general_loss"] = float(torch.stack(self._general_losses).mean())
-            self._general_losses = []
-        super().log(logs, *args, **kwargs)
 
-    def unlogged_losses(self) -> dict[str, Any]:
-        return super().unlogged_losses() | {"general_losses": [float(loss) for loss in self._general_losses]}
-
-    def take_unlogged_losses(self, state: Mapping[str, Any]) -> None:
-        super().take_unlogged_losses(state)
-        kept = state.get("general_losses", [])
-        self._general_losses = [torch.tensor(number_from(loss), device=self.args.device) for loss in kept]
+def mean_length(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Tokens of a row, the mean over many that are evenly spaced."""
+    count = min(len(rows), _MEASURED)
+    return sum(len(rows[number * len(rows) // count]["input_ids"]) for number in range(count)) / count
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ class ILoRATrainer(GeneralTextTrainer):
     """``L = L_domain + weight * (L_general + consistency * ||h(adapter) - h(average)||**2)``, the latter on general text."""
 
     options: ILoRAOptions
+    passes = 4 / 3  # the average's forward pass is half a backward pass
 
     def __init__(self, *args: Any, options: ILoRAOptions, **kwargs: Any) -> None:
         self._averaging = Averaging(options)

@@ -57,14 +57,11 @@ class KLAnchorTrainer(GeneralTextTrainer):
     """
 
     options: KLAnchorOptions
+    passes = 4 / 3  # the base model's forward pass is half a backward pass
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        reason = off_is_not_base(self.model)
-        if reason is not None:
-            raise ALoRAError(
-                f"without its adapter this model is not the base model ({reason}): use an adapter without it"
-            )
+        check_off_is_base(self.model)
 
     def general_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")[:, 1:]
@@ -72,6 +69,13 @@ class KLAnchorTrainer(GeneralTextTrainer):
             teacher = model(**batch).logits[:, :-1]
         student = model(**batch).logits[:, :-1]
         return distillation_loss(student, teacher, labels, self.options.temperature)
+
+
+def check_off_is_base(model: Any) -> None:
+    """Raises ALoRAError if a model is not the base model without its adapter."""
+    reason = off_is_not_base(model)
+    if reason is not None:
+        raise ALoRAError(f"without its adapter this model is not the base model ({reason}): use an adapter without it")
 
 
 @contextmanager

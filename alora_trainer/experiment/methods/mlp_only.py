@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
+from alora_trainer.experiment.methods.curvature import HELD
+from alora_trainer.experiment.methods.method import Method
+from alora_trainer.importance.kinds.kronecker import KRONECKER
 
 # What the models of transformers call their feed-forward part.
 _MLP = re.compile(r"(^|\.)(mlp|feed_forward|ffn|ff|fc_layers)(\.|$)")
@@ -21,9 +23,10 @@ _MLP = re.compile(r"(^|\.)(mlp|feed_forward|ffn|ff|fc_layers)(\.|$)")
 class MLPOnly(Method):
     """LoRA on whatever linear layers the model's feed-forward parts have, instead of the recipe's target modules."""
 
-    def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
+    places_itself = True
+
+    def configure(self, base: PreTrainedModel, config: LoraConfig) -> None:
         config.target_modules = mlp_layers(base)
-        return super().attach(base, config, inputs)
 
 
 def mlp_layers(model: nn.Module) -> set[str]:
@@ -41,3 +44,6 @@ def mlp_layers(model: nn.Module) -> set[str]:
 
 
 MLP_ONLY = MLPOnly("mlp_only", "LoRA on the MLP's layers alone", starts_from="fresh")
+KFAC_MLP = MLPOnly(
+    "kfac_mlp", "`kfac` on the MLP's layers alone", starts_from="fresh", importance=KRONECKER, alora=HELD
+)

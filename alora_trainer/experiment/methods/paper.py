@@ -9,6 +9,13 @@ LORA = Method("lora", "LoRA on the domain alone", starts_from="fresh")
 LORA_AB = Method("lora_ab", "LoRA on general text, then on the domain, nothing held", starts_from="recorded")
 RSLORA = Method("rslora", "rank-stabilised LoRA on the domain alone", starts_from="fresh", lora={"use_rslora": True})
 ALORA = Method("alora", "the same as `lora_ab`, important weights held", starts_from="recorded", importance="recorded")
+ALORA_BASE = Method(
+    "alora_base",
+    "`alora` as `ewclora` is: a new adapter over the base model, held to the base weights",
+    starts_from="recorded",
+    importance="recorded",
+    alora={"start": "bare", "anchor": "base"},
+)
 ALORA_NO_LAYER = Method(
     "alora_no_layer",
     "`alora` with all layer weights 1",
