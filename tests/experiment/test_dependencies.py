@@ -95,7 +95,7 @@ OURS: dict[type, dict[str, Any]] = {
         "draws": 2,
         "keep": 3,
         "share": 0.5,
-        "weights": "all",
+        "weights": "adapted",
         "location": "cpu",
         "parts": 2,
         "storage": "bfloat16",
@@ -112,6 +112,7 @@ OURS: dict[type, dict[str, Any]] = {
         "curve_steps": 2,
         "curve_blocks": 3,
         "curve_items": 3,
+        "scales": [0.5],
     },
 }
 SECTION = {
@@ -143,6 +144,9 @@ TRAINER = {
 OPTIONS = {"fraction": 0.7, "weight": 0.3, "temperature": 2.0, "decay": 0.5, "consistency": 0.3, "result": "trained"}
 OPTIONS |= {"solution": "zero", "damping": 0.1, "samples": 3, "effective_rank": 0.3}
 OPTIONS |= {"equation": "paper", "gamma": 4, "rho": 1.5, "beta": 0.3, "k": 5, "strength": 0.3, "share": 0.2}
+OPTIONS |= {"alpha": 0.3, "answers": True, "kl": 0.3, "space": "factors", "prompts": ["Once"], "top_p": 0.5}
+OPTIONS |= {"reference": 2.0, "most": 3.0, "top": 3, "threshold": 0.3, "kept": 0.3, "curvature": "kronecker"}
+OPTIONS |= {"spread": True, "equal_work": True, "tokens": 999, "length": 99, "sampling_temperature": 0.5}
 
 
 def dotted(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +195,8 @@ def every_change() -> dict[str, Any]:
 
 def written(several: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The tiny recipe with settings by dotted name; those of `domain` are of the second one, if there are several."""
-    recipe = copy.deepcopy(SETTINGS) | {"model": {"path": "some/model"}}
+    # Curvature of all layers, since one method adapts others than the recipe's LoRA does.
+    recipe = copy.deepcopy(SETTINGS) | {"model": {"path": "some/model"}, "curvature": {"weights": "all"}}
     if several:
         first = recipe.pop("domain")
         recipe["domains"] = [first, copy.deepcopy(first) | {"task": first["task"] | {"name": "more"}}]

@@ -22,6 +22,7 @@ from alora_trainer.cli.commands import (
     record,
     report,
     run,
+    scale,
     schema,
     search,
     sweep,
@@ -31,6 +32,6 @@ from alora_trainer.cli.commands import (
 
 # In the order of `alora --help`.
 COMMANDS = (
-    demo, fit, init, check, plan, run, record, tune, evaluate, sweep, board, report, compare, schema, tasks, search, inspect,
-    pull, push, completion,
+    *(demo, fit, init, check, plan, run, record, tune, evaluate, sweep, board, report, compare, schema, tasks),
+    *(scale, search, inspect, pull, push, completion),
 )  # fmt: skip
