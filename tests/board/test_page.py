@@ -83,6 +83,7 @@ def test_it_is_whole_and_needs_nothing(two: str) -> None:
 def test_two_boards_stand_side_by_side(two: str) -> None:
     page = Parsed(two)
     assert len(page.all("section")) == 2 == len(page.all("figure", "chart"))
+    assert [two.count(f'<button type="button">{kind}</button>') for kind in ("books (recorded)", "code")] == [2, 2]
     text = " ".join(page.texts)
     assert "little on sums (made-up)" in text and "another on sums (theirs)" in text
     (table, *_) = re.findall(r"<table class=\"sorted\">.*?</table>", two)

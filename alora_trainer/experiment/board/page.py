@@ -15,7 +15,13 @@ from alora_trainer.experiment.board.measures import MEASURES
 from alora_trainer.experiment.board.page_chart import BOX, PUBLISHED_ROW, chart, marks_of, shown_value, swatch
 from alora_trainer.experiment.board.page_script import ARITHMETIC, BEHAVIOUR
 from alora_trainer.experiment.board.page_style import STYLE
-from alora_trainer.experiment.board.page_tables import comparisons_table, findings, rows_table, trials_table
+from alora_trainer.experiment.board.page_tables import (
+    comparisons_table,
+    findings,
+    kinds_table,
+    rows_table,
+    trials_table,
+)
 
 PAGE_FILE = "board.html"
 _EXPLAINED = {
@@ -133,6 +139,7 @@ def _section(
         yield "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in said) + "</ul>"
     if result["comparisons"]:
         yield f"<details><summary>Comparisons</summary>{comparisons_table(result)}</details>"
+    yield f"<details><summary>Rise by kind of general text (nats a token)</summary>{kinds_table(result)}</details>"
     yield f"<details><summary>All {len(result['trials'])} trials, on validation</summary>{trials_table(result)}</details>"
     yield f'<p class="note">Made by <code>{escape(str(board.get("command")))}</code>.</p>'
 

@@ -163,6 +163,19 @@ def trials_table(result: Mapping[str, Any]) -> str:
     return sortable(["row", "settings", *(MEASURES[name].label for name in measures), ""], lines)
 
 
+def kinds_table(result: Mapping[str, Any]) -> str:
+    """The rise by kind of general text, of the training that one would take of each row."""
+    recorded = [str(kind) for kind in result["recorded"]]
+    kinds = [*recorded, *(str(kind) for kind in result["other"])]
+    lines = []
+    for row in result["rows"]:
+        rises = [number_in(row["taken"], "rises", kind) for kind in kinds]
+        cells = [PageCell(shown_value("rise", value) or "–", value) for value in rises]
+        lines.append((row["row"], [PageCell(row["row"], kind="text"), *cells]))
+    header = [f"{kind} (recorded)" if kind in recorded else kind for kind in kinds]
+    return sortable(["row", *header], lines, [str(result["reference"].get("row"))])
+
+
 def findings(result: Mapping[str, Any]) -> Iterator[str]:
     """What the first comparison at equal learning shows of every row, as sentences."""
     wanted = next(iter(result["rows"][0]["equal"]), None) if result["rows"] else None
