@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from alora_trainer.data.self_text import SelfTextConfig
 from alora_trainer.errors import ALoRAError
@@ -60,7 +61,7 @@ class SelfKLOptions(SampledText, KLAnchorOptions):
 class SelfReplay(GeneralTextMethod):
     """Sees text of the base model's own, and no other."""
 
-    options_class = SelfReplayOptions
+    options_class: ClassVar[type[SampledText]] = SelfReplayOptions
     trainer_class = ReplayTrainer
     samples_text = True
 
