@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alora_trainer.data.detection.kinds import Kind, Spec, by_templates, kind_of
+from alora_trainer.data.detection.kinds import RecordForm, Spec, by_templates, kind_of
 from alora_trainer.data.detection.pieces import pieces
 from alora_trainer.data.encoding import encode_pairs
 from alora_trainer.data.records import Row, listed
@@ -97,7 +97,9 @@ def examine(
         ALoRAError: the form of a file cannot be told; half of its records or more cannot be used; nothing is left.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    kinds, found, items = {}, [], {}
+    kinds: dict[str, RecordForm] = {}
+    items: dict[str, list[_Item]] = {}
+    found = []
     for name, rows in files.items():
         kind = by_templates(*templates) if templates is not None else _kind(name, rows, has_template)
         kinds[name] = kind
@@ -123,7 +125,7 @@ def examine(
     )
 
 
-def _kind(name: str, rows: Sequence[Row], has_template: bool) -> Kind:
+def _kind(name: str, rows: Sequence[Row], has_template: bool) -> RecordForm:
     found = kind_of(rows, has_chat_template=has_template)
     if found is None:
         raise ALoRAError(
@@ -137,7 +139,9 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _items(name: str, kind: Kind, rows: Sequence[Row], tokenizer: Any, longest: int) -> tuple[list[_Item], FileFound]:
+def _items(
+    name: str, kind: RecordForm, rows: Sequence[Row], tokenizer: Any, longest: int
+) -> tuple[list[_Item], FileFound]:
     """The items of a file, and what it is."""
     task = get_task(kind.spec, tokenizer)
     wrong: dict[str, str] = {}  # where -> why
@@ -163,7 +167,7 @@ def _items(name: str, kind: Kind, rows: Sequence[Row], tokenizer: Any, longest: 
     return items, FileFound(name, kind.title, tuple(_columns(rows)), len(rows), len(wrong), first)
 
 
-def _records(kind: Kind, row: Row, tokenizer: Any, length: int) -> Iterator[dict[str, Any]]:
+def _records(kind: RecordForm, row: Row, tokenizer: Any, length: int) -> Iterator[dict[str, Any]]:
     record = kind.convert(row)
     if not kind.is_text:
         yield record

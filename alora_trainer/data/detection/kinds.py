@@ -1,6 +1,6 @@
 """The forms that records come in, and how each becomes items of one task.
 
-A form (`Kind`) says whether a record has it, and writes the record with columns of ours: so files of different people become
+A form (`RecordForm`) says whether a record has it, and writes it with columns of ours: so files of different people become
 one, and the recipe's task stays in words that can be read.
 """
 
@@ -67,7 +67,7 @@ PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Kind:
+class RecordForm:
     """One form of records.
 
     Attributes:
@@ -87,7 +87,7 @@ class Kind:
     is_text: bool = False
 
 
-def kind_of(records: Sequence[Record], *, has_chat_template: bool) -> tuple[Kind, int] | None:
+def kind_of(records: Sequence[Record], *, has_chat_template: bool) -> tuple[RecordForm, int] | None:
     """The form that most of the records have, and how many have it; the first in the order of `kinds` of those that tie.
 
     Args:
@@ -99,27 +99,29 @@ def kind_of(records: Sequence[Record], *, has_chat_template: bool) -> tuple[Kind
     return next(((kind, count) for kind, count in counted if count == best), None) if best else None
 
 
-def kinds(records: Sequence[Record], *, has_chat_template: bool) -> list[Kind]:
+def kinds(records: Sequence[Record], *, has_chat_template: bool) -> list[RecordForm]:
     """All forms that are known, the more telling ones first."""
     return [
         *map(_built_in, _BUILT_IN_COLUMNS),
         _conversations(has_chat_template),
-        Kind("instruction, input and output (alpaca)", _is_alpaca, _alpaca, "alpaca"),
+        RecordForm("instruction, input and output (alpaca)", _is_alpaca, _alpaca, "alpaca"),
         _choices(records),
         *(_pair(*pair) for pair in PAIRS),
-        Kind("plain text", lambda record: _text_column(record) is not None, _text, _TEXT_SPEC, "all", is_text=True),
+        RecordForm(
+            "plain text", lambda record: _text_column(record) is not None, _text, _TEXT_SPEC, "all", is_text=True
+        ),
     ]
 
 
-def by_templates(prompt: str, completion: str) -> Kind:
+def by_templates(prompt: str, completion: str) -> RecordForm:
     """The form that a person names: templates of the columns for prompt and completion."""
     spec = {"name": "items", "prompt": prompt, "completion": completion, "target_delimiter": ""}
-    return Kind("the given templates", lambda record: True, dict, spec)
+    return RecordForm("the given templates", lambda record: True, dict, spec)
 
 
-def _built_in(name: str) -> Kind:
+def _built_in(name: str) -> RecordForm:
     needed = _BUILT_IN_COLUMNS[name]
-    return Kind(
+    return RecordForm(
         f"the columns of {name}",
         lambda record: all(record.get(column) is not None for column in needed),
         lambda record: {column: record[column] for column in (*needed, "id") if column in record},
@@ -130,12 +132,12 @@ def _built_in(name: str) -> Kind:
 # --- conversations ---
 
 
-def _conversations(has_chat_template: bool) -> Kind:
+def _conversations(has_chat_template: bool) -> RecordForm:
     if has_chat_template:
         spec: Spec = {"name": "chat", "messages": "messages"}
-        return Kind("conversations", _is_chat, lambda record: {"messages": record[_messages(record)]}, spec)
+        return RecordForm("conversations", _is_chat, lambda record: {"messages": record[_messages(record)]}, spec)
     spec = {"name": "chat", "prompt": "{prompt}", "completion": "{completion}", "target_delimiter": ""}
-    return Kind(
+    return RecordForm(
         "conversations, written as User: and Assistant: since the model has no chat template",
         _is_chat,
         _plain_chat,
@@ -183,7 +185,7 @@ def _alpaca(record: Record) -> dict[str, Any]:
     return {"instruction": record[own["instruction"]], "input": record[more], "output": record[own["output"]]}
 
 
-def _pair(prompts: tuple[str, ...], answers: tuple[str, ...], template: str, title: str) -> Kind:
+def _pair(prompts: tuple[str, ...], answers: tuple[str, ...], template: str, title: str) -> RecordForm:
     def found(record: Record) -> tuple[str | None, str | None]:
         return columns.first_of(record, prompts), columns.first_of(record, answers)
 
@@ -202,7 +204,7 @@ def _pair(prompts: tuple[str, ...], answers: tuple[str, ...], template: str, tit
         return {"prompt": told + template.replace("{prompt}", asked), "completion": _apart(template, asked, said)}
 
     spec = {"name": "items", "prompt": "{prompt}", "completion": "{completion}", "target_delimiter": ""}
-    return Kind(title, matches, convert, spec)
+    return RecordForm(title, matches, convert, spec)
 
 
 def _context(record: Record, used: set[str]) -> str:
@@ -229,10 +231,10 @@ def _apart(template: str, prompt: str, completion: str) -> str:
 # --- a question with choices ---
 
 
-def _choices(records: Sequence[Record]) -> Kind:
+def _choices(records: Sequence[Record]) -> RecordForm:
     first, reading = _answers_of(records)
     spec = {"name": "choices", "prompt": "{prompt}", "choices": "choices", "answer": "answer"}
-    return Kind("a question with choices", _is_choice, lambda record: _choice(record, first, reading), spec)
+    return RecordForm("a question with choices", _is_choice, lambda record: _choice(record, first, reading), spec)
 
 
 def _is_choice(record: Record) -> bool:
