@@ -158,6 +158,8 @@ def _figures(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
         "test_kinds": rises,
         "accuracy_base": before.acc,
         "accuracy": after.acc,
+        "answer_loss_base": before.answer_loss,
+        "answer_loss": after.answer_loss,
         "items": after.items,
     }
 
@@ -180,6 +182,13 @@ def _rises(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
     return found
 
 
+def _learned(own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy gained in questions with choices; of free answers, the nats a token that they have become likelier by."""
+    if own[0]["answer_loss"] is not None:
+        return {"answer_loss_fell": spread(one["answer_loss_base"] - one["answer_loss"] for one in own)}
+    return {"accuracy_gained": spread(one["accuracy"] - one["accuracy_base"] for one in own)}
+
+
 def _summary(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for task, budget in dict.fromkeys((one["task"], one["budget"]) for one in done):
@@ -194,7 +203,7 @@ def _summary(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "held_on_test": sum(one["test_rise_given"] <= budget for one in promised),
                 "rise_on_test": spread(one["test_rise_given"] for one in own),
                 "rise_on_other_kinds": spread(one["test_rise_others"] for one in own),
-                "accuracy_gained": spread(one["accuracy"] - one["accuracy_base"] for one in own),
+                **_learned(own),
                 "scale": spread(one["scale"] for one in own),
             }
         )

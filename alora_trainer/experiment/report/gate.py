@@ -29,7 +29,7 @@ class Check:
     unit: str = "%"
 
     def __str__(self) -> str:
-        sign = ">=" if self.what.endswith("accuracy") else "<="
+        sign = ">=" if self.what.endswith(("accuracy", "change over base")) else "<="
         verdict, scale = "passed" if self.passed else "FAILED", 100 if self.unit == "%" else 1
         found, limit = (f"{scale * figure:.4g} {self.unit}" for figure in (self.found, self.limit))
         return f"gate {verdict}: {self.what} is {found}, wanted {sign} {limit}"
