@@ -44,8 +44,8 @@ _TRAINED = ("train", "block_length", "train_tokens", "streaming", "self_text")
 _AS_TOKENS = ("max_length", "loss_on", "too_long")
 _CURVE = ("curve_steps", "curve_blocks", "curve_items")
 # Settings of `evaluation` that results made before they were there do without, while they are not set.
-_LATER_ADDED = ("document_tokens", "kl_tokens", "general_tasks", "task_folder", "scales")
-_SCORES = ("batch_size", "limit", "bootstrap_iters", *_LATER_ADDED)
+_LATER_ADDED = ("document_tokens", "kl_tokens", "general_tasks", "task_folder")
+_SCORES = ("batch_size", "limit", "bootstrap_iters", "scales", *_LATER_ADDED)
 # The same of `alora`, with the value that every training had before.
 _HOLDING_LATER_ADDED = (("init_adapter", DEFAULT), ("freeze_a", False), ("log_drift", False))
 # And of methods' own options.
