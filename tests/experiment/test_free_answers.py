@@ -100,6 +100,24 @@ def test_the_gate_on_free_answers() -> None:
         run_gate({"alora": MethodResult(tasks={"sciq": TaskScore(acc=0.5)})}, "alora", max_answer_loss=1.2)
 
 
+def test_what_is_to_be_kept_is_wanted_at_least() -> None:
+    scores = {"base": 0.5, "alora": 0.48}
+    methods = {
+        name: MethodResult(
+            GeneralScore(token_cross_entropy=3.0, tasks={"arc": {"acc": acc}}), tasks={"t": TaskScore(acc=0.9)}
+        )
+        for name, acc in scores.items()
+    }
+    said = [
+        str(one) for one in run_gate(methods, "alora", max_general_rise=0.01, min_accuracy=0.8, keep={"arc": -0.01})
+    ]
+    assert said == [
+        "gate passed: general loss's rise over base is 0 %, wanted <= 1 %",
+        "gate passed: t accuracy is 90 %, wanted >= 80 %",
+        "gate FAILED: arc acc's change over base is -2 %, wanted >= -1 %",
+    ]
+
+
 def test_the_loss_is_pooled_over_tokens_not_items() -> None:
     rows = [{"log_likelihoods": [-10.0], "tokens": 1}, {"log_likelihoods": [-20.0], "tokens": 29}]
     found = answer_losses(rows)
