@@ -39,6 +39,7 @@ GIVEN: dict[str, list[tuple[str, Any]]] = {
     "init_damping": [("0.1", 0.1)],
     "init_memory": [("cpu", "cpu")],
     "freeze_a": [("true", True)],
+    "log_drift": [("true", True)],
     "missing": [("free", "free")],
     "layer_weights": [("l2", "l2"), ("none", "none"), (WEIGHTS, {"q_proj": 1, ".*": 0.5})],
     "normalize": [("false", False)],
