@@ -80,6 +80,7 @@ OURS: dict[type, dict[str, Any]] = {
         "init_damping": 0.2,
         "init_memory": "cpu",
         "freeze_a": True,
+        "log_drift": True,
         "missing": "free",
         "layer_weights": "none",
         "normalize": False,
