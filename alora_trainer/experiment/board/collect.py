@@ -117,7 +117,7 @@ class PlaceFound:
 def _recorded(place: Place) -> list[str]:
     """The kinds of general text that anything is recorded on or trained with, by their names in the recipe."""
     recipe = load_recipe(place.task.recipe, place.overrides)
-    return [] if recipe.general.train == SELF else list(recipe.general.train)
+    return [] if recipe.general.train in (None, SELF) else list(recipe.general.train)
 
 
 def collected(found: Sequence[PlaceFound], board: Board, rules: Rules) -> list[dict[str, Any]]:

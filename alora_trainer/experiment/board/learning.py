@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from alora_trainer.errors import ALoRAError
@@ -17,8 +16,8 @@ class Learning:
     """A measure of what was learned.
 
     Attributes:
-        name: ``choice_cross_entropy`` (nats, the far less noisy one), ``accuracy``, ``answer_cross_entropy`` (of a free
-            answer, nats an answer), or ``TASK.METRIC`` of a task that lm-eval scores (``evaluation.general_tasks``);
+        name: ``choice_cross_entropy`` (nats, the far less noisy one), ``accuracy``, ``answer_cross_entropy`` (of free
+            answers, nats a token), or ``TASK.METRIC`` of a task that lm-eval scores (``evaluation.general_tasks``);
             ``*.METRIC`` is of the only one, whatever it is called, where validation and test are two.
     """
 
@@ -59,7 +58,7 @@ class Learning:
             return score.acc
         if self.name == "choice_cross_entropy":
             return score.choice_cross_entropy
-        return None if score.perplexity is None else math.log(score.perplexity)
+        return score.answer_loss
 
     def learned(self, before: float, after: float) -> float:
         """How much was learned, given the figure of the untouched model and that of the tuned one."""

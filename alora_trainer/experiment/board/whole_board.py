@@ -152,12 +152,11 @@ class _Work:
         return all(cell.name in self.outcomes for cell in cells)
 
     def _result(self, cell: Cell) -> MethodResult:
-        (result,) = results_of_cell(self.outcomes[cell.name]).values()
-        return result
+        # The method's own; a recipe may have its adapter scored at other scales, too.
+        return next(iter(results_of_cell(self.outcomes[cell.name]).values()))
 
     def _folder_of(self, cell: Cell) -> Path:
-        (place,) = self.outcomes[cell.name]["entries"]
-        return self.folder / cell.folder / str(place)
+        return self.folder / cell.folder / str(next(iter(self.outcomes[cell.name]["entries"])))
 
     def _first_failure(self) -> str:
         return "; ".join(f"{name}: {error}" for name, error in list(self.failures.items())[:1])
