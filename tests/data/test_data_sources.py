@@ -107,7 +107,7 @@ class TestErrors:
             ("a.jsonl", '{"text": "  "}\n', r"a\.jsonl holds only blank documents"),
             ("a.jsonl", '{"body": "x"}\n', r"no column 'text' \(its columns are body\).*text_column"),
             ("a.jsonl", '{"text": "x"}\n{"text": 1}\n', r"line 2 of .*a\.jsonl is no document: its field 'text' is 1"),
-            ("a.tsv", "text\nx\n", r"a\.tsv has a format that is not known"),
+            ("a.ods", "text\nx\n", r"a\.ods has a format that is not known"),
             ("a.parquet", "no parquet", r"a\.parquet cannot be read as parquet"),
         ],
     )

@@ -59,7 +59,7 @@ class TestText:
         for value in ("x\x1b[2J" * 1000, ["\x1b" * 1000] * 1000, {str(i): "\ud800" for i in range(1000)}):
             assert len(shown(value)) < 700 and shown(value).isprintable()
         with pytest.raises(ALoRAError, match=r"no field 'a' \(its fields are \\x1b0, .* and 5 more\)"):
-            get_task({"name": "t", "prompt": "{a}", "completion": "x"}).convert({f"\x1b{i}": 1 for i in range(25)})
+            get_task({"name": "t", "prompt": "{a}", "completion": "{a}"}).convert({f"\x1b{i}": 1 for i in range(25)})
 
     def test_half_a_character(self) -> None:
         with pytest.raises(ALoRAError, match=r"half of a surrogate pair, \\ud83d \(line 2, character 3 of it\)"):

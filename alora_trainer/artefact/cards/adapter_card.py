@@ -109,8 +109,10 @@ def _of_effect(protection: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
     """Settings in words, without those that were left alone."""
-    said = {key: "yes" if value is True else value for key, value in settings.items() if value not in (None, False)}
-    return ", ".join(f"{key} {value}" for key, value in said.items()) or "nothing that was set"
+    kept = {key: value for key, value in settings.items() if value is not None and value is not False}  # 0 is a value
+    return (
+        ", ".join(f"{key} {'yes' if value is True else value}" for key, value in kept.items()) or "nothing that was set"
+    )
 
 
 def _number(value: Any) -> float | None:
