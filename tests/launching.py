@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def launch(
-    command: Sequence[str], environment: Mapping[str, str], timeout: float = 200
+    command: Sequence[str], environment: Mapping[str, str], timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run `command` in a session of its own, which is killed whole after `timeout` seconds."""
     process = subprocess.Popen(
@@ -29,7 +29,7 @@ def launch(
     return subprocess.CompletedProcess(list(command), process.returncode, output, errors)
 
 
-def launch_two(script: str, *arguments: str, timeout: float = 200, **environment: str) -> None:
+def launch_two(script: str, *arguments: str, timeout: float = 400, **environment: str) -> None:
     """Run a script of this folder in two processes, as a user would; all its output is shown if it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

@@ -35,7 +35,8 @@ def test_the_recipes_are_in_the_wheel() -> None:
         for pattern in (one for group in SETTINGS["tool"]["setuptools"]["data-files"].values() for one in group)
         for path in ROOT.glob(pattern)
     }
-    assert given == {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
+    there = {path for path in (ROOT / "recipes").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert given == {path.relative_to(ROOT).as_posix() for path in there}
 
 
 def test_the_source_distribution_has_what_the_tests_need() -> None:

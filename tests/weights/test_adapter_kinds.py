@@ -111,7 +111,7 @@ def test_experts_are_recorded_and_held(token_data, training_arguments, applicati
     drifts = {}
     for lam in (0.0, 1e4):
         held = copy.deepcopy(model)
-        config = ALoRAConfig(lam=lam, application=application)
+        config = ALoRAConfig(lam=lam, application=application, log_drift=True)
         trainer = ALoRATrainer(held, args, train_dataset=token_data(seed=4), importance=importance, alora=config)
         trainer.train()
         last = [log for log in trainer.state.log_history if "drift" in log][-1]

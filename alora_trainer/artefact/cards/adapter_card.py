@@ -96,7 +96,7 @@ _BESIDE = (
     (("probe_steps",), "budget", None),
 )
 # Of no effect on the adapter: where things were kept, and what was refused or logged.
-_ASIDE = ("lam", "storage_device", "missing", "backend", "log_drift")
+_ASIDE = ("lam", "storage_device", "missing", "log_drift")
 
 
 def _of_effect(protection: Mapping[str, Any]) -> dict[str, Any]:

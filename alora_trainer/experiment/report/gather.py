@@ -127,7 +127,8 @@ class Comparison:
             return {}
         default = next(iter(before.values()))
         after = variant.values(lambda one: one.general.loss)
-        return {seed: 100 * (value / before.get(seed, default) - 1) for seed, value in after.items()}
+        starts = {seed: before.get(seed, default) for seed in after}
+        return {seed: 100 * (value / starts[seed] - 1) for seed, value in after.items() if starts[seed] > 0}
 
     @property
     def is_free(self) -> bool:
