@@ -9,7 +9,8 @@ that sets the floor of accuracy. Then all methods are trained with three other s
 
 Beside perplexity and accuracy: the rise of the general cross-entropy over the base model's, in nats a token, and the
 cross-entropy over the four choices, which moves where accuracy over 500 items cannot. Writes
-results/curvature-comparison.json and prints its table.
+results/curvature-comparison.json and prints its tables: the test's, and the validation curves at like learning. `--read FILE`
+prints those of a finished comparison again.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ TRIED: Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
 EARLIER = ("ewclora", "alora")
 # Held as strongly as `ewclora`, whose importance it has in fewer bytes.
 FACTORED = "ewclora_factored"
+# Of the cross-entropy over choices, where the validation curves are read.
+LEVELS = (2.56, 2.58, 2.60)
 # Of general text that curvature is measured on; Fisher information is on all 122,880 tokens.
 CURVATURE_TOKENS = {"curvature.tokens": "12288"}
 # Each in a run folder of its own, so that two processes can share the work of a seed.
@@ -160,9 +163,10 @@ def format_table(report: Mapping[str, Any]) -> str:
     """One row a method."""
     chosen = report["selection"]["chosen"]
     lines = [
-        "| method | strength | rise (nats a token) | general perplexity | cross-entropy over choices | accuracy (%) |",
-        "|---|---|---|---|---|---|",
+        "| method | strength | rise (nats a token) | general perplexity | over choices | learned (%) | accuracy (%) |",
+        "|---|---|---|---|---|---|---|",
     ]
+    start, lora = (report["final"][name]["choices"]["mean"] for name in ("base", "lora"))
     for method, entry in report["final"].items():
         strength = chosen.get("ewclora" if method == FACTORED else method)
         cells = [
@@ -171,10 +175,29 @@ def format_table(report: Mapping[str, Any]) -> str:
             _pm(entry["rise"], 1, 4),
             _pm(entry["perplexity"], 1, 2),
             _pm(entry["choices"], 1, 3),
+            f"{100 * (start - entry['choices']['mean']) / (start - lora):.0f}",
             _pm(entry["accuracy"], 100, 1),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def format_like_learning(report: Mapping[str, Any]) -> str:
+    """General cross-entropy on validation by the cross-entropy over choices, between the strengths by straight lines."""
+    lines = [f"| held by | {' | '.join(f'at {level}' for level in LEVELS)} |", f"|---|{'---|' * len(LEVELS)}"]
+    for method, curve in report["selection"]["tried"].items():
+        if all("choices" in point for point in curve):  # the earlier ones were not asked for it
+            found = [_at(curve, level) for level in LEVELS]
+            lines.append(f"| {method} | {' | '.join('' if one is None else f'{one:.3f}' for one in found)} |")
+    return "\n".join(lines)
+
+
+def _at(curve: Sequence[Mapping[str, float]], level: float) -> float | None:
+    points = sorted((point["choices"], point["cross_entropy"]) for point in curve)
+    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+        if left <= level <= right:
+            return low + (high - low) * (level - left) / (right - left)
+    return None
 
 
 def _pm(value: Mapping[str, Any], factor: float, digits: int) -> str:
@@ -191,7 +214,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--quick", action="store_true", help="a few steps and items, to see that it runs")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="print the tables of a finished comparison, and stop")
     options = parser.parse_args()
+    if options.read is not None:
+        finished = json.loads(options.read.read_text())
+        print(f"{format_table(finished)}\n\n{format_like_learning(finished)}")
+        return
     seeds, common, tried = [int(x) for x in options.seeds.split(",")], dict(CURVATURE_TOKENS), dict(TRIED)
     if options.quick:
         seeds, tried = seeds[:1], {setting: (methods, values[:1]) for setting, (methods, values) in tried.items()}
@@ -214,7 +242,7 @@ def main() -> None:
     path = options.output or default / "curvature-comparison.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
-    print(format_table(report))
+    print(f"{format_table(report)}\n\n{format_like_learning(report)}")
     if selection["at_the_edge"]:
         print(f"chosen at the edge of the tried strengths: {', '.join(selection['at_the_edge'])}")
     print(f"\n{(time.perf_counter() - began) / 60:.1f} min; written: {path}")
