@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +35,28 @@ from tests.tiny_training import quiet_arguments, tiny_llama, token_rows, with_lo
 pytest_plugins = ("tests.evaluation_fixtures",)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates_compiled_once() -> Iterator[None]:
+    """Every adapter that is saved has PEFT's card, whose template takes longer to compile than a tiny adapter to train."""
+    import jinja2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2.Environment, "compile", functools.cache(jinja2.Environment.compile))
+        yield
+
+
+def pytest_sessionfinish() -> None:
+    """What is frozen below is taken apart like all else, or triton would report it as leaked."""
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_collections() -> None:
+    """Every training ends with a garbage collection: let it look at what comes after the imports, and each module, alone."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Some of them are read while libraries are imported, so that the process that others are forked from has them, too.
+SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def launch(
@@ -30,9 +38,75 @@ def launch(
 
 
 def launch_two(script: str, *arguments: str, timeout: float = 400, **environment: str) -> None:
-    """Run a script of this folder in two processes, as a user would; all its output is shown if it fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = launch([*command, str(ROOT / "tests" / script), *arguments], os.environ | settings | environment, timeout)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    """Run a script of this folder, or a module, in two processes of one group; all their output is shown if one fails.
+
+    They are told of each other as torchrun tells its processes, but are forked from one that has imported the libraries, for
+    which each of them would take ten seconds. (tests/trainer/test_engines_page.py and tests/cli/test_eval_command.py are
+    launched by torchrun itself.)
+    """
+    context = prepared()
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(rank) for rank in range(2)]
+        processes = [
+            context.Process(
+                target=_run,
+                args=(script, arguments, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                      | SETTINGS | environment, str(outputs[rank])),
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        for process in processes:
+            process.start()
+        end = time.monotonic() + timeout
+        # One that failed leaves the other waiting for it.
+        while any(process.is_alive() for process in processes) and time.monotonic() < end:
+            if any(process.exitcode for process in processes):
+                break
+            time.sleep(0.05)
+        late = [process for process in processes if process.is_alive()]
+        for process in late:
+            process.kill()
+        for process in processes:
+            process.join()
+        said = "\n".join(path.read_text(errors="replace")[-5000:] for path in outputs if path.exists())
+        codes = [process.exitcode for process in processes]
+    assert codes == [0, 0], f"{script}: exit codes {codes}, {len(late)} killed\n{said}"
+
+
+def prepared() -> multiprocessing.context.ForkServerContext:
+    """Where processes come from: one without threads, which has imported what `tests.prepared` does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.prepared"])
+    before = {name: os.environ.get(name) for name in SETTINGS}
+    os.environ.update(SETTINGS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return context
+
+
+def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], output: str) -> None:
+    """In a forked process: become `python script arguments` or `python -m script arguments`; what it says goes into a file."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    if script.endswith(".py"):
+        path = str(ROOT / "tests" / script)
+        sys.argv = [path, *arguments]
+        runpy.run_path(path, run_name="__main__")
+    else:
+        sys.argv = [script, *arguments]
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -22,10 +22,21 @@ REPO = "tiny-org/map"
 BASE = "tiny-org/tiny-llama"
 
 
+@pytest.fixture(scope="module")
+def pushed() -> dict[str, bytes]:
+    """Every file of a map that was pushed, by name: filled by the first test that needs it."""
+    return {}
+
+
 @pytest.fixture
-def published(hub: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def published(hub: Any, monkeypatch: pytest.MonkeyPatch, pushed: dict[str, bytes]) -> Any:
     """The Hub with a map on it, and nothing of it in the cache; its client does not wait before it tries again."""
-    make_map().push_to_hub(REPO)
+    if pushed:
+        hub.store.add("model", REPO, pushed)
+    else:
+        make_map().push_to_hub(REPO)
+        stored = hub.store.repos["model", REPO]
+        pushed.update({name: blob.content for name, blob in stored.commits[stored.refs["main"]].items()})
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     return hub

@@ -155,7 +155,7 @@ def test_every_task_says_where_it_comes_from_and_is_found(capsys: pytest.Capture
 def test_real_items(shared: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(shared / "models" / "base-5m")
+    model = AutoModelForCausalLM.from_pretrained(shared / "models" / "base-5m", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "base-5m")
     for name, split in (("sciq", "test"), ("piqa", "validation"), ("medmcqa", "validation")):
         records = read_lines(shared / "data" / "tasks" / name / f"{split}.jsonl.gz")[:5]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +29,7 @@ from alora_trainer.importance.kinds.kronecker import KroneckerOmega
 from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.importance.recording.measured import MEASURED
 from tests.dense_metric import dense_metric
-from tests.launching import ROOT, launch
+from tests.launching import launch_two
 from tests.tiny_recipe import write_all
 
 COMMON = {"curvature.tokens": "100", "curvature.batch_size": "2", "curvature.keep": "4", "tune.max_steps": "2"}
@@ -196,10 +194,8 @@ def test_two_processes_measure_together(recipe: Callable[..., Recipe], kronecker
     path = str(recipe().base / "recipe.yaml")
     settings = COMMON | {"curvature.labels": "text", "curvature.batch_size": "1", "curvature.tokens": "null"}
     words = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command += ["alora_trainer.cli", "record", path, "--importance", "kronecker", "--output_dir", str(tmp_path), *words]
-    done = launch(command, os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["record", path, "--importance", "kronecker", "--output_dir", str(tmp_path), *words]
+    launch_two("alora_trainer.cli", *command)
     both = ImportanceMap.from_pretrained(tmp_path / "curvature_kronecker" / "map")
     whole = recipe(importance="kronecker", **{key: settings[key] for key in settings if key.startswith("curvature.")})
     one = ImportanceMap.from_pretrained(record_recipe(whole, output_dir=tmp_path / "one"))

@@ -19,8 +19,9 @@ from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.methods import METHODS
 from alora_trainer.experiment.recipe.plan import estimate
 from alora_trainer.experiment.recipe.plan.devices import DEVICES
-from alora_trainer.experiment.recipe.plan.estimate import as_json, plan_recipe
+from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
 from alora_trainer.experiment.recipe.plan.models import CONFIGURATIONS, model_config
+from alora_trainer.experiment.recipe.plan.report import as_json
 from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.weights.parameterization import Parameterization

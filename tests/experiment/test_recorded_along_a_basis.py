@@ -9,8 +9,11 @@ import pytest
 
 from alora_trainer import ImportanceMap
 from alora_trainer.artefact.provenance import map_at_present
+from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import METHODS
 from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
+from alora_trainer.experiment.recipe.plan.devices import DEVICES
+from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.run.dependencies import recording, training
 from alora_trainer.experiment.run.models import load_base, load_tokenizer, with_fresh_adapter
@@ -20,6 +23,8 @@ from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.parameterization import Parameterization
 from tests.dense_metric import random_importance
 from tests.tiny_recipe import make_collecting_cheap, write_all
+
+DEVICE = DEVICES["H100"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,29 @@ def test_what_is_recorded_along_it_is_saved_in_its_own_format(recipe_file: Path,
     recorded = ImportanceMap.from_pretrained(str(tmp_path / "map"))
     assert (recorded.kind, recorded.storage, recorded.info.xi_share) == ("ekfac", "ekfac", 0.1)
     assert recorded.info.basis is not None and str(tmp_path) not in recorded.info.basis
+
+
+def test_it_is_planned_as_large_as_it_is(recipe_file: Path, tmp_path: Path) -> None:
+    """The path integral, the recorded map to the byte, and the same bytes where it holds a training."""
+    recipe = load_recipe(recipe_file, {"alora.basis": "directions", "methods": "alora,lora"})
+    plan = plan_recipe(recipe, DEVICE)
+    record_importance(recipe, load_tokenizer(recipe), tmp_path, Parameterization.ADAPTER)
+    recorded = ImportanceMap.from_pretrained(str(tmp_path / "map"))
+    omegas = [recorded.stored(name).parts["omega"] for name in recorded]
+    stages = {stage.name: stage.held.parts for stage in plan.stages}
+    assert plan.path_bytes == stages["record"]["w"] == sum(omega.nbytes for omega in omegas)
+    assert plan.upload_bytes["importance map"] - plan.upload_bytes["adapter"] == recorded.nbytes
+    assert stages["tune alora"]["bases"] == recorded.nbytes and "Omega" not in stages["tune alora"]
+    vectors = recorded.nbytes - plan.path_bytes
+    assert stages["record"]["directions"] == vectors > 0
+    elementwise = plan_recipe(load_recipe(recipe_file), DEVICE)
+    assert elementwise.path_bytes == elementwise.memory.omega_bytes("float32") > plan.path_bytes
+
+
+def test_a_plan_refuses_what_the_recording_would(recipe_file: Path) -> None:
+    missing = load_recipe(recipe_file, {"alora.basis": str(recipe_file.parent / "nowhere")})
+    with pytest.raises(ALoRAError, match="nowhere"):
+        plan_recipe(missing, DEVICE)
 
 
 def test_it_is_a_part_of_stage_a_and_counts_by_its_content(recipe_file: Path, tmp_path: Path) -> None:

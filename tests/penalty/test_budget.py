@@ -14,6 +14,7 @@ from alora_trainer.penalty.strength.probe import Probe
 from alora_trainer.penalty.strength.schedule import schedule_factor
 from tests.conftest import move_factors
 from tests.penalty.test_penalty import made_map
+from tests.tiny_training import quiet_arguments, tiny_llama, token_rows, with_lora
 
 
 def logged(trainer, key):
@@ -146,15 +147,23 @@ def test_budget_resumes_exactly(held, lora_model, token_data, tmp_path):
 # ---- the budget is kept ----
 
 
-@pytest.fixture
-def learned(lora_model, token_data, training_arguments):
-    """A model that has learned general text, its importance, that text, and other text to learn."""
-    general, domain = token_data(16, 8, seed=21), token_data(24, 8, seed=22)
-    model = lora_model(target_modules="all-linear", r=4)
-    args = training_arguments(max_steps=40, learning_rate=0.02, per_device_train_batch_size=8)
+@pytest.fixture(scope="module")
+def learned_once(tmp_path_factory):
+    general, domain = token_rows(16, 8, seed=21), token_rows(24, 8, seed=22)
+    model = with_lora(tiny_llama(), target_modules="all-linear", r=4)
+    args = quiet_arguments(
+        str(tmp_path_factory.mktemp("learned")), max_steps=40, learning_rate=0.02, per_device_train_batch_size=8
+    )
     recorder = ALoRATrainer(model, args, train_dataset=general, alora=ALoRAConfig(record="path"))
     recorder.train()
     return model, recorder.importance, general, domain
+
+
+@pytest.fixture
+def learned(learned_once):
+    """A model that has learned general text, its importance, that text, and other text to learn."""
+    model, *rest = learned_once
+    return copy.deepcopy(model), *rest
 
 
 @pytest.mark.parametrize("application", ["coupled", "decoupled"])

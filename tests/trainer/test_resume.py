@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
 from alora_trainer.trainer.resume import last_good_checkpoint, last_whole_checkpoint, why_torn
+from tests.launching import prepared
 from tests.resume_worker import STAGES, run
 
 KILLS = [("record", "step"), ("record", "saving"), ("protect", "step"), ("protect", "state"), ("budget", "saving")]
@@ -24,8 +24,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pa
     """The folders of trainings that were killed."""
     folders = {kill: tmp_path_factory.mktemp("-".join(kill)) for kill in KILLS}
     # One process imports everything, and those that are to be killed are copies of it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.resume_worker"])
+    context = prepared()
     processes = [context.Process(target=run, args=(stage, folders[stage, moment], moment)) for stage, moment in KILLS]
     for process in processes:
         process.start()

@@ -38,8 +38,8 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.basics.files import write_json
     from alora_trainer.experiment.recipe.plan.data_check import check_data
     from alora_trainer.experiment.recipe.plan.devices import get_device
-    from alora_trainer.experiment.recipe.plan.estimate import as_json, plan_recipe
-    from alora_trainer.experiment.recipe.plan.report import format_plan
+    from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
+    from alora_trainer.experiment.recipe.plan.report import as_json, format_plan
     from alora_trainer.experiment.recipe.plan.sharding import Sharding
 
     data = check_data(recipe)

@@ -99,7 +99,7 @@ class Recorder:
         )
         self._scale = 1.0
         self._has_before = False
-        self._bases = {} if bases is None else _checked_bases(self.weights, bases)
+        self._bases = {} if bases is None else checked_bases(self.weights, bases)
         shapes = {name: rotated_shape(basis) for name, basis in self._bases.items()}
         self._integral = PathIntegral(self._own, location, folder, shapes=shapes)
         self._rotations = {
@@ -338,7 +338,12 @@ class Recorder:
         )
 
 
-def _checked_bases(weights: Sequence[TrainedWeight], bases: Mapping[str, Importance]) -> dict[str, InBasis]:
+def checked_bases(weights: Sequence[TrainedWeight], bases: Mapping[str, Importance]) -> dict[str, InBasis]:
+    """The bases of all `weights`, by name.
+
+    Raises:
+        ALoRAError: a weight has none, or one of another shape, or is not adapted by LoRA.
+    """
     found: dict[str, InBasis] = {}
     for weight in weights:
         basis = bases.get(weight.name)

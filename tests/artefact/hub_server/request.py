@@ -24,6 +24,7 @@ class Request(BaseHTTPRequestHandler):
     hub: Any
     routes: ClassVar[list[tuple[str, str, Callable[..., None]]]] = []
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer's body waits 40 ms for the client to acknowledge its headers
 
     def log_message(self, format: str, *arguments: Any) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
@@ -40,6 +41,7 @@ class Request(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         try:
             if self.hub.portal is not None:
+                self._body()
                 self._send(200, self.hub.portal, {"Content-Type": "text/html"})
                 return
             for pattern, (status, headers) in self.hub.refusals.items():

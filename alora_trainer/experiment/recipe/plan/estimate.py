@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.methods import Method
+from alora_trainer.experiment.recipe.plan.along_a_basis import AlongABasis
 from alora_trainer.experiment.recipe.plan.amounts import (
     Amount,
     domain_items,
@@ -28,7 +28,6 @@ from alora_trainer.experiment.recipe.plan.models import build_model, model_confi
 from alora_trainer.experiment.recipe.plan.sharding import Sharding
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.kinds.ekfac import EKFAC
-from alora_trainer.importance.kinds.formats import listed_formats
 from alora_trainer.importance.recording.measured import Measured
 from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.weights.parameterization import Parameterization
@@ -70,6 +69,7 @@ class Plan:
         memory: the bytes behind it.
         stages: in the order of the run; full tunings (`si_full`, `ewc_full`), which are for small models, are left out.
         download_bytes: the model's; data sets are not counted.
+        path_bytes: w of stage A.
         disk_bytes: of the output folder, at the end and with its checkpoints.
         upload_bytes: of the importance map and of one adapter, by name.
     """
@@ -81,6 +81,7 @@ class Plan:
     memory: MemoryModel
     stages: list[StagePlan]
     download_bytes: int
+    path_bytes: int
     disk_bytes: int
     upload_bytes: dict[str, int]
 
@@ -148,7 +149,7 @@ class _Planner:
                 stages += self._choose(domains[0], method)
                 stages += [self._tune(each, method) for each in domains]
         stages.append(self._evaluate(domains))
-        omega = self.memory.omega_bytes(recipe.map.storage or "float32")
+        omega = self._recorded_bytes(recipe.map.storage or "float32")
         return Plan(
             recipe,
             self.device,
@@ -157,6 +158,7 @@ class _Planner:
             self.memory,
             stages,
             download_bytes=self.memory.planned.download_bytes,
+            path_bytes=self._path_bytes,
             disk_bytes=self._disk(omega),
             upload_bytes={"importance map": omega + self.memory.factor_bytes, "adapter": self.memory.factor_bytes},
         )
@@ -165,12 +167,33 @@ class _Planner:
         amount = self._training(self.recipe, "record", general_blocks(self.recipe), self.recipe.general.block_length)
         variant = Variant(**(vars(self.variant) | {"checkpointing": self._checkpoints("record")}))
         shape = Pass(amount.batch_size, amount.length)
-        once = self.memory.omega_bytes("float32")
+        once, along = self._path_bytes, self._along
         # w is read and written once a step (or once in fold_every), its two factors of rank 2 r are multiplied out.
         moved = 2 * once / self.recipe.alora.fold_every
-        flops = 8 * self._rank * self.memory.adapted_elements
+        flops = 2.0 * self._rank * once
+        if along is not None:
+            # The factors of the gradient and of the movement are turned, and what they have in the rest is found.
+            flops += 16 * self._rank * along.directions_bytes / 4
         text = (self.recipe.general.train_tokens or 0) * _TOKEN_BYTES
-        return self._stage("record", amount, shape, variant, self.memory.recording, moved, flops, host=once + text)
+        return self._stage(
+            "record", amount, shape, variant, lambda s, v: self.memory.recording(s, v, along), moved, flops,
+            host=once + text,
+        )  # fmt: skip
+
+    @cached_property
+    def _along(self) -> AlongABasis | None:
+        """Whose directions the recording goes along; None for the weights' own elements."""
+        place = self.recipe.alora.basis
+        return None if place is None else AlongABasis(place, self.memory.planned.weights)
+
+    @property
+    def _path_bytes(self) -> int:
+        """w, in float32."""
+        return self.memory.omega_bytes("float32") if self._along is None else self._along.path_bytes
+
+    def _recorded_bytes(self, storage: str) -> int:
+        """The map that is recorded; along directions it has one format."""
+        return self.memory.omega_bytes(storage) if self._along is None else self._along.map_bytes
 
     @property
     def _measured(self) -> list[Measured]:
@@ -245,8 +268,10 @@ class _Planner:
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
             return self._stage(name, amount, shape, self.variant, self.memory.plain, 0, 0)
-        if method.measured is not None and method.measured.is_curvature:
-            omega = self._curvatures.map_bytes(method.measured.kind)
+        curvature = method.measured is not None and method.measured.is_curvature
+        along = self._along if method.measured is None and method.needs_recording else None
+        if curvature or along is not None:
+            omega = along.map_bytes if along is not None else self._curvatures.map_bytes(method.measured.kind)
             products = (
                 16 * self._rank * omega / 4
             )  # each direction meets the drift's thin factors, twice and in both ways
@@ -337,48 +362,8 @@ class _Planner:
         checkpoint = 3 * factors
         if self.recipe.needs_recording:
             kept = self.recipe.training_arguments("record", ".", anywhere=True).save_total_limit or 1
-            total += omega + factors + kept * (checkpoint + self.memory.omega_bytes("float32") + factors)
+            total += omega + factors + kept * (checkpoint + self._path_bytes + factors)
         total += sum(self._map_bytes(one) + factors for one in self._measured)
         kept = self.recipe.training_arguments("tune", ".", anywhere=True).save_total_limit or 1
         total += sum(factors + kept * checkpoint for method in self.recipe.methods if method.trains)
         return total
-
-
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data; sizes in bytes, times in seconds."""
-    memory = plan.memory
-    return {
-        "schema": 1,
-        "recipe": plan.recipe.name,
-        "model": plan.recipe.model.path,
-        "device": {
-            "name": plan.device.name,
-            "flops": plan.device.flops,
-            "efficiency": plan.device.efficiency,
-            "bytes_per_second": plan.device.bytes_per_second,
-            "memory_bytes": plan.device.memory_bytes,
-        },
-        "gpus": plan.sharding.gpus,
-        "sharding": plan.sharding.kind,
-        "parameters": memory.parameters,
-        "adapted_weights": len(memory.planned.weights),
-        "adapted_parameters": memory.adapted_elements,
-        "factor_parameters": memory.factor_elements,
-        "factor_bytes": memory.factor_bytes,
-        "w_bytes": memory.omega_bytes("float32"),
-        "omega_bytes": {storage: memory.omega_bytes(storage) for storage in listed_formats()},
-        "stages": {
-            stage.name: stage.held.to_json()
-            | {
-                "host_bytes": stage.host_bytes,
-                "steps": stage.amount.steps if stage.amount else None,
-                "tokens": stage.amount.tokens if stage.amount else None,
-                "flops": stage.flops,
-                "seconds": stage.seconds,
-            }
-            for stage in plan.stages
-        },
-        "download_bytes": plan.download_bytes,
-        "disk_bytes": plan.disk_bytes,
-        "upload_bytes": plan.upload_bytes,
-    }

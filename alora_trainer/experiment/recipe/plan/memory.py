@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from alora_trainer.experiment.recipe.plan.along_a_basis import AlongABasis
 from alora_trainer.experiment.recipe.plan.models import PlannedModel
 from alora_trainer.experiment.recipe.plan.step_trace import StepTrace, trace_step
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
@@ -165,11 +166,13 @@ class MemoryModel:
             parts["a dequantised weight"] = max(m.weight.numel() * 2 for m in self._quantized_layers())
         return parts
 
-    def recording(self, shape: Pass, variant: Variant) -> Memory:
-        """Stage A: the path integral w, and the factors that it started with."""
+    def recording(self, shape: Pass, variant: Variant, along: AlongABasis | None = None) -> Memory:
+        """Stage A: the path integral w, and the factors that it started with; `along` directions, these, too."""
         parts = self.training(shape, variant)
         if variant.omega_device == "device" or (self.host and variant.omega_device == "cpu"):
-            parts["w"] = self.omega_bytes("float32")
+            parts["w"] = self.omega_bytes("float32") if along is None else along.path_bytes
+        if along is not None:
+            parts["directions"] = along.directions_bytes
         parts["factors at the start"] = self.factor_elements * 4
         return Memory(parts)
 

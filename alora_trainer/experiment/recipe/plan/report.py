@@ -1,6 +1,8 @@
-"""The plan as people read it."""
+"""The plan as people read it, and as plain data."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from alora_trainer.basics.heartbeat import duration
 from alora_trainer.experiment.recipe.plan.advice import misfits, usable_bytes
@@ -21,7 +23,7 @@ def format_plan(plan: Plan) -> str:
         f"  base model        {memory.parameters:,} parameters, {size(memory.base_bytes(plan.variant.quantization))}",
         f"  adapted weights   {len(memory.planned.weights)}, {memory.adapted_elements:,} parameters",
         f"  LoRA factors      {memory.factor_elements:,} parameters, {size(memory.factor_bytes)}",
-        f"  w (stage A)       {size(memory.omega_bytes('float32'))}, kept on: {plan.variant.omega_device}",
+        f"  w (stage A)       {size(plan.path_bytes)}, kept on: {plan.variant.omega_device}",
         f"  Omega             {omega}",
         "",
         *_table(plan),
@@ -99,3 +101,43 @@ def _largest(stage: StagePlan) -> str:
 def size(count: int) -> str:
     """Bytes as people write them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data; sizes in bytes, times in seconds."""
+    memory = plan.memory
+    return {
+        "schema": 1,
+        "recipe": plan.recipe.name,
+        "model": plan.recipe.model.path,
+        "device": {
+            "name": plan.device.name,
+            "flops": plan.device.flops,
+            "efficiency": plan.device.efficiency,
+            "bytes_per_second": plan.device.bytes_per_second,
+            "memory_bytes": plan.device.memory_bytes,
+        },
+        "gpus": plan.sharding.gpus,
+        "sharding": plan.sharding.kind,
+        "parameters": memory.parameters,
+        "adapted_weights": len(memory.planned.weights),
+        "adapted_parameters": memory.adapted_elements,
+        "factor_parameters": memory.factor_elements,
+        "factor_bytes": memory.factor_bytes,
+        "w_bytes": plan.path_bytes,
+        "omega_bytes": {storage: memory.omega_bytes(storage) for storage in listed_formats()},
+        "stages": {
+            stage.name: stage.held.to_json()
+            | {
+                "host_bytes": stage.host_bytes,
+                "steps": stage.amount.steps if stage.amount else None,
+                "tokens": stage.amount.tokens if stage.amount else None,
+                "flops": stage.flops,
+                "seconds": stage.seconds,
+            }
+            for stage in plan.stages
+        },
+        "download_bytes": plan.download_bytes,
+        "disk_bytes": plan.disk_bytes,
+        "upload_bytes": plan.upload_bytes,
+    }
