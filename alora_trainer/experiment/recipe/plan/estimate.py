@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import psutil
@@ -268,16 +268,13 @@ class _Planner:
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
             return self._stage(name, amount, shape, self.variant, self.memory.plain, 0, 0)
-        curvature = method.measured is not None and method.measured.is_curvature
-        along = self._along if method.measured is None and method.needs_recording else None
-        if curvature or along is not None:
-            omega = along.map_bytes if along is not None else self._curvatures.map_bytes(method.measured.kind)
-            products = (
-                16 * self._rank * omega / 4
-            )  # each direction meets the drift's thin factors, twice and in both ways
+        bases = self._in_a_basis(method)
+        if bases is not None:
+            # Each direction meets the drift's thin factors, twice and in both ways.
+            products = 16 * self._rank * bases / 4
             return self._stage(
-                name, amount, shape, self.variant, lambda s, v: self.memory.held_in_basis(s, v, omega),
-                omega, products, host=omega,
+                name, amount, shape, self.variant, partial(self.memory.held_in_basis, omega=bases), bases, products,
+                host=bases,
             )  # fmt: skip
         # The penalty reads Omega once a step and multiplies a drift of rank 2 r out, and its products with A and B.
         flops = 8 * self._rank * self.memory.adapted_elements
@@ -292,6 +289,12 @@ class _Planner:
             flops,
             host=omega,
         )
+
+    def _in_a_basis(self, method: Method) -> int | None:
+        """Bytes of the importance that holds a method's training, if it is in a basis."""
+        if method.measured is None:
+            return self._along.map_bytes if self._along is not None and method.needs_recording else None
+        return self._curvatures.map_bytes(method.measured.kind) if method.measured.is_curvature else None
 
     def _stage(
         self,
