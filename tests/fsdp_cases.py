@@ -57,6 +57,7 @@ class Case:
         fsdp: of `fsdp_config`, in two processes alone.
         trainer: "plain", "sft" or "dpo".
         probe: pass a probe_dataset, and begin at theta*.
+        tolerance: of relative errors between two processes and one.
     """
 
     ours: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Case:
     fsdp: dict[str, Any] = field(default_factory=dict)
     trainer: str = "plain"
     probe: bool = False
+    tolerance: float = 1e-5
 
 
 def wide(**lora: Any) -> Any:
@@ -139,6 +141,8 @@ CASES: dict[str, Case] = {
     "auto, decoupled": Case(
         {"lam": "auto", "application": "decoupled"}, model=wide, importance=reference_map, settings=EVALUATED
     ),
+    # Mixed precision: FSDP2 casts whole layers to bfloat16, autocast in one process single operations.
+    "bf16": Case(AT_ONCE, importance=reference_map, settings={"bf16": True} | SGD, tolerance=5e-3),
     "budget": Case({"budget": 0.02, "probe_steps": 1}, model=wide, importance=reference_map, probe=True),
 }
 

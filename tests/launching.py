@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -97,6 +98,7 @@ def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], 
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    gc.unfreeze()
     if script.endswith(".py"):
         path = str(ROOT / "tests" / script)
         sys.argv = [path, *arguments]

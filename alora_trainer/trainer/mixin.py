@@ -206,9 +206,11 @@ class ALoRAMixin(_TrainerHooks):
         loss = result[0] if return_outputs else result
         divisor = self.loss_divisor(num_items_in_batch)
         share = loss.detach() / divisor
+        # FSDP2's mixed precision hands out a loss of three digits, where a penalty is lost or, in float16, overflows.
+        dtype = torch.promote_types(loss.dtype, torch.float32)
         for part in parts:
             part.add_data_loss(share)
-            term = part.loss_term(loss.dtype, loss.device) if complete else None
+            term = part.loss_term(dtype, loss.device) if complete else None
             loss = loss if term is None else loss + term * divisor
         return (loss, *result[1:]) if return_outputs else loss
 

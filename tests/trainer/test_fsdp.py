@@ -56,7 +56,7 @@ def assert_ends_as_one_process(folder: Path, name: str, tmp_path: Path, toleranc
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_end_where_one_does(two, tmp_path, name):
-    assert_ends_as_one_process(two, name, tmp_path, 1e-5)
+    assert_ends_as_one_process(two, name, tmp_path, CASES[name].tolerance)
 
 
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])

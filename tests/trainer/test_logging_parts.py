@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+import torch
+from transformers import Trainer, TrainerCallback
 
 from alora_trainer import ALoRAConfig, ALoRATrainer
 from tests.penalty.test_penalty import made_map
@@ -53,6 +54,25 @@ def test_every_listener_gets_the_parts(lora_model, token_data, training_argument
         assert line["penalty_ratio"] == pytest.approx(line["penalty"] / line["ce_loss"])
         minimised = line["ce_loss"] + (line["penalty"] if application == "coupled" else 0.0)
         assert line["loss"] == pytest.approx(minimised, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_penalty_is_whole_beside_a_loss_in_half_precision(
+    lora_model, token_data, training_arguments, monkeypatch, dtype
+):
+    """As FSDP2's mixed precision hands it out; of three micro-batches, since a third is no number of half precision."""
+    plain = Trainer.compute_loss
+    monkeypatch.setattr(Trainer, "compute_loss", lambda self, *args, **kwargs: plain(self, *args, **kwargs).to(dtype))
+    model = lora_model(moved=True)
+    importance = made_map(model)
+    move_factors(model, 0.05)
+    config = ALoRAConfig(lam=1e6)  # a penalty beyond float16's 65,504
+    args = training_arguments(gradient_accumulation_steps=3, max_steps=1, optim="sgd", learning_rate=0.0)
+    trainer = ALoRATrainer(model, args, train_dataset=token_data(), importance=importance, alora=config)
+    trainer.train()
+    (line,) = [line for line in trainer.state.log_history if "loss" in line]
+    assert line["penalty"] > 70_000
+    assert line["loss"] - line["ce_loss"] == pytest.approx(line["penalty"], rel=1e-6)
 
 
 def test_a_probe_on_the_way_does_not_swallow_the_trainers_own_line(lora_model, token_data, training_arguments):
