@@ -111,7 +111,7 @@ class ImportanceMap(ImportanceValues):
             revision: branch, tag or commit of the Hub repository.
             storage: the format to have it in: fetched if the repository has it, else converted from its first one while
                 reading. None keeps the first one.
-            layers: read some weights alone: numbers of transformer blocks, and names or patterns ("*.q_proj").
+            layers: read some weights alone: numbers of transformer blocks, and names or patterns (``"*.q_proj"``).
             token: as in `huggingface_hub`.
 
         Raises:

@@ -1,0 +1,1 @@
+"""The documentation: its links, its code blocks, its reference and its site."""
