@@ -62,7 +62,7 @@ def main() -> int:
         str(DOCS),
         str(folder / own_version()),
     ]
-    status = subprocess.run([*command, "-d", str(folder / ".doctrees")], check=False).returncode
+    status = subprocess.run([*command, "-t", "versioned", "-d", str(folder / ".doctrees")], check=False).returncode
     if status == 0:
         write_lists(folder)
     return status

@@ -23,7 +23,7 @@ version = release
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_templates"]
 nitpicky = False
 
 myst_heading_anchors = 4  # as GitHub names them
@@ -43,6 +43,10 @@ html_theme = "furo"
 html_title = f"alora-trainer {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+templates_path = ["_templates"]
+_SIDEBAR = ("brand", "search", "scroll-start", "navigation", "scroll-end")
+if "tags" in globals() and tags.has("versioned"):  # noqa: F821  (Sphinx puts it there; build_site.py sets it)
+    html_sidebars = {"**": [*(f"sidebar/{part}.html" for part in _SIDEBAR), "versions.html"]}
 html_show_sphinx = False
 html_copy_source = False
 
@@ -63,7 +67,8 @@ def contents_of(index: str) -> str:
 
 def _contents(entries: list[tuple[str, str]], caption: str = "") -> str:
     lines = "\n".join(f"{title} <{page}>" for title, page in entries)
-    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```" if entries else ""
+    head = ":hidden:\n" + (f":caption: {caption}\n" if caption else "")
+    return f"```{{toctree}}\n{head}\n{lines}\n```" if entries else ""
 
 
 def without_links_to_folders(text: str, folder: Path) -> str:

@@ -17,6 +17,7 @@ class Factors:
     right: torch.Tensor
 
     def to(self, device: torch.device) -> Factors:
+        """The same on a device; what is there already is not copied."""
         return Factors(self.left.to(device), self.right.to(device))
 
     def norm(self) -> float:
@@ -34,7 +35,8 @@ class Step(Protocol):
     """What one optimizer step did to one weight."""
 
     @property
-    def learning_rate(self) -> float: ...
+    def learning_rate(self) -> float:
+        """eta of this step."""
 
     def gradient(self) -> Matrix:
         """The data loss's gradient of W."""

@@ -105,6 +105,7 @@ class TrainedWeight(ABC):
 
     @property
     def trains(self) -> bool:
+        """Whether the training moves any of its parameters."""
         return any(parameter.requires_grad for parameter in self.parameters)
 
     @property
@@ -129,6 +130,7 @@ class TrainedWeight(ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return self.parameters[-1].device
 
 

@@ -86,6 +86,7 @@ class RetentionGuard(TrainerCallback):
 
     @property
     def kept(self) -> bool | None:
+        """Whether the last look, or the promise, keeps `max_rise`; None before there is one."""
         if self.promise is not None:
             return self.promise.kept
         return self.looks[-1][1].keeps(self.max_rise) if self.looks else None
