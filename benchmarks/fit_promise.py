@@ -1,19 +1,26 @@
 """Whether `alora fit` keeps what it promises, on text that no part of it saw: data sets x budgets x seeds.
 
-    python benchmarks/fit_promise.py [--seeds 3] [--budgets 0.005 0.01 0.02] [--tasks sciq openbookqa chat] [--quick]
+    python benchmarks/fit_promise.py [--seeds 3] [--budgets 0.005 0.01 0.02] [--tasks sciq openbookqa chat] [--minutes N]
 
 Every cell is a fit of its own on base-5m: general text of three kinds is given, text of three others is told apart.
 Afterwards the adapter is scored on the kinds' test files, which were given to no part: the true rise there, of the kinds that
-were given (which the promise is about) and of the others. The chat file is made of the demo's questions on elements. The
-map of a seed and task is measured once. A cell that is finished in --runs is not done again, and one that was stopped
-goes on. Runs on one thread. Writes results/studies/fit-promise.json; --quick is one short cell, on the demo's model and data.
+were given (which the promise is about) and of the others. The chat file is made of the demo's questions on elements; of the
+other tasks --items items are learned. The map of a seed and task is measured once, and the base model scored once. A cell
+that is finished in --runs is not done again, and one that was stopped goes on; after --minutes none is begun. Runs on one
+thread. Writes results/studies/fit-promise.json; --quick is one short cell, on the demo's model and data.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
+import shlex
+import shutil
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +43,8 @@ from alora_trainer.penalty.strength.probe import Probe
 
 GIVEN = ("books", "openstax_social", "wikipedia_boolq")
 OTHERS = ("code_python", "docs_python", "docs_rust_git")
-_PASSAGES = 300  # of each kind, of its test file
+_BEFORE: dict[str, list[float]] = {}  # the base model's losses, by test file
+_PASSAGES = {True: 150, False: 40}  # of each kind that was given, and of each other one, of its test file
 
 
 def main() -> None:
@@ -46,6 +54,11 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.005, 0.01, 0.02])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max_steps", type=int, default=120)
+    parser.add_argument("--items", type=int, default=2000, help="to learn, of a task")
+    parser.add_argument("--test_items", type=int, default=300)
+    parser.add_argument("--general_tokens", type=int, default=100_000)
+    parser.add_argument("--block_length", type=int, default=256, help="tokens of a passage of general text, at most")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further cell after so many")
     parser.add_argument("--runs", type=Path, default=Path("runs/fit-promise"))
     parser.add_argument("--output", type=Path, default=Path("results/studies/fit-promise.json"))
     parser.add_argument("--quick", action="store_true", help="one short cell on the demo's model and data")
@@ -54,9 +67,17 @@ def main() -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
     cells = [_quick(options.runs)] if options.quick else list(_cells(options))
-    done = [_cell(cell, options.runs) for cell in cells]
-    command = "python benchmarks/fit_promise.py" + (" --quick" if options.quick else "")
-    report = {"schema": 1, "command": command, "environment": environment() | {"threads": 1}, "summary": _summary(done)}
+    done, start = [], time.monotonic()
+    for cell in cells:
+        if time.monotonic() - start < 60 * options.minutes or (options.runs / cell["name"] / "cell.json").exists():
+            done.append(_cell(cell, options.runs))
+    report = {
+        "schema": 1,
+        "command": shlex.join(["python", "benchmarks/fit_promise.py", *sys.argv[1:]]),
+        "environment": environment() | {"threads": 1},
+        "fits": {"planned": len(cells), "done": len(done)},
+        "summary": _summary(done),
+    }
     if not options.quick:
         write_json(options.output, report | {"cells": done})
     print(json.dumps(report["summary"], indent=1))
@@ -64,8 +85,8 @@ def main() -> None:
 
 def _cells(options: argparse.Namespace) -> Any:
     general, tasks = options.shared / "data" / "general", options.shared / "data" / "tasks"
-    for task in options.tasks:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for task in options.tasks:
             for budget in options.budgets:
                 yield {
                     "name": f"{task}-{budget}-{seed}",
@@ -74,12 +95,21 @@ def _cells(options: argparse.Namespace) -> Any:
                     "seed": seed,
                     "budget": budget,
                     "model": str(options.shared / "models" / "base-5m"),
-                    "data": _chat(options.runs) if task == "chat" else [str(tasks / task / "train.jsonl.gz")],
+                    "data": _chat(options.runs)
+                    if task == "chat"
+                    else _some(tasks / task / "train.jsonl.gz", task, options),
                     "test": [] if task == "chat" else [str(tasks / task / "test.jsonl.gz")],
                     "given": {kind: str(general / kind / "train.jsonl.gz") for kind in GIVEN},
                     "others": {kind: str(general / kind / "train.jsonl.gz") for kind in OTHERS},
                     "tested": {kind: str(general / kind / "test.jsonl.gz") for kind in (*GIVEN, *OTHERS)},
-                    "settings": {"max_steps": options.max_steps, "overrides": {"domain.test_items": "500"}},
+                    "settings": {
+                        "max_steps": options.max_steps,
+                        "general_tokens": options.general_tokens,
+                        "overrides": {
+                            "domain.test_items": str(options.test_items),
+                            "general.block_length": str(options.block_length),
+                        },
+                    },
                 }
 
 
@@ -100,6 +130,14 @@ def _quick(runs: Path) -> dict[str, Any]:
         "tested": {kind: str(files / f"{kind}_test.jsonl") for kind in ("docstrings", "code")},
         "settings": {"max_steps": 30, "general_tokens": 60_000, "overrides": {"domain.test_items": "50"}},
     }
+
+
+def _some(path: Path, task: str, options: argparse.Namespace) -> list[str]:
+    """A file with the first items of a task, under its name."""
+    own = options.runs / "items" / f"{task}.jsonl"
+    if not own.exists():
+        write_lines(own, itertools.islice(read_lines(path), options.items))
+    return [str(own)]
 
 
 def _chat(runs: Path) -> list[str]:
@@ -124,7 +162,11 @@ def _cell(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
     finished = read_json(folder / "cell.json")
     if finished is not None:
         return dict(finished)
-    measured = runs / cell["map"] / "run" / "curvature_kronecker" / "map"
+    begun = time.process_time()
+    first = runs / cell["map"] / "run"
+    measured = first / "curvature_kronecker" / "map"
+    if cell["name"] != cell["map"] and not (folder / "run").exists() and (first / "base" / "result.json").is_file():
+        shutil.copytree(first / "base", folder / "run" / "base")
     result = fit(
         cell["model"],
         cell["data"],
@@ -137,20 +179,26 @@ def _cell(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
         output_dir=folder,
         **cell["settings"],
     )
-    found = {key: cell[key] for key in ("name", "task", "seed", "budget")} | _figures(cell, result)
+    seconds = time.process_time() - begun
+    found = (
+        {key: cell[key] for key in ("name", "task", "seed", "budget")}
+        | {"core_seconds": seconds}
+        | _figures(cell, result)
+    )
     write_json(folder / "cell.json", found)
     return found
 
 
 def _figures(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
     methods = result.results.methods
-    shipped, base = methods.get("adapter", methods["kfac"]), methods["base"]
+    shipped, base = methods["adapter"], methods["base"]
     (before,), (after,) = base.tasks.values(), shipped.tasks.values()
     rises = _rises(cell, result)
     given = [rises[kind] for kind in cell["given"]]
     return {
         "kept": result.kept,
         "scale": result.promise["scale"],
+        "validation": result.promise["validation"],
         "promised_rise": result.promise["rise"]["rise"],
         "promised_limit": result.promise["rise"]["upper"],
         "test_rise_given": sum(one["rise"] for one in given) / len(given),
@@ -171,12 +219,13 @@ def _rises(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
     tokenizer, accelerator = AutoTokenizer.from_pretrained(recipe.model_source), Accelerator()
     found = {}
     for kind, path in cell["tested"].items():
-        rows = encoded_passages(
-            {kind: load_texts(path)[:_PASSAGES]}, tokenizer, length=recipe.general.block_length, seed=0
-        )
+        texts = load_texts(path)[: _PASSAGES[kind in cell["given"]]]
+        rows = encoded_passages({kind: texts}, tokenizer, length=recipe.general.block_length, seed=0)
         probe = Probe([row for _, row in rows], 16)
-        with model.disable_adapter():
-            before = probe.evaluate(model, accelerator)
+        if path not in _BEFORE:
+            with model.disable_adapter():
+                _BEFORE[path] = probe.evaluate(model, accelerator)
+        before = _BEFORE[path]
         bound = probe.bound(before, probe.evaluate(model, accelerator))
         found[kind] = {"rise": bound.rise, "error": bound.error, "passages": bound.sequences}
     return found

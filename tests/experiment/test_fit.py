@@ -222,7 +222,8 @@ def test_short_trainings_find_the_rate_that_learns_and_are_not_done_again(tiny: 
     # What judges is neither trained on nor in the test.
     data = tmp_path / "out" / "data"
     parts = [
-        {row["item"] for row in read_lines(data / f"{name}.jsonl")} for name in ("probe_train", "validation", "test")
+        {row["item"] for row in read_lines(data / f"{name}.jsonl")}
+        for name in ("probe_train", "probe_validation", "test")
     ]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 56
     # The map of the short trainings holds the long one: the run has none of its own.

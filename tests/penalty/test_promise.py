@@ -96,19 +96,53 @@ def test_what_is_chosen_in_a_fixed_order_is_wrong_no_more_often_than_one_test() 
     assert best_of_all / trials > 0.07
 
 
-@given(st.floats(0.0, 1.0), st.floats(0.001, 0.05))
-def test_halving_finds_where_the_budget_ends(edge: float, budget: float) -> None:
-    """With a limit that grows with the scale, and is the budget at `edge`."""
-    found = chosen_scale(lambda scale: Bound(0.0, 0.0, budget * (1 + scale - edge), 100), budget)
-    assert found <= max(edge, 1 / 128) + 1e-9
-    assert found >= edge - 1 / 128 or edge > 1 - 1 / 128
+@given(st.floats(0.0, 2.0), st.floats(0.001, 0.05), st.sampled_from([1.0, 2.0]))
+def test_the_chosen_scale_is_where_the_budget_ends_whatever_the_curve(
+    edge: float, budget: float, largest: float
+) -> None:
+    """With a limit that is the budget at `edge` and is no parabola from the base: it is above zero without any movement."""
+
+    def measure(scale: float) -> Bound:
+        return Bound(0.0, 0.0, budget * (1 + scale - edge), 100)
+
+    found = chosen_scale(measure, budget, largest)
+    assert found == largest if edge >= largest else found <= max(edge, largest / 128) + 1e-9
+    used = measure(found).upper / budget
+    assert found >= min(edge, largest) - largest / 128 or used >= 0.96
 
 
-@given(st.floats(1 / 128, 1.0))
-def test_the_order_of_the_tests_rises_to_one_at_most_and_has_the_chosen_scale(scale: float) -> None:
-    order = order_around(scale)
-    assert order == sorted(set(order)) and order[-1] <= 1.0
-    assert any(one == pytest.approx(scale) for one in order)
+@given(st.floats(0.0, 1.0), st.floats(1.05, 100.0))
+def test_of_a_curve_as_rises_are_few_scales_are_tried(bend: float, excess: float) -> None:
+    """A limit with a part that grows with the scale (noise) and one that grows with its square (the rise)."""
+    asked: list[float] = []
+
+    def measure(scale: float) -> Bound:
+        asked.append(scale)
+        return Bound(0.0, 0.0, excess * 0.01 * (bend * scale**2 + (1 - bend) * scale), 100)
+
+    found = chosen_scale(measure, 0.01)
+    assert 0.96 * 0.01 <= measure(found).upper <= 0.01
+    assert len(asked) - 1 <= 5  # by halving alone eight
+
+
+def test_a_curve_that_is_nearly_a_parabola_takes_three_tries() -> None:
+    asked: list[float] = []
+
+    def measure(scale: float) -> Bound:
+        asked.append(scale)
+        return Bound(0.0, 0.0, 0.02 * (0.9 * scale**2 + 0.1 * scale), 100)
+
+    assert measure(chosen_scale(measure, 0.01)).keeps(0.01)
+    assert len(asked) - 1 <= 4  # the largest, and three
+
+
+@given(st.floats(1 / 128, 2.0), st.sampled_from([1.0, 1.5, 2.0]))
+def test_the_order_of_the_tests_rises_to_the_largest_at_most_and_has_the_chosen_scale(
+    scale: float, largest: float
+) -> None:
+    order = order_around(min(scale, largest), largest)
+    assert order == sorted(set(order)) and order[-1] <= largest
+    assert any(one == pytest.approx(min(scale, largest)) for one in order)
 
 
 def test_tests_end_with_the_first_failure() -> None:

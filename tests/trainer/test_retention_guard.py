@@ -92,6 +92,42 @@ def test_scaled_to_a_promise_the_base_is_scale_zero(lora_model: Callable[..., An
     assert found.sentence().startswith("KEPT: general cross-entropy rose by")
 
 
+def _answers_of(model: Any, rows: list[Any]) -> list[dict[str, list[int]]]:
+    """Rows whose right answers are what the model finds likeliest now."""
+    ids = torch.tensor([row["input_ids"] for row in rows])
+    with torch.no_grad():
+        said = model(ids).logits.argmax(-1)
+    labels = torch.cat([torch.full_like(ids[:, :1], -100), said[:, :-1]], dim=1)
+    return [{"input_ids": own, "labels": right} for own, right in zip(ids.tolist(), labels.tolist(), strict=True)]
+
+
+def test_validation_chooses_among_what_can_be_promised_and_beyond_what_was_trained(
+    lora_model: Callable[..., Any],
+) -> None:
+    """Where the answers are those of twice the movement it goes there; where they are the base's, to the least tested."""
+    model = lora_model(moved=True)
+    shrinking, whole = Shrinking(model), [weight.b.clone() for weight in adapted_weights(model)]
+    shrinking.set(2.0)
+    twice = _answers_of(model, GENERAL[:20])
+    shrinking.set(0.0)
+    base = _answers_of(model, GENERAL[:20])
+    shrinking.set(1.0)
+    probes = {"choose": Probe(GENERAL[:65], 16), "promise": Probe(GENERAL[65:], 16)}
+    far = scale_to_promise(model, Accelerator(), **probes, budget=9.0, validation=Probe(twice, 16))
+    assert far.kept and far.scale == 2.0
+    for weight, trained_b in zip(adapted_weights(model), whole, strict=True):
+        torch.testing.assert_close(weight.b, 2 * trained_b)
+    losses = dict(far.validation)
+    assert losses[2.0] == min(losses.values()) and losses[2.0] == pytest.approx(loss(model, twice))
+    shrinking.set(1.0)
+    near = scale_to_promise(model, Accelerator(), **probes, budget=9.0, validation=Probe(base, 16))
+    assert near.kept and near.scale == near.tested[0].scale == 0.5
+    # A budget that twice the movement does not keep is kept, all the same.
+    shrinking.set(1.0)
+    held = scale_to_promise(model, Accelerator(), **probes, budget=far.rise.rise / 2, validation=Probe(twice, 16))
+    assert held.kept and held.rise.upper <= far.rise.rise / 2 and held.scale < 2.0
+
+
 def test_without_enough_text_there_is_no_promise(lora_model: Callable[..., Any]) -> None:
     model = lora_model(moved=True)
     probes = {"choose": Probe(GENERAL[:65], 16), "promise": Probe(GENERAL[:20], 16)}

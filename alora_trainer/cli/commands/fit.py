@@ -69,7 +69,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--general_tokens",
         type=int,
         metavar="N",
-        help="of general text that are used (default: 160000)",
+        help="of general text that are used (default: 100000)",
     )
     command.add_argument(
         "--keep",
@@ -122,7 +122,7 @@ def _demo(folder: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[s
         "general": general,
         "unseen": (str(files / "code_test.jsonl"),),
         "max_steps": 100,
-        "general_tokens": 100_000,
+        "general_tokens": 60_000,
     }
     if data:
         return str(demo.MODEL), data, usual | given

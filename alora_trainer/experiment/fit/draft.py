@@ -26,7 +26,7 @@ BLOCK = 256  # tokens of a passage of general text, if the model takes as many
 _RATES = ((2e7, 2e-3), (2e8, 1e-3), (1.5e9, 5e-4))
 _LARGE_RATE = 2e-4
 _BATCH = 8
-_PROBES = 20  # in a training
+_PROBES = 10  # in a training; between two of them lambda follows what the map predicts
 
 _COMMENTS = {
     "methods": "the base model, and LoRA held to it by a map that is measured before the training",
@@ -92,7 +92,7 @@ def draft(request: FitRequest, found: Findings, recipe: Recipe, *, context: int)
             key: {kind: f"data/general/{part}/{kind}.jsonl" for kind in sorted(general[part])}
             for key, part in (("train", "record"), ("probe", "steer"), ("test", "promise"))
         }
-        | {"block_length": block, "probe_tokens": max(block, min(16384, request.general_tokens // 8))},
+        | {"block_length": block, "probe_tokens": max(block, min(8192, request.general_tokens // 8))},
         "domain": {
             "task": found.learned.spec if isinstance(found.learned.spec, str) else dict(found.learned.spec),
             "train": "data/train.jsonl",

@@ -13,6 +13,7 @@ from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.general_parts import PARTS, in_parts, sample_of
 from alora_trainer.experiment.fit.look import general_texts
 from alora_trainer.experiment.fit.request import FitRequest
+from alora_trainer.experiment.fit.validation import VALIDATION
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, place, release_memory
 
@@ -57,8 +58,10 @@ def write_files(request: FitRequest, found: Findings, recipe: Recipe, tokenizer:
 
 
 def write_items(found: Findings, folder: Path) -> None:
-    """Write the items to learn and to test."""
+    """Write the items to learn, to compare by (if there are any) and to test."""
     write_lines(folder / "train.jsonl", found.train)
+    if found.validation:
+        write_lines(folder / VALIDATION, found.validation)
     write_lines(folder / "test.jsonl", found.test)
 
 

@@ -18,7 +18,9 @@ class Findings:
 
     Attributes:
         learned: what `examine` found of the training data, the test part not in it.
-        test: the items of the test, and whether they were held out of the data.
+        train: the items that are trained on.
+        validation: those that scales and learning rates are compared by; empty for few items.
+        test: the items of the test.
         held_out: whether the test was taken out of the data.
         overlap: training items that were left out because the test asks the same.
         general: part -> kind -> documents of general text (`in_parts`); empty where it is sampled from the model.
@@ -26,6 +28,7 @@ class Findings:
 
     learned: Examined
     train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
     test: list[dict[str, Any]]
     held_out: bool
     overlap: int
@@ -39,6 +42,7 @@ class Findings:
             "duplicates": self.learned.duplicates,
             "overlap": self.overlap,
             "train_items": len(self.train),
+            "validation_items": len(self.validation),
             "test_items": len(self.test),
             "held_out": self.held_out,
             "max_length": self.learned.length,
@@ -56,7 +60,8 @@ class Findings:
         if self.learned.duplicates:
             yield f"duplicates left out: {self.learned.duplicates}"
         how = "held out" if self.held_out else "as given"
-        yield f"training items: {len(self.train)}, test items: {len(self.test)} ({how})"
+        apart = f", validation items: {len(self.validation)}" if self.validation else ""
+        yield f"training items: {len(self.train)}{apart}, test items: {len(self.test)} ({how})"
         if self.overlap:
             yield f"training items left out because the test asks the same: {self.overlap}"
         lengths = sorted(self.learned.lengths)

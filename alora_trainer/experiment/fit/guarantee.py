@@ -19,6 +19,7 @@ from alora_trainer.data.encoding import encode, encode_pairs
 from alora_trainer.data.sources import read_lines
 from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.fit.files import UNSEEN, passages_of
+from alora_trainer.experiment.fit.validation import VALIDATION, validation_probe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import load_base, place, release_memory, with_saved_adapter
 from alora_trainer.penalty.strength.probe import Probe
@@ -61,6 +62,7 @@ def keep_promise(
         promise=Probe([row for _, row in rows["promise"]], size),
         budget=budget,
         kinds=[kind for kind, _ in rows["promise"]],
+        validation=validation_probe(recipe, data / VALIDATION, tokenizer),
     )
     unseen = _unseen(model, accelerator, rows[UNSEEN], size)
     task = get_task(recipe.domain.task, tokenizer)

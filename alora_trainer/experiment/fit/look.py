@@ -14,6 +14,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.general_parts import in_parts
 from alora_trainer.experiment.fit.request import FitRequest
+from alora_trainer.experiment.fit.validation import with_validation
 from alora_trainer.experiment.recipe.contents import CONTENTS
 
 # Of the items, held out for the test: a tenth, but enough for a figure, and no more than figures need.
@@ -55,7 +56,7 @@ def look(request: FitRequest, tokenizer: Any) -> Findings:
         raise ALoRAError("every training item's question is also in the test: give other test items")
     texts = general_texts(request.general)
     general = in_parts(texts, request.general_tokens) if texts else {}
-    return Findings(learned, kept, test, held_out, len(train) - len(kept), general)
+    return Findings(learned, *with_validation(kept), test, held_out, len(train) - len(kept), general)
 
 
 def general_texts(given: tuple[str, ...]) -> dict[str, list[str]]:

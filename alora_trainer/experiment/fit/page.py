@@ -23,24 +23,23 @@ svg { width: 100%; height: 12rem; background: #fafafa; }
 _WIDTH, _HEIGHT = 600, 180
 
 
-def fit_page(title: str, outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunResults, method: str) -> str:
+def fit_page(title: str, outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunResults) -> str:
     """The page.
 
     Args:
         title: what was fitted.
         outcome: of `guarantee.keep_promise`.
         data: of `files.write_files`.
-        results: of the run.
-        method: that was trained.
+        results: of the base model and the adapter.
     """
-    body = "\n".join(_sections(outcome, data, results, method))
+    body = "\n".join(_sections(outcome, data, results))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n<style>{_STYLE}</style>'
         f"</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
     )
 
 
-def _sections(outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunResults, method: str) -> Iterator[str]:
+def _sections(outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunResults) -> Iterator[str]:
     promise = outcome["promise"]
     yield f'<p class="{"kept" if promise["kept"] else "broken"}">{escape(promise["sentence"])}.</p>'
     yield f"<p>Measured: {escape(promise['measure'])}. The adapter is what was trained times {promise['scale']:.4g}.</p>"
@@ -57,6 +56,9 @@ def _sections(outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunR
     tested = [(f"{one['scale']:.4g}", *_figures(one["bound"])) for one in promise["tested"]]
     yield "<h2>Scales tested, in their order</h2>"
     yield _table(("scale", "rise", "at most (95 %)", "passages"), tested)
+    learned = [(f"{scale:.4g}", f"{loss:.4f}") for scale, loss in promise["validation"]]
+    if learned:
+        yield _table(("scale", "nats a token of the validation's right answers"), learned)
     yield "<h2>Answers before and after</h2>"
     for one in outcome["answers"]:
         said = f"{one['prompt']}\n\nright:  {one['right']}\nbefore: {one['before']}\nafter:  {one['after']}"
@@ -64,14 +66,14 @@ def _sections(outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunR
     yield "<h2>The general passages that got worse most</h2>"
     for one in outcome["worst"]:
         yield f"<p>{one['rise']:+.3f} nats a token, {escape(one['kind'])}</p><pre>{escape(one['text'])}</pre>"
-    yield from _curves(results, method)
+    yield from _curves(results)
     yield "<h2>The data</h2>"
     rows = [
         (one["name"], one["kind"], str(one["records"]), str(one["left_out"]), one["first"]) for one in data["files"]
     ]
     yield _table(("file", "form", "records", "left out", "the first of them"), rows)
     yield (
-        f"<p>{data['train_items']} items trained on, {data['test_items']} tested on "
+        f"<p>{data['train_items']} items trained on, {data['validation_items']} compared by, {data['test_items']} tested on "
         f"({'held out' if data['held_out'] else 'as given'}); {data['duplicates']} duplicates left out, {data['overlap']} that "
         "the test asks, too.</p>"
     )
@@ -89,10 +91,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
-def _curves(results: RunResults, method: str) -> Iterator[str]:
+def _curves(results: RunResults) -> Iterator[str]:
     """The loss of the training, and the rise that steered it, by step; and what both cost."""
-    entry = results.methods.get(method)
-    train = entry.train if entry is not None else None
+    train = results.methods["adapter"].train
     if train is None:
         return
     log = (train.history or {}).get("training", {})

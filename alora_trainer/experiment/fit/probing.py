@@ -13,6 +13,7 @@ from alora_trainer.data.domain import tokenize_domain
 from alora_trainer.data.items import split_records
 from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.data.tasks import get_task
+from alora_trainer.experiment.fit.validation import VALIDATION, without_questions
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.reading import build_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 PROBES = "probes"
 # The rates that are tried, as shares of the one that goes by the model's size: half of them go on with twice the steps.
 FACTORS = (0.25, 0.5, 1.0, 2.0)
-_VALIDATION = 200  # items, or a fifth of them
 _LEAST_STEPS = 2
 
 
@@ -59,14 +59,14 @@ def found_rate(
     finished = stage.finished()
     if finished is not None:
         return float(finished["rate"])
-    _split(folder)
+    train, validation = _parts(folder)
     rates, tried = [float(written["tune"]["learning_rate"]) * factor for factor in FACTORS], []
     # Two rounds of as many steps: four rates, and two of them for twice as long.
     length = max(_LEAST_STEPS, int(share * steps / (2 * len(FACTORS))))
     while True:
         losses = {}
         for rate in rates:
-            short, name = _short(written, folder, rate, length), f"{rate:g}-{length}"
+            short, name = _short(written, folder, rate, length, train, validation), f"{rate:g}-{length}"
             run = Run(short, probes, variant=name, importance=importance, overwrite=True)
             losses[rate] = _loss(run, method, tokenizer)
             tried.append({"rate": rate, "steps": length, "loss": losses[rate]})
@@ -79,21 +79,24 @@ def found_rate(
     return rates[0]
 
 
-def _split(folder: Path) -> None:
+def _parts(folder: Path) -> tuple[str, str]:
+    """The items to train on and to judge by; of few items, some of the training items are not trained on here."""
+    if (folder / "data" / VALIDATION).exists():
+        return "data/train.jsonl", f"data/{VALIDATION}"
     records = read_lines(folder / "data" / "train.jsonl")
-    train, validation = split_records(records, by="item", items=max(1, min(_VALIDATION, len(records) // 5)))
-    asked = {record["item"] for record in validation}
-    write_lines(folder / "data" / "probe_train.jsonl", [one for one in train if one["item"] not in asked])
-    write_lines(folder / "data" / "validation.jsonl", validation)
+    train, judged = without_questions(*split_records(records, by="item", items=max(1, len(records) // 5)))
+    write_lines(folder / "data" / "probe_train.jsonl", train)
+    write_lines(folder / "data" / "probe_validation.jsonl", judged)
+    return "data/probe_train.jsonl", "data/probe_validation.jsonl"
 
 
-def _short(written: Mapping[str, Any], folder: Path, rate: float, steps: int) -> Recipe:
+def _short(written: Mapping[str, Any], folder: Path, rate: float, steps: int, train: str, validation: str) -> Recipe:
     tune = {key: value for key, value in written["tune"].items() if key != "num_train_epochs"}
     return build_recipe(
         {
             **written,
             "tune": tune | {"learning_rate": rate, "max_steps": steps, "save_strategy": "no"},
-            "domain": {**written["domain"], "train": "data/probe_train.jsonl", "test": "data/validation.jsonl"},
+            "domain": {**written["domain"], "train": train, "test": validation},
         },
         base=folder,
     )

@@ -53,7 +53,7 @@ class FitRequest:
     completion: str | None = None
     epochs: float = 3.0
     max_steps: int | None = None
-    general_tokens: int = 160_000
+    general_tokens: int = 100_000
     seed: int = 0
     probing: float = 0.0
     keep: Mapping[str, float] = field(default_factory=dict)

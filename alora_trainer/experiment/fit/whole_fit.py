@@ -3,7 +3,7 @@
 recipe.yaml      an ordinary recipe, commented; `alora run` takes it as it stands
 data/            the items and the general text in its parts, and found.json: what was found, and left out
 probes/          with `probing`, the short trainings that found the learning rate
-run/             the run of that recipe (see `run.whole_recipe`)
+run/             the training of that recipe, and the scores of the base model and of the adapter (see `run.whole_recipe`)
 adapter/         what came out: a plain adapter of PEFT's, with its card
 promise/         promise.json: what could be promised, and the losses that it rests on
 report.html      all of it, for people
@@ -42,16 +42,17 @@ from alora_trainer.experiment.recipe.plan.report import format_plan
 from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.gate import run_gate
+from alora_trainer.experiment.report.method_result import TrainingCost
 from alora_trainer.experiment.report.results import RunResults
 from alora_trainer.experiment.run.models import load_tokenizer
 from alora_trainer.experiment.run.run import check_single_process
 from alora_trainer.experiment.run.stage import Stage
-from alora_trainer.experiment.run.whole_recipe import evaluate_recipe, run_recipe
+from alora_trainer.experiment.run.whole_recipe import evaluate_recipe, tune_recipe
 from alora_trainer.experiment.run.working_folder import working_in
 
 logger = logging.getLogger(__name__)
 
-RECIPE, PAGE, LOCK = "recipe.yaml", "report.html", "versions.lock"
+RECIPE, PAGE, LOCK, ADAPTER = "recipe.yaml", "report.html", "versions.lock", "adapter"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -65,7 +66,7 @@ class FitResult:
         kept: whether the promise could be made, and the tasks of `keep` held.
         sentence: the promise, or why there is none; a line for every task of `keep`.
         promise: all figures of it (`Promise.to_json`).
-        results: of the run; the entry ``adapter`` is what is in the folder, where that is not what the method trained.
+        results: of the entries ``base`` and ``adapter``, which is what is in the folder, with what its training took.
     """
 
     folder: Path
@@ -175,14 +176,16 @@ def run_fit(request: FitRequest, *, overwrite: bool = False, told: Callable[[str
             prepared, importance = _probed(request, prepared)
         _recipe(prepared, overwrite)
         recipe = load_recipe(folder / RECIPE)
-        results = run_recipe(recipe, output_dir=folder / "run", overwrite=overwrite, importance=importance)
-        outcome = _promised(request, recipe, prepared.tokenizer)
-        results = _of_the_adapter(request, recipe, outcome, results)
+        where: dict[str, Any] = {"output_dir": folder / "run", "overwrite": overwrite}
+        evaluate_recipe(recipe, **where)  # the base model, so that what cannot be scored is known before the training
+        trained = tune_recipe(recipe, get_method(request.method), importance=importance, **where).parent
+        outcome = _promised(request, recipe, trained, prepared.tokenizer)
+        results = _scored(request, recipe, trained)
         name = f"{Path(request.model).name} on {', '.join(Path(one).name for one in request.data)}"
-        write_text(folder / PAGE, fit_page(name, outcome, data, results, request.method))
+        write_text(folder / PAGE, fit_page(name, outcome, data, results))
         write_text(folder / LOCK, "".join(f"{line}\n" for line in locked_versions()))
-    promise, shipped = outcome["promise"], "adapter" if "adapter" in results.methods else request.method
-    checks = run_gate(results.methods, shipped, keep=request.keep)
+    promise = outcome["promise"]
+    checks = run_gate(results.methods, ADAPTER, keep=request.keep)
     kept = bool(promise["kept"]) and all(check.passed for check in checks)
     sentence = "\n".join([promise["sentence"], *map(str, checks)])
     return FitResult(folder, folder / "adapter", kept, sentence, promise, results)
@@ -286,10 +289,9 @@ def _probed(request: FitRequest, prepared: Prepared) -> tuple[Prepared, str]:
     return prepared.with_rate(rate), request.importance or str(measured)
 
 
-def _promised(request: FitRequest, recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
+def _promised(request: FitRequest, recipe: Recipe, trained: Path, tokenizer: Any) -> dict[str, Any]:
     """The promise of what was trained, made unless it was made before."""
     folder = request.output_dir
-    trained = folder / "run" / get_method(request.method).name
     finished = read_json(trained / "training.json")
     settings = {
         "training": finished["settings_digest"],
@@ -314,13 +316,13 @@ def _promised(request: FitRequest, recipe: Recipe, tokenizer: Any) -> dict[str, 
     return outcome
 
 
-def _of_the_adapter(request: FitRequest, recipe: Recipe, outcome: Mapping[str, Any], results: RunResults) -> RunResults:
-    """The results with those of the scaled adapter, where it is not what was trained."""
-    if outcome["promise"]["scale"] == 1.0:
-        return results
+def _scored(request: FitRequest, recipe: Recipe, trained: Path) -> RunResults:
+    """The results of the base model and of the adapter as it is left; what was trained before it was scaled is not scored."""
     folder = request.output_dir
-    scored = evaluate_recipe(recipe, output_dir=folder / "run", adapter=folder / "adapter", overwrite=True)
-    return RunResults(results.recipe, {**results.methods, **scored.methods}, results.environment, results.definitions)
+    scored = evaluate_recipe(recipe, output_dir=folder / "run", adapter=folder / ADAPTER, overwrite=True)
+    cost = TrainingCost.from_json(read_json(trained / "training.json")["train"], "train")
+    methods = {"base": scored.methods["base"], ADAPTER: replace(scored.methods[ADAPTER], train=cost)}
+    return RunResults(scored.recipe, methods, scored.environment, scored.definitions)
 
 
 def locked_versions(package: str = "alora-trainer") -> list[str]:

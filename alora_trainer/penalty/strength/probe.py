@@ -34,6 +34,8 @@ class Probe:
         self._sequences = [_sequence(row, number) for number, row in enumerate(dataset)]
         self._batch_size = batch_size
         self._tokens = [sum(label != -100 for label in labels[1:]) for _, labels in self._sequences]
+        # Of like length beside each other, so that a batch is hardly padded.
+        self._order = sorted(range(len(self._sequences)), key=lambda number: len(self._sequences[number][0]))
         if sum(self._tokens) == 0:
             raise ALoRAError("the probe_dataset has no token to predict: give it sequences of two tokens or more")
         self._start: list[float] | None = None
@@ -41,7 +43,7 @@ class Probe:
     def evaluate(self, model: nn.Module, accelerator: Any) -> list[float]:
         """The summed negative log-likelihood of every sequence."""
         sums = torch.zeros(len(self._sequences), dtype=torch.float64, device=accelerator.device)
-        own = range(accelerator.process_index, len(self._sequences), accelerator.num_processes)
+        own = self._order[accelerator.process_index :: accelerator.num_processes]
         most = range(0, len(self._sequences), accelerator.num_processes)  # of the first process
         reshard(model)
         sharded = is_sharded(model)
@@ -49,7 +51,7 @@ class Probe:
             for start in range(0, len(most), self._batch_size):
                 numbers = own[start : start + self._batch_size]
                 if numbers:
-                    sums[list(numbers)] = self._batch(model, list(numbers), accelerator.device)
+                    sums[numbers] = self._batch(model, numbers, accelerator.device)
                 elif sharded:  # a forward pass takes all processes
                     self._batch(model, [0], accelerator.device)
         reshard(model)
@@ -66,10 +68,13 @@ class Probe:
             mask[place, : len(row_ids)] = 1
         output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         logits = output["logits"] if isinstance(output, Mapping) else output[0]
-        losses = nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), labels[:, 1:].to(logits.device), reduction="none", ignore_index=-100
-        )
-        return losses.double().sum(1)
+        # Of what counts alone, a row a token: along the vocabulary, which is then beside itself in memory.
+        wanted = labels[:, 1:].to(logits.device)
+        counts = wanted != -100
+        losses = torch.zeros(wanted.shape, dtype=torch.float64, device=logits.device)
+        own = nn.functional.cross_entropy(logits[:, :-1][counts].float(), wanted[counts], reduction="none")
+        losses[counts] = own.double()
+        return losses.sum(1)
 
     def set_start(self, sums: list[float]) -> None:
         """Take `evaluate`'s result at the start of the training, which rises are measured from."""

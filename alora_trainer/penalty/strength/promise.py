@@ -123,30 +123,56 @@ def promised(tested: Sequence[Tested], budget: float) -> Tested | None:
 
 
 # By which the scale that was chosen on other text is multiplied, in the order of the tests.
-_ORDER = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
-_HALVINGS = 7
+_ORDER = (0.5, 0.75, 0.9, 1.0, 1.1, 1.2)
+# Of the budget, what the chosen scale should use at least; looked for is the middle between that and all of it.
+_USED = 0.96
+# Tries that a curve leads, and how often what is then left is halved.
+_LED, _HALVINGS = 4, 7
+# Of the curve that is begun with: noise grows with the scale, a rise with its square.
+_POWER = 1.7
 _SMALLEST = 2.0**-_HALVINGS
 
 
-def chosen_scale(measure: Callable[[float], Bound], budget: float) -> float:
-    """The largest scale up to 1 that keeps the budget on the text that scales are chosen by, to one part in 128; by halving.
+def chosen_scale(measure: Callable[[float], Bound], budget: float, largest: float = 1.0) -> float:
+    """The largest scale that keeps the budget on the text that scales are chosen by, or one that uses most of it.
+
+    The next scale is where the limit would use 98 % of the budget if it went on as between the last two that were tried, as a
+    power of the scale: two or three are enough for limits as they are. Where that does not close in, halving does.
 
     Args:
         measure: what that text says of a scale.
         budget: the largest rise.
+        largest: scale that is looked at.
 
     Returns:
-        at least 1/128, also where that does not keep it.
+        a scale that was measured and keeps it; 1/128 of `largest` if none that was tried does.
     """
-    if measure(1.0).upper <= budget:
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if measure(middle).upper <= budget else (low, middle)
-    return max(low, _SMALLEST)
+    points = [(largest, measure(largest).upper)]
+    if points[0][1] <= budget:
+        return largest
+    low, high, aim = 0.0, largest, budget * (1 + _USED) / 2
+    for number in range(_LED + _HALVINGS):
+        scale = _as_a_power(points[-2:], aim) if number < _LED else None
+        scale = scale if scale is not None and low < scale < high else (low + high) / 2
+        points.append((scale, measure(scale).upper))
+        if points[-1][1] > budget:
+            high = scale
+            continue
+        low = scale
+        if points[-1][1] >= _USED * budget:
+            break
+    return low or _SMALLEST * largest
 
 
-def order_around(scale: float) -> list[float]:
-    """The scales to test, in their order, around the one that was chosen: rising, none above 1."""
-    return sorted({min(scale * factor, 1.0) for factor in _ORDER})
+def _as_a_power(points: Sequence[tuple[float, float]], aim: float) -> float | None:
+    """The scale at which a power of it through (scale, limit) is `aim`; None where no power is."""
+    if any(not 0 < limit < math.inf for _, limit in points):
+        return None
+    (first, before), (last, now) = points[0], points[-1]
+    power = math.log(now / before) / math.log(last / first) if last != first else _POWER
+    return last * (aim / now) ** (1 / power) if power > 0.1 else None
+
+
+def order_around(scale: float, largest: float = 1.0) -> list[float]:
+    """The scales to test, in their order, around the one that was chosen: rising, none above `largest`."""
+    return sorted({min(scale * factor, largest) for factor in _ORDER})

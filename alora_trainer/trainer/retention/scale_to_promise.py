@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,6 +57,7 @@ class Promise:
     before: list[float]
     after: list[float]
     kinds: dict[str, Bound] = field(default_factory=dict)
+    validation: list[tuple[float, float]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -80,14 +82,28 @@ class Promise:
         return "more text would not help: allow a larger rise, or train less"
 
 
+# Scales that may be better than what was trained, where the training left some of the budget: as far as validation gets better.
+_BEYOND = (1.0, 1.25, 1.5, 2.0)
+
+
 def scale_to_promise(
-    model: nn.Module, accelerator: Any, *, choose: Probe, promise: Probe, budget: float, kinds: list[str] | None = None
+    model: nn.Module,
+    accelerator: Any,
+    *,
+    choose: Probe,
+    promise: Probe,
+    budget: float,
+    kinds: list[str] | None = None,
+    validation: Probe | None = None,
 ) -> Promise:
     """Scale the model's adapter to the largest share of its movement whose rise can be promised.
 
-    `choose` finds the scale by halving; the promise is then tested on `promise`, at scales around that in a fixed order, which
-    chooses the last one that passes without spoiling the confidence (`in_fixed_order`). Where none passes, the adapter is
-    left at the scale that was chosen.
+    `choose` finds the scale (`chosen_scale`); the promise is then tested on `promise`, at scales around that in a fixed order,
+    of which any that passed may be taken without spoiling the confidence (`in_fixed_order`): the last one, which is the
+    largest. Where none passes, the adapter is left at the scale that was chosen.
+
+    With `validation` scales above 1 are looked at, too, as long as its loss falls, and of those that passed the one is taken
+    whose validation loss is the lowest. It has no general text in it, so that the promise does not rest on it.
 
     Args:
         model: with one trainable LoRA adapter on the base model that the rise is counted from.
@@ -96,6 +112,7 @@ def scale_to_promise(
         promise: text that neither the training nor `choose` has.
         budget: the largest rise, as a share.
         kinds: of the sequences of `promise`.
+        validation: items of what is learned (``labels`` at the answers), that the training did not see.
 
     Raises:
         ALoRAError: see `Shrinking`.
@@ -113,11 +130,18 @@ def scale_to_promise(
     def bound(probe: Probe, scale: float) -> Bound:
         return probe.bound(starts[id(probe)], measured(probe, scale))
 
+    def learned(scale: float) -> float:
+        assert validation is not None
+        return validation.loss(measured(validation, scale))
+
     for probe in (choose, promise):
         starts[id(probe)] = measured(probe, 0.0)
-    scale = chosen_scale(lambda one: bound(choose, one), budget)
-    tested = in_fixed_order(order_around(scale), lambda one: bound(promise, one), budget)
+    largest = 1.0 if validation is None else _lowest(_BEYOND, learned)
+    scale = chosen_scale(lambda one: bound(choose, one), budget, largest)
+    tested = in_fixed_order(order_around(scale, largest), lambda one: bound(promise, one), budget)
     found = promised(tested, budget)
+    if found is not None and validation is not None:
+        found = min((one for one in tested if one.bound.keeps(budget)), key=lambda one: learned(one.scale))
     last = found or Tested(scale, bound(promise, scale))
     shrinking.set(last.scale)
     after = measured(promise, last.scale)
@@ -135,7 +159,20 @@ def scale_to_promise(
         before=starts[id(promise)],
         after=after,
         kinds=_by_kind(promise, starts[id(promise)], after, kinds or []),
+        validation=sorted((at, validation.loss(own)) for (of, at), own in sums.items() if of == id(validation))
+        if validation is not None
+        else [],
     )
+
+
+def _lowest(scales: Sequence[float], loss: Callable[[float], float]) -> float:
+    """The scale before the first one that is worse."""
+    best = scales[0]
+    for scale in scales[1:]:
+        if loss(scale) >= loss(best):
+            break
+        best = scale
+    return best
 
 
 def _by_kind(probe: Probe, before: list[float], after: list[float], kinds: list[str]) -> dict[str, Bound]:
