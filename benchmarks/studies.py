@@ -21,6 +21,7 @@ from alora_trainer.basics.scores import Score
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.report.results import environment
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler, WorkUnit
+from alora_trainer.experiment.run.scheduling.workers import Workers
 from alora_trainer.experiment.run.stage import digest
 from alora_trainer.experiment.run.sweep.cell import Cell, cell_unit, results_of_cell
 
@@ -86,7 +87,7 @@ def run_study(study: Study, cases: Sequence[Case], workers: int) -> list[dict[st
         names[case.name, case.seed] = cell.name
         units.append(cell_unit(cell, study.folder))
     scheduler = Scheduler(units, name="study")
-    scheduler.work(workers)
+    scheduler.work(Workers(workers), study.folder)
     entries = []
     for case in cases:
         (result,) = results_of_cell(scheduler.outcomes[names[case.name, case.seed]]).values()

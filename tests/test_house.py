@@ -50,6 +50,7 @@ WITHIN_EXPERIMENT = {
 # are used. Of our own modules only the command line imports late, so that `alora --help` is quick.
 HEAVY = {
     "bitsandbytes": "an extra, for quantised bases",
+    "submitit": "an extra, for clusters",
     "deepspeed": "an extra, for its own pieces alone",
     "evaluate": "needed by the learning curve alone",
     "lm_eval": "seconds to import",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alora_trainer.experiment.run.scheduling import scheduler
+from alora_trainer.experiment.run.scheduling import workers
 from tests.tiny_recipe import write_all
 
 BOARD: dict[str, Any] = {
@@ -80,4 +80,4 @@ class InThisProcess:
 
 def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let schedulers work here, which spares the seconds in which a process imports its libraries."""
-    monkeypatch.setattr(scheduler, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", InThisProcess)

@@ -16,7 +16,7 @@ import pytest
 
 from alora_trainer.cli.command_line import main
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.run.scheduling import scheduler
+from alora_trainer.experiment.run.scheduling import scheduler, workers
 from alora_trainer.experiment.run.sweep import (
     Cell,
     Grid,
@@ -157,7 +157,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __init__(self, workers: int, context: Any, initializer: Any, arguments: Any) -> None:
             super().__init__(workers)
 
-    monkeypatch.setattr(scheduler, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(cell, "work_on_cell", work_on_cell)
     return worked
 

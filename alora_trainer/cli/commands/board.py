@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from alora_trainer.basics.output import say
-from alora_trainer.cli.commands.common import Subcommands, add_command
+from alora_trainer.cli.commands.common import Subcommands, add_command, add_workers, workers_of
 from alora_trainer.errors import ALoRAError
 
 RENDER = "render"
@@ -25,7 +25,7 @@ def add(commands: Subcommands) -> None:
         help="where everything is written; the same command with the same folder goes on where it was stopped "
         "(default: runs/NAME-board; of render: the working directory)",
     )
-    board.add_argument("--workers", type=int, default=1, metavar="N", help="processes to work with (default: 1)")
+    add_workers(board)
     board.add_argument(
         "--only", metavar="ROWS", help="run these rows alone, such as kfac,replay; the reference is always run"
     )
@@ -64,7 +64,9 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         say(estimate_text(board, estimated(board, rows, device), device, arguments.workers))
         return 0
     folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{board.name}-board"
-    written = run_board(board, output_dir=folder, workers=arguments.workers, overwrite=arguments.overwrite, only=only)
+    written = run_board(
+        board, output_dir=folder, workers=workers_of(arguments), overwrite=arguments.overwrite, only=only
+    )
     say(f"results: {written}")
     say(f"page: {render_boards([written], folder / PAGE_FILE)}")
     return 0

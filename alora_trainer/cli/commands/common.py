@@ -13,6 +13,7 @@ from alora_trainer.cli.commands.listing import add_listings
 if TYPE_CHECKING:
     from alora_trainer.experiment.recipe.recipe import Recipe
     from alora_trainer.experiment.report.results import RunResults
+    from alora_trainer.experiment.run.scheduling.workers import Workers
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Execute: TypeAlias = Callable[[argparse.Namespace, dict[str, str]], int]
@@ -28,6 +29,46 @@ def add_command(commands: Subcommands, name: str, text: str, execute: Execute) -
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     command.set_defaults(execute=execute, takes_overrides=False)
     return command
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """``--workers`` and ``--slurm``; see `workers_of`."""
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings at once: processes, each with a GPU of its own where there are several, or jobs (default: 1)",
+    )
+    command.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="submit each training as a job of Slurm with these parameters of submitit, such as slurm_partition=gpu "
+        "gpus_per_node=1 timeout_min=240; this command waits for them",
+    )
+
+
+def workers_of(arguments: argparse.Namespace) -> Workers:
+    """What `add_workers` asked for.
+
+    Raises:
+        ALoRAError: a count below 1, or a parameter that is no KEY=VALUE.
+    """
+    import yaml
+
+    from alora_trainer.errors import ALoRAError
+    from alora_trainer.experiment.run.scheduling.workers import Workers
+
+    if arguments.slurm is None:
+        return Workers(arguments.workers)
+    parameters = {}
+    for text in arguments.slurm:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise ALoRAError(f"--slurm {text}: write it as KEY=VALUE, such as timeout_min=240")
+        parameters[key] = yaml.safe_load(value)
+    return Workers(arguments.workers, parameters)
 
 
 def add_recipe_command(

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from alora_trainer.basics.output import say
-from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, add_workers, workers_of
 
 
 def add(commands: Subcommands) -> None:
@@ -22,7 +22,7 @@ def add(commands: Subcommands) -> None:
     )
     sweep.add_argument("--only", metavar="METHODS", help="vary the settings of these methods alone, such as alora")
     sweep.add_argument("--seeds", metavar="SEEDS", help="such as 0,1,2 or 0-4 (default: 0)")
-    sweep.add_argument("--workers", type=int, default=1, metavar="N", help="processes to work with (default: 1)")
+    add_workers(sweep)
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -40,7 +40,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     if arguments.seeds is not None:
         grids = [dataclasses.replace(grid, seeds=parse_seeds(arguments.seeds)) for grid in grids]
     folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{path.stem}-sweep"
-    runs = run_sweep(grids, output_dir=folder, workers=arguments.workers, overwrite=arguments.overwrite)
+    runs = run_sweep(grids, output_dir=folder, workers=workers_of(arguments), overwrite=arguments.overwrite)
     from alora_trainer.experiment.report.comparison_table import format_comparison
     from alora_trainer.experiment.report.gather import by_task, read_runs
 

@@ -19,6 +19,7 @@ from alora_trainer.experiment.board.rows import BoardRow
 from alora_trainer.experiment.board.summary import Rules, choose_finals
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
+from alora_trainer.experiment.run.scheduling.workers import Workers
 from alora_trainer.experiment.run.sweep import Cell
 from alora_trainer.experiment.run.sweep.cell import cell_unit, results_of_cell
 from alora_trainer.experiment.run.working_folder import working_in
@@ -30,7 +31,7 @@ def run_board(
     board: Board,
     *,
     output_dir: str | Path,
-    workers: int = 1,
+    workers: int | Workers = 1,
     overwrite: bool = False,
     only: Sequence[str] | None = None,
     resamples: int = 9999,
@@ -43,7 +44,7 @@ def run_board(
     Args:
         board: from `read_board`.
         output_dir: the board's folder.
-        workers: processes to work with; the result does not depend on how many there are.
+        workers: processes to work with, or jobs of Slurm (see `Workers`); the result does not depend on how many there are.
         overwrite: make anew what other settings made there.
         only: names of rows to run; the reference is always run.
         resamples: of the bootstrap over items.
@@ -55,8 +56,7 @@ def run_board(
         ALoRAError: something in the board cannot be done (nothing was written then), or trainings failed (all other rows are
             finished and in the JSON then).
     """
-    if workers < 1:
-        raise ALoRAError(f"--workers {workers} must be at least 1")
+    where = Workers(workers) if isinstance(workers, int) else workers
     rows = list(board.rows) if only is None else board.only(list(only))
     rows.sort(key=lambda row: row.name != board.reference)
     folder = Path(output_dir)
@@ -65,10 +65,10 @@ def run_board(
     runs = [one.folder for place, finals in places for one in (place, *finals)]
     with working_in(folder, *(folder / run for run in runs)):
         check_cells(board, rows, folder, overwrite=overwrite)
-        work = _Work(board, folder, workers, overwrite, Rules(
+        work = _Work(board, folder, where, overwrite, Rules(
             board.reference, board.against, board.shares, board.points, board.seeds, resamples
         ))  # fmt: skip
-        at_once = math.ceil(workers / board.trials)
+        at_once = math.ceil(where.count / board.trials)
         for start in range(0, len(rows), at_once):
             work.do(places, rows[start : start + at_once])
             work.write(places)
@@ -84,7 +84,7 @@ def run_board(
 class _Work:
     """The work on a board: what is finished, by cell, and which rows are whole."""
 
-    def __init__(self, board: Board, folder: Path, workers: int, overwrite: bool, rules: Rules) -> None:
+    def __init__(self, board: Board, folder: Path, workers: Workers, overwrite: bool, rules: Rules) -> None:
         self.board, self.folder, self.workers, self.overwrite, self.rules = board, folder, workers, overwrite, rules
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, BaseException] = {}
@@ -141,7 +141,7 @@ class _Work:
         units = [replace(unit, after=tuple(name for name in unit.after if name in wanted)) for unit in units]
         scheduler = Scheduler(units, name="board", overwrite=self.overwrite)
         try:
-            scheduler.work(self.workers)
+            scheduler.work(self.workers, self.folder)
         except ALoRAError:
             if not scheduler.failures:
                 raise

@@ -1,4 +1,4 @@
-"""Pieces of work over worker processes: each after those that it needs, what is done remembered, progress told.
+"""Pieces of work over workers: each after those that it needs, what is done remembered, progress told.
 
 A sweep's cells are such pieces, and so are the cases of a study; the scheduler knows nothing of either.
 """
@@ -6,18 +6,15 @@ A sweep's cells are such pieces, and so are the cases of a study; the scheduler 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.run.scheduling.worker import prepare_worker
+from alora_trainer.experiment.run.scheduling.workers import Pool, Workers
 from alora_trainer.experiment.run.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -75,11 +72,12 @@ class Scheduler:
                 self.outcomes[unit.name] = finished
         self._progress = _Progress(name, self._units, self.outcomes)
 
-    def work(self, workers: int, finished: Callable[[WorkUnit], None] | None = None) -> None:
+    def work(self, workers: Workers, folder: Path, finished: Callable[[WorkUnit], None] | None = None) -> None:
         """Do all that is not done.
 
         Args:
-            workers: processes to work with; each gets its share of the processor's threads, or OMP_NUM_THREADS of them.
+            workers: how many units at once, and where.
+            folder: of the whole, for what the workers leave beside the units' own folders.
             finished: called with each unit that is finished, its outcome being in `outcomes`.
 
         Raises:
@@ -87,8 +85,9 @@ class Scheduler:
         """
         waiting = [unit for unit in self._units if unit.name not in self.outcomes]
         if waiting:
-            with _processes(min(workers, len(waiting))) as pool:
-                self._work_through(waiting, pool, min(workers, len(waiting)), finished)
+            at_once = min(workers.count, len(waiting))
+            with workers.pool(at_once, folder) as pool:
+                self._work_through(waiting, pool, at_once, finished)
         if self.failures:
             first = next(iter(self.failures))
             raise ALoRAError(
@@ -99,7 +98,7 @@ class Scheduler:
     def _work_through(
         self,
         waiting: list[WorkUnit],
-        pool: ProcessPoolExecutor,
+        pool: Pool,
         workers: int,
         finished: Callable[[WorkUnit], None] | None,
     ) -> None:
@@ -133,35 +132,6 @@ class Scheduler:
     def _ready(self, waiting: list[WorkUnit]) -> list[WorkUnit]:
         """Those that wait for nothing any more."""
         return [unit for unit in waiting if all(name in self.outcomes or name in self.failures for name in unit.after)]
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes; if the block is left by an exception, they end with it."""
-    # Read when tqdm is imported, which a worker may do before anything of ours runs in it.
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker, (workers,))
-    try:
-        yield pool
-    except BaseException:
-        _stop(pool)
-        raise
-    finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
-    pool.shutdown()
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the workers; their trainings go on from the last checkpoint another time."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGTERM)
 
 
 class _Progress:

@@ -10,18 +10,24 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing.queues import SimpleQueue
 
 from alora_trainer.basics.output import configure_output
 
 
-def prepare_worker(workers: int) -> None:
-    """Called once in every worker: as many threads as are its share, and only warnings on the screen that all share.
+def prepare_worker(workers: int, gpus: SimpleQueue[str | None]) -> None:
+    """Called once in every worker: its share of the threads, a GPU of its own where there are several, and on the screen that
+    all share warnings alone.
 
     Who sets OMP_NUM_THREADS has said already how many threads one process is to have.
 
     Args:
         workers: how many there are.
+        gpus: a GPU for each, as CUDA_VISIBLE_DEVICES names it, or None.
     """
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with_the_scheduler, daemon=True).start()
     configure_output()
     logging.getLogger("alora_trainer").setLevel(logging.WARNING)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.folder_lock import check_folder
-from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.results import write_results
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
+from alora_trainer.experiment.run.scheduling.workers import Workers
 from alora_trainer.experiment.run.sweep.cell import Cell, cell_unit, results_of_cell
 from alora_trainer.experiment.run.sweep.grid import Grid, cells_of
 from alora_trainer.experiment.run.working_folder import working_in
 
 
 def run_sweep(
-    grids: Sequence[Grid], *, output_dir: str | Path, workers: int = 1, overwrite: bool = False
+    grids: Sequence[Grid], *, output_dir: str | Path, workers: int | Workers = 1, overwrite: bool = False
 ) -> list[Path]:
     """Run recipes for every combination of values and every seed.
 
@@ -27,7 +27,8 @@ def run_sweep(
     Args:
         grids: one for each recipe.
         output_dir: the sweep's folder; ``seed-N/results.json`` in it has everything that was found with a seed.
-        workers: processes to work with; each gets its share of the processor's threads, or OMP_NUM_THREADS of them.
+        workers: processes to work with, each with its share of the processor's threads (or OMP_NUM_THREADS of them) and of the
+            GPUs; or jobs of Slurm (see `Workers`).
         overwrite: make anew what other settings made there.
 
     Returns:
@@ -36,8 +37,7 @@ def run_sweep(
     Raises:
         ALoRAError: a setting cannot be used, the folder holds another sweep, or cells failed (the others are finished then).
     """
-    if workers < 1:
-        raise ALoRAError(f"--workers {workers} must be at least 1")
+    where = Workers(workers) if isinstance(workers, int) else workers
     folder = Path(output_dir)
     check_folder(folder)
     cells = {cell.name: cell for grid in grids for cell in cells_of(grid)}
@@ -50,7 +50,7 @@ def run_sweep(
         for run in runs:
             _write_run(run, cells.values(), scheduler.outcomes, folder)
         scheduler.work(
-            workers, lambda unit: _write_run(cells[unit.name].folder, cells.values(), scheduler.outcomes, folder)
+            where, folder, lambda unit: _write_run(cells[unit.name].folder, cells.values(), scheduler.outcomes, folder)
         )
     return [folder / run for run in runs]
 

@@ -1,0 +1,118 @@
+"""Where pieces of work are done: processes with a GPU each, and jobs of a cluster (here processes in the jobs' place)."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alora_trainer.cli.command_line import make_parser
+from alora_trainer.cli.commands.common import workers_of
+from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.run.scheduling.scheduler import Scheduler, WorkUnit
+from alora_trainer.experiment.run.scheduling.slurm import SlurmJobs
+from alora_trainer.experiment.run.scheduling.workers import Workers
+from alora_trainer.experiment.run.stage import Stage
+from tests import scheduled_work
+
+
+def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    (tmp_path / "met").mkdir()
+    units = [
+        WorkUnit(name, Stage(tmp_path / name, {}, "outcome"), partial(scheduled_work.meet, tmp_path / "met", name, 2))
+        for name in ("one", "two")
+    ]
+    scheduler = Scheduler(units, name="test")
+    scheduler.work(Workers(2), tmp_path)
+    assert {found["gpu"] for found in scheduler.outcomes.values()} == {"3", "5"}
+    assert len({found["process"] for found in scheduler.outcomes.values()} | {os.getpid()}) == 3
+
+
+def failed(future: Future[Any]) -> str:
+    error = future.exception(timeout=60)
+    assert isinstance(error, ALoRAError)
+    return str(error)
+
+
+def test_jobs_work_at_once_and_say_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    (tmp_path / "met").mkdir()
+    with SlurmJobs(tmp_path / "slurm", {"timeout_min": 5}, cluster="local") as jobs:
+        good = [jobs.submit(partial(scheduled_work.meet, tmp_path / "met", name, 2)) for name in ("one", "two")]
+        refused, broken = jobs.submit(scheduled_work.refuse), jobs.submit(scheduled_work.break_down)
+        assert len({future.result(timeout=60)["process"] for future in good} | {os.getpid()}) == 3
+        assert failed(refused) == "this cannot be done"
+        said = failed(broken)
+        assert "failed: ValueError: a fault of the program" in said
+        assert Path(said.partition("its output: ")[2].rstrip(")")).is_file()
+    assert not (tmp_path / "slurm" / "submitted.txt").exists()
+
+
+def test_jobs_that_outlived_their_scheduler_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would go on writing where those of the next call write."""
+    submitit = pytest.importorskip("submitit")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    (folder / "submitted.txt").write_text("11\n12\n")
+    cancelled: list[str] = []
+
+    class Earlier:
+        def __init__(self, place: Path, name: str) -> None:
+            assert place == folder
+            self.name = name
+
+        def done(self) -> bool:
+            return self.name == "11"
+
+        def cancel(self) -> None:
+            cancelled.append(self.name)
+
+    monkeypatch.setattr(submitit, "LocalJob", Earlier)
+    with SlurmJobs(folder, {}, cluster="local"):
+        assert cancelled == ["12"] and not (folder / "submitted.txt").exists()
+
+
+def test_what_an_exception_leaves_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    cancelled: list[str] = []
+    cancel = submitit.LocalJob.cancel
+
+    def noted(self: Any, check: bool = True) -> None:
+        cancelled.append(self.job_id)
+        cancel(self, check)
+
+    monkeypatch.setattr(submitit.LocalJob, "cancel", noted)
+    (tmp_path / "met").mkdir()
+    with pytest.raises(KeyboardInterrupt), SlurmJobs(tmp_path / "slurm", {}, cluster="local") as jobs:
+        jobs.submit(partial(scheduled_work.meet, tmp_path / "met", "one", 2))
+        raise KeyboardInterrupt
+    assert len(cancelled) == 1
+
+
+def test_what_cannot_be_submitted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ALoRAError, match="there is no sbatch here"), Workers(2, {}).pool(2, tmp_path):
+        pass
+    with pytest.raises(ALoRAError, match="--slurm: .*partitoin"):
+        SlurmJobs(tmp_path, {"partitoin": "gpu"}, cluster="local")
+
+
+def test_the_options() -> None:
+    parse = make_parser().parse_args
+    asked = workers_of(parse(["board", "FILE", "--workers", "8", "--slurm", "timeout_min=240", "slurm_partition=gpu"]))
+    assert asked == Workers(8, {"timeout_min": 240, "slurm_partition": "gpu"})
+    assert workers_of(parse(["board", "FILE"])) == Workers(1)
+    for given, message in (
+        (["--slurm", "gpu"], "--slurm gpu: write it as KEY=VALUE"),
+        (["--workers", "0"], "--workers 0"),
+    ):
+        with pytest.raises(ALoRAError, match=message):
+            workers_of(parse(["board", "FILE", *given]))
