@@ -66,7 +66,7 @@ def contents_of(index: str) -> str:
 
 
 def _contents(entries: list[tuple[str, str]], caption: str = "") -> str:
-    lines = "\n".join(f"{title} <{page}>" for title, page in entries)
+    lines = "\n".join(f"{title.replace('`', '')} <{page}>" for title, page in entries)
     head = ":hidden:\n" + (f":caption: {caption}\n" if caption else "")
     return f"```{{toctree}}\n{head}\n{lines}\n```" if entries else ""
 
@@ -93,5 +93,12 @@ def _read(app: Any, page: str, source: list[str]) -> None:
         source[0] += "\n\n" + _contents([row for row in _ROW.findall(source[0]) if row[1] != "comparison"]) + "\n"
 
 
+def _whole_sentence(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from taking what stands before a colon in a property's docstring for its type."""
+    if what in ("property", "attribute"):
+        lines.insert(0, "")
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", _read)
+    app.connect("autodoc-process-docstring", _whole_sentence, priority=400)  # before napoleon
