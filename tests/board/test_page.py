@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.board.board_json import read_board_json
 from alora_trainer.experiment.board.page import board_page, render_boards
-from alora_trainer.experiment.board.page_chart import _SHAPES, marks_of, ticks
-from alora_trainer.experiment.board.page_script import ARITHMETIC, BEHAVIOUR
+from alora_trainer.experiment.board.page_chart import marks_of
 from alora_trainer.experiment.board.published import read_published
+from alora_trainer.experiment.report.drawing.marks import SHAPES
+from alora_trainer.experiment.report.drawing.page_script import ARITHMETIC, BEHAVIOUR
+from alora_trainer.experiment.report.drawing.scales import log_ticks, spread, ticks
 from alora_trainer.experiment.report.style import look
 from tests.board.made_up_board import made_up_board
 
@@ -95,7 +97,7 @@ def test_nothing_of_a_json_becomes_markup(two: str) -> None:
     page = Parsed(two)
     assert not page.all("b") and not page.all("i")
     assert "<b>low" in " ".join(page.texts) and "made-up & </script> ·" in " ".join(page.texts)
-    assert two.count("</script>") == 2
+    assert two.count("</script>") == 3
 
 
 def test_charts_have_every_training_in_the_box_and_in_words(two: str) -> None:
@@ -117,7 +119,7 @@ def test_charts_have_every_training_in_the_box_and_in_words(two: str) -> None:
 
 def test_every_marker_has_a_shape() -> None:
     names = [f"row {number}" for number in range(25)]
-    assert {look(name, names).marker for name in [*names, "alora", "base"]} <= set(_SHAPES)
+    assert {look(name, names).marker for name in [*names, "alora", "base"]} <= set(SHAPES)
 
 
 def test_what_is_concluded_is_said(two: str) -> None:
@@ -201,6 +203,20 @@ def test_ticks_are_round_and_inside(low: float, span: float) -> None:
     assert all(low - 1e-6 * span <= value <= low + span * (1 + 1e-6) for value in found)
 
 
+@given(st.lists(st.floats(-50, 150), max_size=9))
+def test_names_do_not_lie_on_each_other(wanted: list[float]) -> None:
+    """Within 0 and 100 there is room for nine of them twelve apart."""
+    found = spread(wanted, 12.0, 0.0, 100.0)
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    at = [found[index] for index in order]
+    assert all(after - before >= 12 - 1e-6 for before, after in zip(at, at[1:], strict=False))
+    assert all(-1e-6 <= one <= 100 + 1e-6 for one in at)
+
+
+def test_where_there_is_room_a_name_stands_where_it_is_wanted() -> None:
+    assert spread([80.0, 10.0, 45.0], 12.0, 0.0, 100.0) == [80.0, 10.0, 45.0]
+
+
 @pytest.fixture(scope="module")
 def node() -> str:
     found = shutil.which("node")
@@ -213,12 +229,16 @@ def test_the_script_is_javascript_and_its_arithmetic_is_that_of_the_page(node: s
     (tmp_path / "all.js").write_text(ARITHMETIC + BEHAVIOUR)
     subprocess.run([node, "--check", str(tmp_path / "all.js")], check=True)
     cases = [(0.0, 1.0), (-0.013, 0.19), (31.4, 48.9), (-1.0, 0.0), (0.0021, 0.0029)]
+    wanted = [[5.0, 90.0], [50.0, 50.0, 52.0], [99.0, 98.0, 97.0, 1.0], [float(7 * k % 40) for k in range(12)]]
     code = f"""{ARITHMETIC}
+    const WANTED = {json.dumps(wanted)};
     const out = {{
       ticks: {json.dumps(cases)}.map(([a, b]) => ticks(a, b)),
       place: [place(0.5, 0, 1, 52, 390), place(0, 0, 1, 282, 12), place(1, 0, 1, 282, 12)],
       extent: [extent([1, 3]), extent([2, 2]), extent([0])],
       zoomed: zoomed([0, 10], 0.5, 2),
+      log: [[-3, 0.4], [-0.1, 1.2], [-20, 3]].map(([a, b]) => logTicks(a, b)),
+      spread: WANTED.map(one => spread(one, 12, 0, 100)),
       up: ["3", "", "10", "2"].sort((a, b) => compare(a, b, false)),
       down: ["3", "", "10", "2"].sort((a, b) => compare(a, b, true)),
       words: ["b", "a", "c"].sort((a, b) => compare(a, b, false)),
@@ -230,4 +250,6 @@ def test_the_script_is_javascript_and_its_arithmetic_is_that_of_the_page(node: s
     assert found["place"] == [221, 282, 12]
     assert found["extent"] == [pytest.approx([0.86, 3.14]), pytest.approx([1.86, 2.14]), pytest.approx([-0.07, 0.07])]
     assert found["zoomed"] == [1, 6]
+    assert found["log"] == [pytest.approx(log_ticks(*case)) for case in ((-3, 0.4), (-0.1, 1.2), (-20, 3))]
+    assert found["spread"] == [pytest.approx(spread(one, 12, 0, 100)) for one in wanted]
     assert (found["up"], found["down"], found["words"]) == (["2", "3", "10", ""], ["10", "3", "2", ""], ["a", "b", "c"])

@@ -7,7 +7,6 @@ beside it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,9 +134,3 @@ def number_in(value: Any, *path: str) -> float | None:
         value = value.get(key) if isinstance(value, Mapping) else None
     fine = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if fine and math.isfinite(value) else None
-
-
-def embedded(value: Any) -> str:
-    """JSON that can stand inside of a page's script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

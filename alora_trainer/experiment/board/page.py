@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 from alora_trainer.basics.files import write_text
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.board.board_json import embedded, number_in, read_board_json
+from alora_trainer.experiment.board.board_json import number_in, read_board_json
 from alora_trainer.experiment.board.measures import MEASURES
-from alora_trainer.experiment.board.page_chart import BOX, PUBLISHED_ROW, chart, marks_of, shown_value, swatch
-from alora_trainer.experiment.board.page_script import ARITHMETIC, BEHAVIOUR
-from alora_trainer.experiment.board.page_style import STYLE
+from alora_trainer.experiment.board.page_chart import AXES, chart, marks_of, shown_value
 from alora_trainer.experiment.board.page_tables import (
     comparisons_table,
     findings,
@@ -22,6 +19,8 @@ from alora_trainer.experiment.board.page_tables import (
     rows_table,
     trials_table,
 )
+from alora_trainer.experiment.report.drawing.marks import PUBLISHED_ROW, swatch
+from alora_trainer.experiment.report.drawing.page import filters, whole_page
 
 PAGE_FILE = "board.html"
 _EXPLAINED = {
@@ -66,21 +65,16 @@ def render_boards(sources: Sequence[str | Path], path: str | Path) -> Path:
 def board_page(boards: Sequence[Mapping[str, Any]]) -> str:
     """The page of boards that `read_board_json` read; the same boards give the same text."""
     rows = _rows(boards)
-    title = escape(" · ".join(dict.fromkeys(board["title"] for board in boards)))
+    title = " · ".join(dict.fromkeys(board["title"] for board in boards))
     sections = "".join(_board(board, boards, rows) for board in boards)
-    data = {"box": BOX, "measures": {name: dataclasses.asdict(measure) for name, measure in MEASURES.items()}}
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(what)}</dd>" for name, what in _EXPLAINED.items())
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{title}</h1>\n{_filters(rows, boards)}"
+    body = (
+        f"{_filters(rows, boards)}"
         f"<h2>All rows</h2>\n{rows_table(boards, rows)}"
         '<p class="note">Sorted by a click on a column. The reference is marked. ± is the standard error over seeds.</p>\n'
-        f'<div class="boards">{sections}</div>\n<h2>What the figures are</h2>\n<dl>{terms}</dl>\n</main>\n'
-        f'<script type="application/json" id="data">{embedded(data)}</script>\n<script>{ARITHMETIC}{BEHAVIOUR}</script>\n'
-        "</body>\n</html>\n"
+        f'<div class="boards">{sections}</div>\n<h2>What the figures are</h2>\n<dl>{terms}</dl>\n'
     )
+    return whole_page(title, body, AXES)
 
 
 def _rows(boards: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -97,17 +91,7 @@ def _filters(rows: Sequence[str], boards: Sequence[Mapping[str, Any]]) -> str:
     shown = [row for row in rows if row in finished]
     if any(board["published"] for board in boards):
         shown = [*shown, PUBLISHED_ROW]
-    boxes = "".join(
-        f'<label title="{escape(texts.get(row, "figures of others"))}">'
-        f'<input type="checkbox" data-row="{escape(row)}" checked> '
-        f"{swatch(row, rows)} {escape(row)}</label>"
-        for row in shown
-    )
-    every = (
-        '<span><button type="button" class="every" data-on="1">all</button> '
-        '<button type="button" class="every" data-on="0">none</button></span>'
-    )
-    return f'<div class="methods tools" hidden>{boxes}{every}</div>\n'
+    return filters(shown, rows, {PUBLISHED_ROW: "figures of others"} | texts)
 
 
 def _board(board: Mapping[str, Any], boards: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:

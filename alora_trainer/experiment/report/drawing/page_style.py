@@ -1,15 +1,28 @@
-"""How a board's page looks: light and dark by the reader's setting, and narrow screens."""
+"""How pages of boards and reports look: light and dark by the reader's setting, narrow screens, and paper."""
 
 from __future__ import annotations
 
-STYLE = """
+# What a drawing needs, in a page or as a file of its own.
+DRAWING = """
 :root { color-scheme: light dark; --text: #1f2328; --quiet: #57606a; --line: #e3e6ea; --strong: #8c959f; --ground: #fff;
   --accent: #0072b2; --good: #0a6b3d; --bad: #a63d00; --marked: #eef6fc; }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --text: #e6e8eb; --quiet: #a3acb6; --line: #30363d; --strong: #6e7781; --ground: #14171b; --accent: #6cb6ea;
     --good: #5bd69a; --bad: #ff9c66; --marked: #1b2733; }
   svg .row { filter: brightness(1.45) saturate(.9); }
 }
+svg text { fill: var(--text); font: 10.5px system-ui, "DejaVu Sans", sans-serif; }
+svg .quiet { fill: var(--quiet); }
+svg .axis { stroke: var(--strong); }
+svg .grid { stroke: var(--line); }
+svg .share { stroke: var(--strong); stroke-dasharray: 3 3; }
+svg .leader { fill: none; stroke-width: .7; stroke-opacity: .6; }
+svg .zero { stroke: var(--strong); }
+"""
+
+STYLE = (
+    DRAWING
+    + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--text);
   font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
@@ -38,12 +51,15 @@ tr.reference td { background: var(--marked); }
 .worse { color: var(--bad); font-weight: 700; }
 figure { margin: 8px 0 0; max-width: 640px; position: relative; }
 svg { width: 100%; height: auto; display: block; touch-action: pan-y; }
-svg text { fill: var(--text); font: 10.5px system-ui, "DejaVu Sans", sans-serif; }
-svg .quiet { fill: var(--quiet); }
-svg .axis { stroke: var(--strong); }
-svg .grid { stroke: var(--line); }
-svg .share { stroke: var(--strong); stroke-dasharray: 3 3; }
 svg .point { cursor: pointer; }
+html:not(.js) .tools { display: none; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 4px 22px; }
+.figures > figure { max-width: 720px; min-width: 0; }
+td:first-child, th:first-child { text-align: left; }
+td.best { font-weight: 700; }
+.verdict { border-left: 4px solid var(--accent); padding: 2px 14px; background: var(--marked); }
+.verdict p { margin: 8px 0; max-width: 90ch; }
+nav a { margin-right: 14px; }
 .tools { display: flex; flex-wrap: wrap; gap: 6px 12px; align-items: center; font-size: 13.5px; margin: 6px 0; }
 .tools label { display: flex; gap: 5px; align-items: center; max-width: 100%; }
 .tools select { min-width: 0; flex: 1; }
@@ -60,6 +76,25 @@ svg.swatch { display: inline-block; width: 15px; height: 15px; vertical-align: -
 dl { font-size: 13.5px; }
 dt { font-weight: 600; }
 dd { margin: 0 0 6px 0; color: var(--quiet); max-width: 90ch; }
-@media (max-width: 560px) { main { padding: 14px 10px 40px; } h1 { font-size: 21px; } h2 { font-size: 18px; }
+@media (max-width: 560px) {
+  svg text { font-size: 11.5px; }
+  main { padding: 14px 10px 40px; } h1 { font-size: 21px; } h2 { font-size: 18px; }
   th, td { padding: 4px 6px; } .methods { position: static; max-height: none; } }
+@media print {
+  @page { size: A4 landscape; margin: 11mm; }
+  body { font-size: 10pt; }
+  main { max-width: none; padding: 0; }
+  .tools, .methods, nav, .tip { display: none !important; }
+  .scroll { overflow: visible; }
+  table { font-size: 8pt; width: 100%; }
+  th, td { padding: 2px 4px; white-space: normal; min-width: 0; overflow-wrap: anywhere; }
+  thead { display: table-header-group; }
+  tr, figure, .verdict { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  .figures { grid-template-columns: 1fr 1fr; }
+  p, li, dd { max-width: none; }
+}
 """
+)
+# In the head, so that what needs the script is there before anything is drawn, and nothing jumps.
+HEAD_SCRIPT = 'document.documentElement.classList.add("js")'
