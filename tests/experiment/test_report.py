@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -10,6 +9,7 @@ import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,11 +20,13 @@ from alora_trainer.evaluation.items import unpack_correct
 from alora_trainer.experiment.methods import METHODS as ALL_METHODS
 from alora_trainer.experiment.report.figures import FIGURES
 from alora_trainer.experiment.report.gather import Comparison, by_task, read_runs
+from alora_trainer.experiment.report.matched import matched_accuracy
 from alora_trainer.experiment.report.report_files import NUMBERS, report_numbers, write_report
 from alora_trainer.experiment.report.results import RunResults
 from alora_trainer.experiment.report.significance import paired_bootstrap, significance, welch
-from alora_trainer.experiment.report.style import look, strokes
+from alora_trainer.experiment.report.style import look
 from alora_trainer.experiment.report.variant_rows import ablation_rows, summary, variant_rows
+from alora_trainer.experiment.report.verdict import verdict
 from tests.made_up_results import ITEMS, METHODS, made_up_run, weight_names, write_sweep
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -190,16 +192,111 @@ class TestNumbers:
         assert {row["method"] for row in numbers["cost"]["rows"]} == {"lora", "lora_ab", "alora"}
         drift = {one["label"]: one["weights"] for one in numbers["drift"]["curves"]}
         assert drift["lora"][weight_names()[1]] == pytest.approx(1.2)
+        assert "note" not in numbers["drift"]
         (bare,) = by_task([as_results({"recipe": {}, "methods": {"lora": {"tasks": {"t": {"acc": 0.5}}}}})])
         assert [module.numbers(bare) for module in FIGURES] == [None] * len(FIGURES)
+
+
+class TestEqualForgetting:
+    def test_a_curve_between_two_strengths(self, comparison: Comparison) -> None:
+        """Both curves are read at the most that both forgot: the end of ours, and on a line between LoRA and the base."""
+        rows, missing = matched_accuracy(comparison)
+        assert missing == [] and [row["other"] for row in rows] == ["lora", "lora_ab"]
+        rows_by = {row["label"]: row for row in variant_rows(comparison)}
+        ours, plain, base = (rows_by[name] for name in ("alora (lam=0.01)", "lora", "base"))
+        (row, _) = rows
+        assert row["at"] == pytest.approx(ours["rise"]["mean"])
+        assert (row["ours_between"], row["other_between"]) == (False, True)
+        share = ours["rise"]["mean"] / plain["rise"]["mean"]
+        read = base["accuracy"]["mean"] + share * (plain["accuracy"]["mean"] - base["accuracy"]["mean"])
+        assert row["difference"] == pytest.approx(ours["accuracy"]["mean"] - read, abs=1e-9)
+        assert row["low"] < row["difference"] < row["high"]
+
+    def test_the_other_forgot_less_and_ours_is_read_between(self) -> None:
+        methods = {
+            "base": (40.0, 0.4, {}),
+            "l2": (42.0, 0.5, {}),
+            "alora@lam=0.1": (41.0, 0.48, {"protecting.lam": 0.1}),
+            "alora@lam=0.01": (44.0, 0.56, {"protecting.lam": 0.01}),
+        }
+        run = made_up_run(0, methods=methods)
+        (found,) = by_task([as_results(run)])
+        ((row,), _) = matched_accuracy(found, resamples=99)
+        rows = {one["label"]: one for one in variant_rows(found)}
+        strong, weak, other = rows["alora (lam=0.1)"], rows["alora (lam=0.01)"], rows["l2"]
+        want = np.interp(
+            other["rise"]["mean"],
+            [strong["rise"]["mean"], weak["rise"]["mean"]],
+            [strong["accuracy"]["mean"], weak["accuracy"]["mean"]],
+        )
+        assert row["difference"] == pytest.approx(want - other["accuracy"]["mean"])
+        assert (row["ours_between"], row["other_between"]) == (True, False)
+
+    def test_answers_of_other_items_give_no_interval(self) -> None:
+        run = made_up_run(0)
+        run["methods"]["lora"]["tasks"]["sciq"]["items_digest"] = "others"
+        (found,) = by_task([as_results(run)])
+        rows, _ = matched_accuracy(found, resamples=99)
+        assert [row["low"] is None for row in rows] == [True, False]
+        assert math.isfinite(rows[0]["difference"])
+
+    def test_who_forgot_nothing_is_named(self) -> None:
+        methods = {"base": (40.0, 0.4, {}), "alora": (44.0, 0.5, {}), "osf": (30.0, 0.45, {})}
+        (found,) = by_task([as_results(made_up_run(0, methods=methods))])
+        rows, missing = matched_accuracy(found)
+        assert rows == [] and len(missing) == 1 and "osf" in missing[0]
+
+
+class TestVerdict:
+    @staticmethod
+    def said(**changes: tuple[float, float, dict[str, Any]]) -> dict[str, str]:
+        methods = {"base": (38.0, 0.39, {}), "lora": (51.5, 0.57, {}), "alora": (40.6, 0.51, {})} | changes
+        runs = [as_results(made_up_run(seed, methods=methods)) for seed in range(3)]
+        return dict(verdict(report_numbers(runs)["comparisons"][0]))
+
+    def test_it_forgot_and_learned(self) -> None:
+        said = self.said()
+        assert re.match(
+            r"Yes: after alora general perplexity is \+\d\.\d % .*; after plain LoRA it is \+3\d",
+            said["Did it forget?"],
+        )
+        assert re.match(
+            r"Yes: after alora sciq accuracy is 5\d\.\d %, before it 3\d\.\d %; plain", said["Did it learn?"]
+        )
+        assert said["Can I trust it?"].startswith("As far as its seeds and items go: 3 seeds")
+        assert "3 test items share a run of 13 words" in said["Can I trust it?"]
+
+    def test_neither(self) -> None:
+        said = self.said(alora=(37.75, 0.39, {}))
+        assert said["Did it forget?"].startswith("No: ") and said["Did it learn?"].startswith("Not that it shows: ")
+        assert "two standard errors over test items" in said["Did it learn?"]
+
+    def test_one_seed_is_a_first_look(self) -> None:
+        said = dict(verdict(report_numbers([as_results(made_up_run(0))])["comparisons"][0]))
+        assert said["Can I trust it?"].startswith("As a first look only: one seed")
+        assert "3 settings of ALoRA stand here" in said["Can I trust it?"]
+        assert " to " in said["Did it forget?"] and "(lam=1)" in said["Did it forget?"]
+
+    def test_nothing_measured(self) -> None:
+        run = as_results({"recipe": {}, "methods": {"lora": {"tasks": {"t": {"acc": 0.5}}}}})
+        said = dict(verdict(report_numbers([run])["comparisons"][0]))
+        assert said["Did it forget?"].startswith("That is not known") and said["Did it learn?"].startswith(
+            "That is not known"
+        )
+
+
+def test_who_has_no_drift_is_named() -> None:
+    run = made_up_run(0)
+    del run["methods"]["lora"]["train"]["drift"]
+    run["methods"]["lora"]["train"]["steps"] = 50
+    (comparison,) = by_task([as_results(run)])
+    numbers = next(module for module in FIGURES if module.NAME == "drift").numbers(comparison)
+    assert numbers["note"].endswith(": lora.")
 
 
 def test_no_two_methods_look_alike() -> None:
     looks = [look(name, list(ALL_METHODS)) for name in ALL_METHODS]
     assert len(set(looks)) == len(looks) == len(ALL_METHODS) >= 20
-    lines = [strokes(one, 0, 1) for one in looks]
-    drawn = {(line["color"], line["marker"], line["markerfacecolor"] == "white") for line in lines}
-    assert len(drawn) == len(looks)
 
 
 @pytest.mark.parametrize(("options", "weight"), [({}, 1.0), ({"replay": {"weight": 0.25}}, 0.25)])
@@ -239,22 +336,33 @@ class TestPages:
         text = (report / "report.html").read_text()
         page = _Page()
         page.feed(text)
-        assert all(source.startswith(("#", "data:image/svg+xml;base64,")) for source in page.sources)
-        pictures = [source for source in page.sources if source.startswith("data:")]
-        assert len(pictures) == len(FIGURES) and not {"script", "link"} & set(page.tags)
-        assert all("<svg" in base64.b64decode(source.partition(",")[2]).decode() for source in pictures)
-        assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
+        assert page.sources == [] and "link" not in page.tags
+        assert (
+            "http" not in text.replace("http://www.w3.org/2000/svg", "")
+            and "@import" not in text
+            and "url(" not in text
+        )
+        drawn = re.findall(r"<svg viewBox.*?</svg>", text, re.S)
+        figures = [one for one in drawn if 'aria-label="' in one]
+        assert len(figures) >= len(FIGURES) == len(re.findall('<div class="figures">', text))
+        for one in drawn:
+            ElementTree.fromstring(one)
+        assert all(len(ElementTree.fromstring(one).attrib["aria-label"]) > 40 for one in figures)
 
-    def test_the_figures_are_there_in_both_formats(self, report: Path) -> None:
-        names = {f"sciq-small-{module.NAME}" for module in FIGURES}
-        assert {path.name for path in (report / "figures").iterdir()} == {
-            f"{name}.{kind}" for name in names for kind in ("png", "svg")
-        }
-        for path in (report / "figures").glob("*.png"):
-            assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+    def test_the_figures_are_files_of_their_own(self, report: Path) -> None:
+        names = {f"sciq-small-{module.NAME}.svg" for module in FIGURES}
+        assert {path.name for path in (report / "figures").iterdir()} == names
+        for path in (report / "figures").iterdir():
+            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
         markdown = (report / "report.md").read_text()
         assert all((report / link).is_file() for link in re.findall(r"\]\((figures/[^)]+)\)", markdown))
         assert markdown.count("](figures/") == len(FIGURES)
+
+    def test_what_is_filtered_is_named(self, report: Path) -> None:
+        """Every method has a box, and what is drawn of it, or said of it in a table, is hidden by that box."""
+        text = (report / "report.html").read_text()
+        boxes = set(re.findall(r'<input type="checkbox" data-row="([^"]+)"', text))
+        assert boxes == {"base", "lora", "lora_ab", "alora"} == set(re.findall(r'data-row="([^"]+)"', text))
 
     def test_the_pages_say_what_the_numbers_say(self, report: Path) -> None:
         numbers = json.loads((report / NUMBERS).read_text())["comparisons"][0]
@@ -263,8 +371,10 @@ class TestPages:
         best = next(row for row in numbers["table"] if "perplexity" in row["best"])
         bold = f"{best['perplexity']['mean']:.2f} ± {best['perplexity']['sd']:.2f}"
         html, markdown = ((report / f"report.{kind}").read_text() for kind in ("html", "md"))
-        assert f"<td>{cell}</td>" in html and f"| {cell} |" in markdown
-        assert f'<td class="best">{bold}</td>' in html and f"**{bold}**" in markdown
+        assert f">{cell}</td>" in html and f"| {cell} |" in markdown
+        assert re.search(f'<td class="best" data-value="[^"]+">{bold}</td>', html) and f"**{bold}**" in markdown
+        for question, answer in verdict(numbers):
+            assert question in html and answer in html and f"**{question}** " in markdown
         assert "share of the items whose right choice is the likeliest" in html
         assert "| 0 | 400 | 120 | 3 |" in markdown
 
@@ -278,7 +388,7 @@ class TestPages:
         with pytest.raises(ALoRAError, match="has no results.json"):
             write_report([tmp_path], tmp_path / "out")
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(ALoRAError, match=r"pip install scipy matplotlib .*in a clone.* '\.\[report\]'"):
+        with pytest.raises(ALoRAError, match=r"pip install scipy .*in a clone.* '\.\[report\]'"):
             write_report([tmp_path], tmp_path / "out")
 
 
@@ -287,9 +397,9 @@ def test_the_committed_study_is_rendered_again(tmp_path: Path) -> None:
     if not study.is_file():
         pytest.skip("the study's results are not committed yet")
     numbers = json.loads(study.read_text())
-    again = json.loads(json.dumps(report_numbers(read_runs([study]))))
-    for one, committed in zip(again["comparisons"], numbers["comparisons"], strict=True):
-        for row, before in zip(one["table"], committed["table"], strict=True):
+    again = [json.loads(json.dumps(variant_rows(comparison))) for comparison in by_task(read_runs([study]))]
+    for table, committed in zip(again, numbers["comparisons"], strict=True):
+        for row, before in zip(table, committed["table"], strict=True):
             assert set(before["best"]) <= set(row["best"])  # measures that came later are beside those
             assert {key: row[key] for key in before if key != "best"} == {
                 k: v for k, v in before.items() if k != "best"

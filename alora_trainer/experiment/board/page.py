@@ -19,7 +19,7 @@ from alora_trainer.experiment.board.page_tables import (
     rows_table,
     trials_table,
 )
-from alora_trainer.experiment.report.drawing.marks import PUBLISHED_ROW, swatch
+from alora_trainer.experiment.report.drawing.marks import PUBLISHED_ROW
 from alora_trainer.experiment.report.drawing.page import filters, whole_page
 
 PAGE_FILE = "board.html"

@@ -13,6 +13,7 @@ from alora_trainer.experiment.board.board_json import number_in
 from alora_trainer.experiment.board.measures import MEASURES
 from alora_trainer.experiment.report.drawing.chart import Axis, Box, Chart, Mark, ends_in_words
 from alora_trainer.experiment.report.drawing.marks import PUBLISHED_ROW
+from alora_trainer.experiment.report.drawing.page import axis_tools
 
 BOX = Box()
 # What can be chosen for each axis, the first of them drawn at first.
@@ -70,11 +71,9 @@ def chart(marks: Sequence[Mark], result: Mapping[str, Any], rows: Sequence[str],
     what = f"{result['model']} on {result['task']}: {AXES[y].label} against {AXES[x].label}."
     text = f"{what} {ends_in_words(marks, AXES, x, y)}"
     drawing = Chart(marks, AXES, x=x, y=y, rows=rows, box=BOX, text=text, beneath="".join(_shares(result)))
-    options = [_options(name, axes, marks, first) for name, axes, first in (("x", X_AXES, x), ("y", Y_AXES, y))]
+    tools = axis_tools(drawing, X_AXES, Y_AXES)
     return (
-        f'<figure class="chart" data-box="{escape(json.dumps(dataclasses.asdict(BOX)))}"><div class="tools">'
-        f'{"".join(options)}<span><button type="button" class="in">+</button> '
-        '<button type="button" class="out">&minus;</button> <button type="button" class="all">all</button></span></div>'
+        f'<figure class="chart" data-box="{escape(json.dumps(dataclasses.asdict(BOX)))}">{tools}'
         f'{drawing.svg()}<div class="tip" role="status" hidden></div>'
         "<figcaption>Each point is a training with settings that were chosen on validation, measured on test items: mean "
         "over seeds, bars of one standard deviation. To the left and up is better. Zoom by the buttons, a double click, or the "
@@ -95,14 +94,6 @@ def _shares(result: Mapping[str, Any]) -> Iterator[str]:
         percent = name.rpartition("_")[2]
         if gain is not None and percent.replace(".", "", 1).isdigit():
             words = f"{percent} % of what {result['reference'].get('row')} learned"
-            yield f'<path class="share" data-measure="learned" data-value="{gain * float(percent) / 100}" d=""><title>{escape(words)}</title></path>'
-
-
-def _options(name: str, axes: Sequence[str], marks: Sequence[Mark], first: str) -> str:
-    there = [axis for axis in axes if any(axis in mark.values for mark in marks if mark.row != "base") or axis == first]
-    options = "".join(
-        f'<option value="{axis}"{" selected" if axis == first else ""}>{escape(AXES[axis].label)}</option>'
-        for axis in there
-    )
-    which = "across" if name == "x" else "up"
-    return f'<label>{which} <select name="{name}">{options}</select></label>'
+            at = gain * float(percent) / 100
+            title = f"<title>{escape(words)}</title>"
+            yield f'<path class="share" data-measure="learned" data-value="{at}" d="">{title}</path>'

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from alora_trainer.experiment.report import page_text
-from alora_trainer.experiment.report.figures import FIGURES
+from alora_trainer.experiment.report.drawing.chart import Chart
+from alora_trainer.experiment.report.drawing.marks import swatch
+from alora_trainer.experiment.report.drawing.page import axis_tools, filters, whole_page
+from alora_trainer.experiment.report.drawing.pictures import Drawing, in_page
+from alora_trainer.experiment.report.drawing.table import PageCell, sortable
+from alora_trainer.experiment.report.figures import FIGURES, pareto
+from alora_trainer.experiment.report.figures.axes import AXES
 from alora_trainer.experiment.report.gather import figure_name
 from alora_trainer.experiment.report.page_tables import (
     PageTable,
@@ -18,80 +24,53 @@ from alora_trainer.experiment.report.page_tables import (
     overlap_table,
     significance_table,
 )
+from alora_trainer.experiment.report.verdict import verdict
 
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: #1f2328; font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 28px 24px 64px; }
-h1 { font-size: 26px; margin: 0 0 4px; }
-h2 { font-size: 21px; margin: 44px 0 6px; padding-top: 14px; border-top: 2px solid #0072b2; }
-h3 { font-size: 16.5px; margin: 34px 0 8px; }
-p, li { max-width: 78ch; }
-nav a { margin-right: 14px; }
-a { color: #005a8e; }
-.note { color: #57606a; font-size: 13.5px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; margin: 8px 0; }
-th, td { padding: 5px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e6ea; }
-th { vertical-align: bottom; white-space: normal; min-width: 62px; color: #57606a; font-weight: 600; }
-thead th { border-bottom: 1.5px solid #8c959f; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
-tr.ours td { background: #eef6fc; }
-td.best { font-weight: 700; }
-figure { margin: 10px 0 0; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: #57606a; font-size: 13.5px; max-width: 90ch; margin-top: 6px; }
-dl { font-size: 13.5px; display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; }
-dt { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
-dd { margin: 0; }
-details > summary { cursor: pointer; color: #005a8e; }
-"""
+TITLE = "What was forgotten, what was learned"
+_NUMBER = re.compile(r"[<+-]?\s*(\d+(\.\d+)?)")
 
 
-def html_page(numbers: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+def html_page(numbers: Mapping[str, Any], drawings: Mapping[str, Sequence[Drawing]]) -> str:
     """The page for what `report_numbers` gave.
 
     Args:
         numbers: from `report_numbers`.
-        pictures: the figures as SVG, by name.
+        drawings: the figures, by name.
     """
     comparisons = numbers["comparisons"]
+    methods = list(dict.fromkeys(row["method"] for one in comparisons for row in one["table"]))
     links = "".join(f'<a href="#{escape(one["id"])}">{escape(one["task"])}</a>' for one in comparisons)
-    sections = "\n".join(line for one in comparisons for line in _section(one, pictures))
-    title = "What was forgotten, what was learned"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<nav>{links}</nav>\n"
-        f"{sections}\n</main>\n</body>\n</html>\n"
-    )
+    nav = f"<nav>{links}</nav>\n" if len(comparisons) > 1 else ""
+    boxes = filters(methods, methods, {}) if len(methods) > 1 else ""
+    sections = "\n".join(line for one in comparisons for line in _section(one, drawings, boxes))
+    return whole_page(TITLE, f"{nav}{sections}\n", AXES)
 
 
-def _section(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[str]:
+def _section(comparison: Mapping[str, Any], drawings: Mapping[str, Sequence[Drawing]], boxes: str) -> Iterator[str]:
+    methods = list(dict.fromkeys(row["method"] for row in comparison["table"]))
     yield f'<section id="{escape(comparison["id"])}">\n<h2>{escape(comparison["task"])}</h2>'
-    yield f"<p>{escape(page_text.headline(comparison))}</p>"
+    answers = "".join(f"<p><strong>{escape(ask)}</strong> {escape(said)}</p>" for ask, said in verdict(comparison))
+    yield f'<div class="verdict">{answers}</div>'
+    yield _note(page_text.headline(comparison))
     said = page_text.findings(comparison)
     if said:
         yield "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in said) + "</ul>"
-    ours = {place for place, row in enumerate(comparison["table"]) if row["method"] == page_text.OURS}
-    yield _table(main_table(comparison["table"]), ours) + _note(page_text.TABLE_NOTE)
-    yield "<h3>Further measures and costs</h3>" + _table(further_table(comparison["table"]), ours)
+    yield boxes
+    yield _methods_table(main_table(comparison["table"]), comparison["table"], methods) + _note(page_text.TABLE_NOTE)
+    yield "<h3>Further measures and costs</h3>"
+    yield _methods_table(further_table(comparison["table"]), comparison["table"], methods)
     if comparison["ablation"]:
         yield "<h3>Ablation</h3>" + _table(ablation_table(comparison["ablation"])) + _note(page_text.ABLATION_NOTE)
     if comparison["significance"]:
         yield "<h3>Significance</h3>" + _table(significance_table(comparison["significance"]))
         yield _note(page_text.SIGNIFICANCE_NOTE)
     for module in FIGURES:
-        name = figure_name(comparison, module.NAME)
-        if name in pictures:
-            # As data and not inline: the identifiers inside of several SVG files would clash in one document.
-            data = base64.b64encode(pictures[name].encode("utf-8")).decode("ascii")
+        shown = drawings.get(figure_name(comparison, module.NAME))
+        if shown:
             yield f"<h3>{escape(module.TITLE)}</h3>"
-            yield (
-                f'<figure><img alt="{escape(module.TITLE)}" src="data:image/svg+xml;base64,{data}">'
-                f"<figcaption>{escape(module.CAPTION)}</figcaption></figure>"
-            )
+            figures = "".join(in_page(one, _tools(module.NAME, one)) for one in shown)
+            note = comparison["figures"][module.NAME].get("note")
+            yield f'<div class="figures">{figures}</div>{_note(module.CAPTION)}{_note(note) if note else ""}'
     yield "<h3>Overlap of recording text and test</h3>"
     if comparison["overlap"]:
         yield _table(overlap_table(comparison["overlap"])) + _note(page_text.OVERLAP_NOTE)
@@ -106,18 +85,35 @@ def _section(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> Iter
     yield "</section>"
 
 
+def _tools(name: str, drawing: Drawing) -> str:
+    if name == pareto.NAME and isinstance(drawing, Chart):
+        return axis_tools(drawing, pareto.ACROSS, pareto.UP)
+    return ""
+
+
 def _note(words: str) -> str:
     return f'<p class="note">{escape(words)}</p>'
 
 
-def _table(printed: PageTable, marked: set[int] | None = None) -> str:
-    """A table; rows in `marked` are those of our own method."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in printed.header)
-    body = []
-    for place, row in enumerate(printed.rows):
-        cells = "".join(
-            f'<td class="best">{escape(cell)}</td>' if (place, column) in printed.bold else f"<td>{escape(cell)}</td>"
-            for column, cell in enumerate(row)
-        )
-        body.append(f'<tr class="ours">{cells}</tr>' if marked and place in marked else f"<tr>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+def _methods_table(printed: PageTable, rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
+    """A table with a row a variant; those of our own method stand out, and the filters hide them by method."""
+    lines = []
+    for place, (texts, row) in enumerate(zip(printed.rows, rows, strict=True)):
+        name = f"{swatch(row['method'], methods)} {escape(texts[0])}"
+        cells = [PageCell(texts[0], kind="text", html=name)]
+        for column, text in enumerate(texts[1:], start=1):
+            cells.append(PageCell(text, _value(text), kind="best" if (place, column) in printed.bold else ""))
+        lines.append((row["method"], cells))
+    return sortable(printed.header, lines, [page_text.OURS])
+
+
+def _value(text: str) -> float | None:
+    """What a cell is sorted by: the number that it begins with."""
+    found = _NUMBER.match(text)
+    return None if found is None else float(found[1]) * (-1 if text.startswith("-") else 1)
+
+
+def _table(printed: PageTable) -> str:
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in printed.header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in printed.rows)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

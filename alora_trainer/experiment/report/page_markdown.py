@@ -17,6 +17,7 @@ from alora_trainer.experiment.report.page_tables import (
     overlap_table,
     significance_table,
 )
+from alora_trainer.experiment.report.verdict import verdict
 
 
 def markdown_page(numbers: Mapping[str, Any]) -> str:
@@ -29,6 +30,8 @@ def markdown_page(numbers: Mapping[str, Any]) -> str:
 
 def _section(comparison: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"## {markdown_text(comparison['task'])}", "", markdown_text(page_text.headline(comparison)), "")
+    for question, answer in verdict(comparison):
+        yield from (f"**{question}** {markdown_text(answer)}", "")
     for sentence in page_text.findings(comparison):
         yield f"- {markdown_text(sentence)}"
     yield from ("", *_table(main_table(comparison["table"])), "", page_text.TABLE_NOTE, "")
@@ -49,11 +52,13 @@ def _section(comparison: Mapping[str, Any]) -> Iterator[str]:
         if module.NAME in comparison["figures"]:
             yield from (f"### {module.TITLE}", "")
             yield from (
-                f"![{module.TITLE}](figures/{figure_name(comparison, module.NAME)}.png)",
+                f"![{module.TITLE}](figures/{figure_name(comparison, module.NAME)}.svg)",
                 "",
                 module.CAPTION,
                 "",
             )
+            if comparison["figures"][module.NAME].get("note"):
+                yield from (markdown_text(comparison["figures"][module.NAME]["note"]), "")
     yield from ("### Overlap of recording text and test", "")
     if comparison["overlap"]:
         yield from (*_table(overlap_table(comparison["overlap"])), "", page_text.OVERLAP_NOTE, "")

@@ -7,25 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.basics.files import write_bytes, write_json, write_text
+from alora_trainer.basics.files import write_json, write_text
 from alora_trainer.basics.folder_lock import check_folder, folder_lock
 from alora_trainer.basics.printable import printable
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.report.drawing.pictures import Drawing, svg_file
 from alora_trainer.experiment.report.figures import FIGURES
 from alora_trainer.experiment.report.gather import Comparison, by_task, figure_name, read_runs
 from alora_trainer.experiment.report.page_html import html_page
 from alora_trainer.experiment.report.page_markdown import markdown_page
 from alora_trainer.experiment.report.results import SCHEMA, RunResults
 from alora_trainer.experiment.report.significance import significance
-from alora_trainer.experiment.report.style import to_png, to_svg
 from alora_trainer.experiment.report.variant_rows import ablation_rows, variant_rows
 
 NUMBERS = "report.json"
-_NEEDED = ("scipy", "matplotlib")
 
 
 def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
-    """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` (each as PNG and SVG) into a folder.
+    """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` (SVG) into a folder.
 
     Args:
         sources: as `read_runs` takes them; ``report.json`` of an earlier report is one, and gives the same report again.
@@ -35,30 +34,23 @@ def write_report(sources: Iterable[str | Path], output_dir: str | Path) -> Path:
         The path of ``report.html``.
 
     Raises:
-        ALoRAError: there are no results, or scipy or matplotlib is not installed.
+        ALoRAError: there are no results, or scipy is not installed.
     """
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
-        packages = " ".join(missing)
+    if importlib.util.find_spec("scipy") is None:
         raise ALoRAError(
-            f"a report needs {' and '.join(missing)}: pip install {packages} (or, in a clone of alora-trainer, its extra: pip "
-            "install '.[report]')"
+            "a report needs scipy: pip install scipy (or, in a clone of alora-trainer, its extra: pip install '.[report]')"
         )
     folder = Path(output_dir)
     check_folder(folder)
     with folder_lock(folder):
         numbers = report_numbers(read_runs(sources))
-        drawn: dict[str, tuple[str, bytes]] = {}
+        drawn: dict[str, list[Drawing]] = {}
         for comparison in numbers["comparisons"]:
             drawn |= draw_figures(comparison)
-        pages = {
-            "report.md": markdown_page(numbers),
-            "report.html": html_page(numbers, {name: svg for name, (svg, _) in drawn.items()}),
-        }
+        pages = {"report.md": markdown_page(numbers), "report.html": html_page(numbers, drawn)}
         # Nothing is written before all is there: what fails on the way leaves an earlier report as it was.
-        for name, (svg, png) in drawn.items():
-            write_text(folder / "figures" / f"{name}.svg", svg)
-            write_bytes(folder / "figures" / f"{name}.png", png)
+        for name, drawings in drawn.items():
+            write_text(folder / "figures" / f"{name}.svg", svg_file(drawings))
         write_json(folder / NUMBERS, numbers, indent=None)
         for name, page in pages.items():
             write_text(folder / name, page)
@@ -80,24 +72,22 @@ def report_numbers(runs: Sequence[RunResults]) -> dict[str, Any]:
     }
 
 
-def draw_figures(comparison: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
-    """The figures of one comparison of `report_numbers` as (SVG, PNG), by the names of their files without ending."""
-    drawn = {}
-    for module in FIGURES:
-        data = comparison["figures"].get(module.NAME)
-        if data is not None:
-            figure = module.draw(_literal(data))
-            drawn[figure_name(comparison, module.NAME)] = (to_svg(figure), to_png(figure))
-    return drawn
+def draw_figures(comparison: Mapping[str, Any]) -> dict[str, list[Drawing]]:
+    """The figures of one comparison of `report_numbers`, by the names of their files without ending."""
+    return {
+        figure_name(comparison, module.NAME): module.draw(data)
+        for module in FIGURES
+        if (data := _printable(comparison["figures"].get(module.NAME))) is not None
+    }
 
 
-def _literal(data: Any) -> Any:
-    """What a figure draws, with the texts as text: matplotlib reads what is between two dollars as mathematics."""
+def _printable(data: Any) -> Any:
+    """What a figure draws, with texts that can stand in XML."""
     if isinstance(data, str):
-        return printable(data).replace("$", r"\$")
+        return printable(data)
     if isinstance(data, Mapping):
-        return {_literal(key): _literal(value) for key, value in data.items()}
-    return [_literal(one) for one in data] if isinstance(data, (list, tuple)) else data
+        return {_printable(key): _printable(value) for key, value in data.items()}
+    return [_printable(one) for one in data] if isinstance(data, (list, tuple)) else data
 
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Figures as SVG that a page needs nothing else for, its look and its few lines of JavaScript: reports and boards share them."""
+"""Figures as SVG, and pages around them that need nothing else: reports and boards share their look and script."""

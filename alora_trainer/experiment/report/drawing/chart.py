@@ -135,8 +135,8 @@ class Chart:
         across, along = axes[x], axes[y]
         self.shown = [mark for mark in marks if across.has(mark.values, x) and along.has(mark.values, y)]
         self._domains = (
-            extent([across.at(mark.values[x][0]) for mark in self.shown]),
-            extent([along.at(mark.values[y][0]) for mark in self.shown]),
+            extent([value for mark in self.shown for value in _reach(across, mark.values[x])]),
+            extent([value for mark in self.shown for value in _reach(along, mark.values[y])]),
         )
         up = (box.top, box.bottom) if along.downwards else (box.bottom, box.top)
         self._sides: tuple[Span, Span] = ((box.left, box.right), up)
@@ -259,6 +259,13 @@ def ends_in_words(marks: Sequence[Mark], axes: Mapping[str, Axis], x: str, y: st
         if ends:
             sentences.append(f"{name}: {' to '.join(dict.fromkeys(ends))}.")
     return " ".join(sentences)
+
+
+def _reach(axis: Axis, pair: tuple[float, float | None]) -> tuple[float, float]:
+    """The ends of a figure's bar on the axis."""
+    value, sd = pair[0], pair[1] or 0.0
+    low = value if axis.log and value <= sd else value - sd
+    return axis.at(low), axis.at(value + sd)
 
 
 def _marked(axis: Axis, domain: Span, side: Span) -> Iterator[tuple[float, float]]:

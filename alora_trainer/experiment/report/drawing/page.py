@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from alora_trainer.experiment.report.drawing.chart import LABEL_GAP, Axis
+from alora_trainer.experiment.report.drawing.chart import LABEL_GAP, Axis, Chart
 from alora_trainer.experiment.report.drawing.marks import swatch
 from alora_trainer.experiment.report.drawing.page_script import ARITHMETIC, BEHAVIOUR
 from alora_trainer.experiment.report.drawing.page_style import HEAD_SCRIPT, STYLE
@@ -51,6 +51,24 @@ def filters(shown: Sequence[str], rows: Sequence[str], texts: Mapping[str, str])
         '<button type="button" class="every" data-on="0">none</button></span>'
     )
     return f'<div class="methods tools">{boxes}{every}</div>\n'
+
+
+def axis_tools(chart: Chart, across: Sequence[str], up: Sequence[str]) -> str:
+    """What chooses a chart's axes among the figures that any of its points has, and zooms."""
+    choices = []
+    for name, words, figures, first in (("x", "across", across, chart.x), ("y", "up", up, chart.y)):
+        there = [
+            one for one in figures if one == first or any(one in mark.values for mark in chart.marks if mark.curve)
+        ]
+        options = "".join(
+            f'<option value="{one}"{" selected" if one == first else ""}>{escape(chart.axes[one].label)}</option>'
+            for one in there
+        )
+        choices.append(f'<label>{words} <select name="{name}">{options}</select></label>')
+    return (
+        f'<div class="tools">{"".join(choices)}<span><button type="button" class="in">+</button> '
+        '<button type="button" class="out">&minus;</button> <button type="button" class="all">all</button></span></div>'
+    )
 
 
 def embedded(value: Any) -> str:

@@ -104,7 +104,11 @@ function chart(figure) {
   function fitted() {
     const own = shown(), x = pick("x"), y = pick("y");
     if (!own.length) return [0, 1, 0, 1];
-    return [...extent(own.map(m => t(x, m.values[x][0]))), ...extent(own.map(m => t(y, m.values[y][0])))];
+    const reach = (name, m) => {
+      const [value, sd] = m.values[name], low = measure(name).log && value <= sd ? value : value - sd;
+      return [t(name, low), t(name, value + sd)];
+    };
+    return [...extent(own.flatMap(m => reach(x, m))), ...extent(own.flatMap(m => reach(y, m)))];
   }
   function draw() {
     const x = pick("x"), y = pick("y"), own = new Set(shown());

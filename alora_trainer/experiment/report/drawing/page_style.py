@@ -88,7 +88,9 @@ dd { margin: 0 0 6px 0; color: var(--quiet); max-width: 90ch; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; width: 100%; }
   th, td { padding: 2px 4px; white-space: normal; min-width: 0; overflow-wrap: anywhere; }
+  th:first-child, td:first-child { white-space: nowrap; }
   thead { display: table-header-group; }
+  th button { display: contents; }
   tr, figure, .verdict { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   .figures { grid-template-columns: 1fr 1fr; }

@@ -1,7 +1,8 @@
 """The report's figures, one module each.
 
 A module has ``NAME`` (of the files), ``TITLE``, ``CAPTION``, ``numbers(comparison)``, which gives everything that is drawn as
-plain data, or None where there is nothing to draw, and ``draw(numbers)``, which gives a matplotlib figure of these alone.
+plain data, or None where there is nothing to draw (``note`` is said under the figure), and ``draw(numbers)``, which gives
+drawings of these alone, to stand side by side.
 """
 
 from __future__ import annotations

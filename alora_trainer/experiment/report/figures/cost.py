@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from alora_trainer.experiment.report.drawing.bars import bars
+from alora_trainer.experiment.report.drawing.pictures import Drawing
 from alora_trainer.experiment.report.gather import BASE, Comparison
-from alora_trainer.experiment.report.style import dress, look, new_figure
 from alora_trainer.experiment.report.variant_rows import seconds_before
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAME = "cost"
 TITLE = "Cost"
@@ -39,29 +38,14 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
     return {"methods": comparison.methods, "rows": rows} if rows else None
 
 
-def draw(data: dict[str, Any]) -> Figure:
-    """Bars of seconds at the left, of memory at the right, a row a method."""
+def draw(data: Mapping[str, Any]) -> list[Drawing]:
+    """Bars of seconds, and of memory, a row a method."""
     rows = data["rows"]
-    figure = new_figure(10.2, 1.3 + 0.34 * len(rows))
-    left, right = figure.subplots(1, 2, sharey=True)
-    for place, row in enumerate(rows):
-        colour = look(row["method"], data["methods"]).colour
-        left.barh(place, row["seconds_before"], color=colour, alpha=0.4, height=0.65)
-        left.barh(place, row["seconds"], left=row["seconds_before"], color=colour, height=0.65)
-        total = row["seconds"] + row["seconds_before"]
-        left.annotate(
-            f"{total:.0f}", (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
-        )
-        memory = row["peak_bytes"] / 2**30
-        right.barh(place, memory, color=colour, height=0.65)
-        right.annotate(
-            f"{memory:.2f}", (memory, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
-        )
-    left.set_yticks(range(len(rows)), [row["method"] for row in rows])
-    left.set_ylim(len(rows) - 0.5, -0.5)
-    dress(left, x="wall-clock time (s)", y="")
-    dress(right, x="peak memory (GiB)", y="")
-    for axes in (left, right):
-        axes.grid(axis="y", visible=False)
-        axes.margins(x=0.12)
-    return figure
+    seconds = [
+        (row["method"], [(row["seconds_before"], "before it"), (row["seconds"], "the training")]) for row in rows
+    ]
+    memory = [(row["method"], [(row["peak_bytes"] / 2**30, "peak memory")]) for row in rows]
+    return [
+        bars(seconds, data["methods"], "wall-clock time (s)", 0),
+        bars(memory, data["methods"], "peak memory (GiB)", 2),
+    ]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from alora_trainer.experiment.report.drawing.chart import Mark
+from alora_trainer.experiment.report.drawing.pictures import Drawing
+from alora_trainer.experiment.report.figures.axes import line_chart
 from alora_trainer.experiment.report.gather import BASE, PLAIN, Comparison
 from alora_trainer.experiment.report.method_result import SCALE
-from alora_trainer.experiment.report.style import dress, legend, look, new_figure
 from alora_trainer.experiment.report.variant_rows import summary
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAME = "strength"
 TITLE = "The penalty's strength"
 CAPTION = (
     "Accuracy and rise of general perplexity over lambda (logarithmic axis); points are means over seeds, bars one sample "
-    "standard deviation. Dashed lines: the base model, and LoRA without a penalty."
+    "standard deviation. Dashed lines: the base model, LoRA without a penalty, and a strength of zero."
 )
 LEVELS = (BASE, PLAIN, "lora_ab")
 
@@ -35,46 +35,37 @@ def numbers(comparison: Comparison) -> dict[str, Any] | None:
             curves.setdefault(variant.method, []).append({"lam": variant.lam, **measured})
         elif variant.method in LEVELS and variant.settings.keys() <= {SCALE}:
             levels.append({"method": variant.method, **measured})
-    curves = {method: points for method, points in curves.items() if len(points) > 1}
+    curves = {
+        method: points for method, points in curves.items() if len({one["lam"] for one in points if one["lam"] > 0}) > 1
+    }
     if not curves:
         return None
     return {"methods": comparison.methods, "task": comparison.task, "curves": curves, "levels": levels}
 
 
-def draw(data: dict[str, Any]) -> Figure:
-    """Accuracy at the left and rise at the right, a curve a method."""
-    figure = new_figure(10.2, 4.2)
-    points = [point for curve in data["curves"].values() for point in curve]
-    learned = ("accuracy", "accuracy (%)") if "accuracy" in points[0] else ("free_loss", "answer loss (nats a token)")
-    panels = [(learned[0], f"{data['task']} {learned[1]}"), ("rise", "rise of general perplexity (%)")]
-    for place, (measure, title) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 2, place)
-        for method, points in data["curves"].items():
-            style = look(method, data["methods"])
-            found = [point for point in points if point[measure] is not None]
-            axes.errorbar(
-                [point["lam"] for point in found],
-                [point[measure]["mean"] for point in found],
-                yerr=[point[measure]["sd"] or 0 for point in found],
-                color=style.colour,
-                marker=style.marker,
-                markerfacecolor=style.face,
-                linewidth=1.6,
-                elinewidth=1,
-                capsize=2.5,
-                label=method,
-            )
+def draw(data: Mapping[str, Any]) -> list[Drawing]:
+    """Accuracy at the left and rise at the right, a curve a method; methods without a strength are lines across."""
+    curves = [(method, point) for method, points in data["curves"].items() for point in points]
+    lams = [point["lam"] for _, point in curves if point["lam"] > 0]
+    panels: list[Drawing] = []
+    for measure in ("accuracy" if "accuracy" in curves[0][1] else "free_loss", "rise"):
+        marks: list[Mark] = []
+        for method, point in curves:
+            if point[measure] is not None:
+                name = method if point["lam"] > 0 else f"{method} (lam=0)"
+                marks += _across(method, name, point, measure, [point["lam"]] if point["lam"] > 0 else lams)
         for level in data["levels"]:
             if level[measure] is not None:
-                style = look(level["method"], data["methods"])
-                axes.axhline(
-                    level[measure]["mean"], color=style.colour, linestyle="--", linewidth=1.2, label=level["method"]
-                )
-        lams = [point["lam"] for points in data["curves"].values() for point in points]
-        if min(lams) > 0:
-            axes.set_xscale("log")
-        else:
-            axes.set_xscale("symlog", linthresh=min(lam for lam in lams if lam > 0))
-        dress(axes, x=r"strength $\lambda$", y=title)
-    legend(figure, axes)
-    return figure
+                marks += _across(level["method"], level["method"], level, measure, lams)
+        panels.append(line_chart(marks, data["methods"], "lam", measure, f"{data['task']}: "))
+    return panels
+
+
+def _across(method: str, name: str, point: Mapping[str, Any], measure: str, lams: Sequence[float]) -> Iterator[Mark]:
+    """A point at one strength, or a line across all of them."""
+    mean, sd = point[measure]["mean"], point[measure]["sd"]
+    if len(lams) == 1:
+        yield Mark(method, name, {"lam": (lams[0], None), measure: (mean, sd)}, name)
+    else:
+        for lam in (min(lams), max(lams)):
+            yield Mark(method, name, {"lam": (lam, None), measure: (mean, None)}, name, level=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from alora_trainer.experiment.methods.general_text import GeneralTextOptions
+from alora_trainer.experiment.report.drawing.pictures import Drawing
+from alora_trainer.experiment.report.figures.axes import AXES, line_chart, line_marks
 from alora_trainer.experiment.report.gather import Comparison, MethodVariant
-from alora_trainer.experiment.report.style import dress, legend, look, new_figure, strokes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAME = "losses"
 TITLE = "Losses while tuning"
@@ -20,7 +18,7 @@ CAPTION = (
     "weighted loss on general text of replay, i_lora and kl_anchor; logarithmic axis) and their sum, which is minimised. Each "
     "point is the mean of the optimizer steps since the one before, averaged over seeds."
 )
-PARTS = {"task": "task loss (nats a token)", "penalty": "penalty, or loss on general text", "total": "total"}
+PARTS = ("task", "penalty", "total")
 
 
 def numbers(comparison: Comparison) -> dict[str, Any] | None:
@@ -55,22 +53,11 @@ def mean_columns(variant: MethodVariant, kind: str, keys: tuple[str, ...]) -> di
     return columns
 
 
-def draw(data: dict[str, Any]) -> Figure:
+def draw(data: Mapping[str, Any]) -> list[Drawing]:
     """A panel for each of the three, a curve a variant."""
-    figure = new_figure(11, 3.7)
-    counts = {method: sum(curve["method"] == method for curve in data["curves"]) for method in data["methods"]}
-    for place, (part, title) in enumerate(PARTS.items(), start=1):
-        axes = figure.add_subplot(1, 3, place)
-        drawn: dict[str, int] = {}
-        for curve in data["curves"]:
-            method = curve["method"]
-            number = drawn[method] = drawn.get(method, -1) + 1
-            values = curve[part] or [math.nan] * len(curve["step"])
-            stroke = strokes(look(method, data["methods"]), number, counts[method])
-            every = max(1, len(values) // 8)
-            axes.plot(curve["step"], values, markevery=every, label=curve["label"], **stroke)
-        if part == "penalty" and any(value > 0 for curve in data["curves"] for value in curve["penalty"] or ()):
-            axes.set_yscale("log")
-        dress(axes, x="optimizer step", y=title)
-    legend(figure, axes)
-    return figure
+    panels: list[Drawing] = []
+    for part in PARTS:
+        marks = line_marks(data["curves"], "step", part)
+        if any(AXES[part].has(mark.values, part) for mark in marks):
+            panels.append(line_chart(marks, data["methods"], "step", part))
+    return panels
