@@ -16,6 +16,8 @@ from alora_trainer.basics.hub_ids import is_hub_id
 TEMPLATE = Path(__file__).parent / "adapter_card.md"
 # Of a training's facts, how general loss rose: as the map predicted it, as a probe measured it, and the ratio of both.
 RISES = ("predicted_rise", "measured_rise", "calibration")
+# What the model's page has in its box: the prompt that the card's example has.
+WIDGET = {"text": "Question:"}
 TAGS = ("elementwise-regularization", "lora", "forgetting")
 
 
@@ -63,6 +65,8 @@ def adapter_card(
         "base_model_relation": "adapter" if on_hub else None,
         "datasets": dataset_ids(tuning.data) or None,
         "tags": list(TAGS),
+        "pipeline_tag": "text-generation",
+        "widget": [dict(WIDGET)],
     }
     return AdapterCard(
         source=repo_id or "FOLDER_OR_HUB_ID",

@@ -28,6 +28,7 @@ from alora_trainer.artefact.files import (
     check_inside,
     is_replaceable,
 )
+from alora_trainer.artefact.hub.benchmarks import RESULTS_FILE, write_benchmark_results
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.artefact.hub.licences import look_up
 from alora_trainer.artefact.map_folder import present_folder
@@ -39,7 +40,7 @@ from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 
-_OF_AN_ADAPTER = (ADAPTER_FILE, ADAPTER_CONFIG_FILE)
+_OF_AN_ADAPTER = (ADAPTER_FILE, ADAPTER_CONFIG_FILE, RESULTS_FILE)
 
 logger = logging.getLogger(__name__)
 
@@ -209,4 +210,8 @@ def _prepare_adapter(folder: Path, rewritten: Path, statement: _Statement) -> tu
     write_adapter_card(
         tuning, rewritten / CARD_FILE, repo_id=statement.repo_id, licences=licences, results=statement.results
     )
+    if statement.results is not None:
+        benchmarks = rewritten / RESULTS_FILE
+        if write_benchmark_results(statement.results, benchmarks, statement.token):
+            files[RESULTS_FILE] = benchmarks
     return f"an adapter of {public_name(tuning.base_model)}", files
