@@ -52,9 +52,9 @@ def task_name(index: int) -> str:
 def write_task_files(folder: Path, general: Sequence[Path], tasks: Sequence[tuple[Task, Path]]) -> None:
     """Write one YAML file a subset and a task into ``folder``, called as `general_name` and `task_name` say."""
     for index, path in enumerate(general):
-        _write(folder, general_name(index), _rolling_task(), path)
+        write_task_file(folder, general_name(index), _rolling_task(), path)
     for index, (task, path) in enumerate(tasks):
-        _write(folder, task_name(index), _choice_task(task), path)
+        write_task_file(folder, task_name(index), choice_settings(task), path)
 
 
 def task_manager(folder: Path) -> TaskManager:
@@ -87,7 +87,12 @@ def lm_eval_tasks(names: Sequence[str], folder: str | None) -> Any:
         raise ALoRAError(f"the tasks {', '.join(names)} cannot be loaded: {reason}") from error
 
 
-def _write(folder: Path, name: str, settings: Mapping[str, Any], documents: Path) -> None:
+def write_task_file(folder: Path, name: str, settings: Mapping[str, Any], documents: Path) -> None:
+    """Write ``folder/NAME.yaml``, a task with lm-eval's `settings` on a JSON lines file.
+
+    Raises:
+        ALoRAError: there is no such file.
+    """
     if not documents.is_file():
         raise ALoRAError(f"there is no file {documents} to evaluate on: prepare the data first")
     common = {
@@ -113,7 +118,8 @@ def _rolling_task() -> dict[str, Any]:
     }
 
 
-def _choice_task(task: Task) -> dict[str, Any]:
+def choice_settings(task: Task) -> dict[str, Any]:
+    """lm-eval's settings for a task with choices, or with free answers by their likelihood."""
     if task.lm_eval_task is not None:
         import lm_eval.tasks
 

@@ -208,17 +208,29 @@ def test_a_dry_run_says_all_and_writes_nothing(tiny: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_short_trainings_find_the_rate_that_learns_and_are_not_done_again(tiny: Path, tmp_path: Path) -> None:
-    """Of the rates, far too small but for the last one, the largest must win both rounds."""
-    written = ["--tune.learning_rate", "0.002", "--probing", "100%", "--max-general-rise", "50%"]
+def test_short_trainings_find_what_learns_and_hold_the_long_one_by_their_map(tiny: Path, tmp_path: Path) -> None:
+    """Of the rates, far too small but for the last one, the largest must win its rounds, whatever else is tried."""
+    written = [
+        "--tune.learning_rate",
+        "0.00002",
+        "--probing",
+        "100%",
+        "--max-general-rise",
+        "50%",
+        "--try",
+        "covariance",
+    ]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(probing, "FACTORS", (0.001, 0.002, 0.004, 10.0))
+        patched.setattr(probing, "FACTORS", (0.5, 1.0, 1000.0))
         assert command(tiny, tmp_path / "out", *written) == 0
-    outcome = json.loads((tmp_path / "out" / "probes" / "rate" / "rate.json").read_text())
+    outcome = json.loads((tmp_path / "out" / "probes" / "choice" / "choice.json").read_text())
     assert [one["steps"] for one in outcome["tried"]] == [2, 2, 2, 2, 4, 4]
-    losses = {one["rate"]: one["loss"] for one in outcome["tried"][:4]}
-    assert outcome["rate"] == min(losses, key=losses.__getitem__) == pytest.approx(0.02)
-    assert load_recipe(tmp_path / "out" / "recipe.yaml").tune["learning_rate"] == outcome["rate"]
+    assert {one["method"] for one in outcome["tried"]} == {"kfac", "covariance"}
+    losses = {(one["method"], one["rate"]): one["loss"] for one in outcome["tried"][4:]}
+    best = min(losses, key=losses.__getitem__)
+    assert best == tuple(outcome["best"].values()) == ("kfac", pytest.approx(0.02))
+    recipe = load_recipe(tmp_path / "out" / "recipe.yaml")
+    assert recipe.tune["learning_rate"] == outcome["best"]["rate"]
     # What judges is neither trained on nor in the test.
     data = tmp_path / "out" / "data"
     parts = [
@@ -228,6 +240,8 @@ def test_short_trainings_find_the_rate_that_learns_and_are_not_done_again(tiny: 
     assert len(set.union(*parts)) == sum(map(len, parts)) == 56
     # The map of the short trainings holds the long one: the run has none of its own.
     assert not (tmp_path / "out" / "run" / "curvature_kronecker").exists()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Short trainings" in page and "covariance" in page
 
 
 def test_a_task_to_keep_is_a_gate_beside_the_promise() -> None:
@@ -253,6 +267,8 @@ def test_a_task_to_keep_is_a_gate_beside_the_promise() -> None:
         (["--max-general-rise", "0"], "must be a positive share"),
         (["--method", "lora"], "held by a map measured at the base model"),
         (["--prompt", "{question}"], "given together"),
+        (["--try", "ekfac"], "say by --probing"),
+        (["--try", "lora", "--probing", "10%"], "method lora cannot be held"),
         (["--probing", "300%"], "must be a share of the training's steps"),
         (["--keep", "hellaswag"], "write TASK=-1pt"),
         (["--test", "nowhere.jsonl"], "no file nowhere.jsonl"),

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from alora_trainer.basics.output import say
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, show
+
+if TYPE_CHECKING:
+    from alora_trainer.experiment.recipe.recipe import Recipe
 
 
 def add(commands: Subcommands) -> None:
@@ -39,6 +45,13 @@ def add(commands: Subcommands) -> None:
         type=float,
         help="the most loss a token of free answers, such as 1.2",
     )
+    gate.add_argument(
+        "--keep",
+        action="append",
+        metavar="TASK=-1pt",
+        help="a task of lm-eval's, or a file of prompts with reference answers, whose score may fall by so much at most under "
+        "the base model's; may be given several times",
+    )
     evaluate.epilog = (
         f"{evaluate.epilog} In several processes: torchrun --nproc_per_node N -m alora_trainer.cli eval ...; the numbers "
         "are the same as in one."
@@ -47,7 +60,7 @@ def add(commands: Subcommands) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.experiment.methods import get_method
-    from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_share, run_gate
+    from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_keep, parse_share, run_gate
 
     method = get_method(arguments.method) if arguments.method is not None else None
     limits: dict[str, Any] = {
@@ -57,16 +70,21 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     }
     if arguments.max_answer_loss is not None:
         limits["max_answer_loss"] = arguments.max_answer_loss
+    keep = dict(map(parse_keep, arguments.keep or ()))
     for name in ("limit", "batch_size"):
         if getattr(arguments, name) is not None:
             overrides[f"evaluation.{name}"] = getattr(arguments, name)
     from alora_trainer.basics.processes import is_main, joined
+    from alora_trainer.evaluation.kept_prompts import kept_task
 
     with joined():
         recipe = load(arguments, overrides, several_processes=True)
         from alora_trainer.experiment.run.whole_recipe import evaluate_recipe
 
         folder = output_dir(arguments, recipe)
+        if keep:
+            recipe = load(arguments, _with_kept(recipe, overrides, keep, folder), several_processes=True)
+            limits["keep"] = {kept_task(one): least for one, least in keep.items()}
         results = evaluate_recipe(
             recipe,
             output_dir=folder,
@@ -74,7 +92,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             method=method,
             adapter=arguments.adapter,
             model=arguments.model,
-            with_base="max_general_rise" in limits,
+            with_base="max_general_rise" in limits or bool(keep),
         )
         if is_main():
             show(results, folder)
@@ -92,3 +110,25 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             for check in checks:
                 say(check)
     return 0 if all(check.passed for check in checks) else FAILED_STATUS
+
+
+def _with_kept(recipe: Recipe, overrides: dict[str, str], keep: Mapping[str, float], folder: Path) -> dict[str, str]:
+    """The overrides with what is to be kept among the tasks; files of prompts become tasks in ``folder/keep``."""
+    from alora_trainer.basics.processes import is_main, main_first
+    from alora_trainer.errors import ALoRAError
+    from alora_trainer.evaluation.kept_prompts import check_kept, is_prompt_file, kept_task, write_kept
+    from alora_trainer.experiment.run.models import load_tokenizer
+
+    check_kept(keep)
+    tasks = list(dict.fromkeys([*recipe.evaluation.general_tasks, *map(kept_task, keep)]))
+    added = {"evaluation.general_tasks": json.dumps(tasks)}
+    if any(map(is_prompt_file, keep)):
+        if recipe.evaluation.task_folder is not None:
+            raise ALoRAError(
+                "--keep with a file of prompts has a task folder of its own: leave evaluation.task_folder out"
+            )
+        with main_first():
+            if is_main():
+                write_kept(list(keep), folder / "keep", load_tokenizer(recipe))
+        added["evaluation.task_folder"] = str((folder / "keep").resolve())
+    return overrides | added

@@ -12,7 +12,7 @@ from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
 if TYPE_CHECKING:
     from alora_trainer.experiment.fit.request import FitRequest
 
-_LISTS = ("test", "general", "unseen")
+_LISTS = ("test", "general", "unseen", "tried")
 _SETTINGS = ("importance", "method", "prompt", "completion", "epochs", "max_steps", "general_tokens", "seed")
 
 
@@ -75,12 +75,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--keep",
         action="append",
         metavar="TASK=-1pt",
-        help="a task of lm-eval's whose score may fall by so much at most; may be given several times",
+        help="a task of lm-eval's, or a file of prompts with reference answers, whose score may fall by so much at most; "
+        "may be given several times",
     )
     command.add_argument(
         "--probing",
         metavar="SHARE",
         help="of the training's steps, for short trainings that find the learning rate, such as 25%% (default: none)",
+    )
+    command.add_argument(
+        "--try",
+        dest="tried",
+        nargs="+",
+        metavar="METHOD",
+        help="further methods for these short trainings, such as kfac_mlp (the MLP's layers alone) or ekfac",
     )
     command.add_argument("--seed", type=int, metavar="N", help="of everything (default: 0)")
 

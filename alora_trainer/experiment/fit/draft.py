@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from alora_trainer.data.detection.examine import PLAIN_SPEC
 from alora_trainer.data.general import SELF
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.kept_prompts import is_prompt_file, kept_task
+from alora_trainer.experiment.fit.files import KEPT
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.general_parts import PARTS
 from alora_trainer.experiment.fit.request import FitRequest
@@ -114,10 +116,15 @@ def draft(request: FitRequest, found: Findings, recipe: Recipe, *, context: int)
             "probe_steps": max(5, steps // _PROBES),
         },
         "curvature": {"tokens": min(100_000, request.general_tokens)},
-        "evaluation": {"batch_size": 16} | ({"general_tasks": list(request.keep)} if request.keep else {}),
+        "evaluation": {"batch_size": 16} | _kept(request),
     }
     _override(written, request.overrides)
     return written
+
+
+def _kept(request: FitRequest) -> dict[str, Any]:
+    tasks: dict[str, Any] = {"general_tasks": [kept_task(one) for one in request.keep]} if request.keep else {}
+    return tasks | ({"task_folder": f"data/{KEPT}"} if any(map(is_prompt_file, request.keep)) else {})
 
 
 def steps_of(request: FitRequest, items: int) -> int:

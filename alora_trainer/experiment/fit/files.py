@@ -9,6 +9,7 @@ from alora_trainer.basics.files import write_json
 from alora_trainer.data.general import SELF
 from alora_trainer.data.self_text import SelfTextConfig, sample_text
 from alora_trainer.data.sources import read_lines, write_lines
+from alora_trainer.evaluation.kept_prompts import write_kept
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.general_parts import PARTS, in_parts, sample_of
 from alora_trainer.experiment.fit.look import general_texts
@@ -19,6 +20,7 @@ from alora_trainer.experiment.run.models import load_base, place, release_memory
 
 FOUND = "found.json"
 UNSEEN = "unseen"
+KEPT = "keep"  # with the tasks of files of prompts
 
 
 def write_files(request: FitRequest, found: Findings, recipe: Recipe, tokenizer: Any, folder: Path) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def write_files(request: FitRequest, found: Findings, recipe: Recipe, tokenizer:
             chosen = sample_of(texts, tokens)
             write_lines(folder / "general" / UNSEEN / f"{kind}.jsonl", ({"text": text} for text in chosen))
     write_items(found, folder)
+    write_kept(list(request.keep), folder / KEPT, tokenizer)
     facts = found.facts() | {
         "general_parts": {
             part: {kind: {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}

@@ -11,6 +11,7 @@ from alora_trainer.data.detection.reading import find_data, read_named, texts_of
 from alora_trainer.data.items import split_records
 from alora_trainer.data.sources import HUB_PREFIX
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.kept_prompts import is_prompt_file
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.general_parts import in_parts
 from alora_trainer.experiment.fit.request import FitRequest
@@ -99,6 +100,8 @@ def digests(request: FitRequest, model: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("data", "test", "general", "unseen")
         if getattr(request, name)
     }
+    kept = [one for one in request.keep if is_prompt_file(one)]
+    read |= {"keep": find_data(kept)} if kept else {}
     contents = {
         name: [one if one.startswith(HUB_PREFIX) else CONTENTS.file(Path(one)) for part in parts for one in part]
         for name, parts in read.items()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from alora_trainer.experiment.fit.probing import ShortTraining
 from alora_trainer.experiment.report.results import RunResults
 from alora_trainer.experiment.report.text_table import format_table
 
@@ -23,7 +24,9 @@ svg { width: 100%; height: 12rem; background: #fafafa; }
 _WIDTH, _HEIGHT = 600, 180
 
 
-def fit_page(title: str, outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunResults) -> str:
+def fit_page(
+    title: str, outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunResults, tried: Sequence[ShortTraining]
+) -> str:
     """The page.
 
     Args:
@@ -31,8 +34,9 @@ def fit_page(title: str, outcome: Mapping[str, Any], data: Mapping[str, Any], re
         outcome: of `guarantee.keep_promise`.
         data: of `files.write_files`.
         results: of the base model and the adapter.
+        tried: the short trainings, if there were any.
     """
-    body = "\n".join(_sections(outcome, data, results))
+    body = "\n".join([*_sections(outcome, data, results), *_trials(tried)])
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n<style>{_STYLE}</style>'
         f"</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
@@ -77,6 +81,21 @@ def _sections(outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunR
         f"({'held out' if data['held_out'] else 'as given'}); {data['duplicates']} duplicates left out, {data['overlap']} that "
         "the test asks, too.</p>"
     )
+
+
+def _trials(tried: Sequence[ShortTraining]) -> Iterator[str]:
+    if not tried:
+        return
+    yield "<h2>Short trainings</h2>"
+    head = (
+        "method",
+        "learning rate",
+        "steps",
+        "scale that keeps the budget",
+        "nats a token of the validation's answers there",
+    )
+    rows = [(one.method, f"{one.rate:.4g}", str(one.steps), f"{one.scale:.3g}", f"{one.loss:.4f}") for one in tried]
+    yield _table(head, rows)
 
 
 def _figures(bound: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from alora_trainer.data.general import check_count
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.kept_prompts import check_kept, is_prompt_file
 from alora_trainer.experiment.methods import get_method
 
 
@@ -32,7 +33,9 @@ class FitRequest:
         general_tokens: how many tokens of general text are used in all, in four parts.
         seed: of everything.
         probing: share of the training's steps that short trainings may take, to find the learning rate; 0 tries none.
-        keep: task of lm-eval's -> the least change of its score over the base model's; a gate beside the promise.
+        tried: further methods that they try.
+        keep: task of lm-eval's, or a file of prompts with reference answers -> the least change of its score over the base
+            model's; a gate beside the promise.
         merged: write the base model with the adapter merged into it, too.
         overrides: settings of the recipe by dotted name, as the command line has them.
 
@@ -56,6 +59,7 @@ class FitRequest:
     general_tokens: int = 100_000
     seed: int = 0
     probing: float = 0.0
+    tried: tuple[str, ...] = ()
     keep: Mapping[str, float] = field(default_factory=dict)
     merged: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -71,14 +75,24 @@ class FitRequest:
             raise ALoRAError(f"epochs={self.epochs!r} must be positive")
         if not 0 <= self.probing <= 2:
             raise ALoRAError(f"probing={self.probing!r} must be a share of the training's steps, such as 25%, or 0")
+        check_kept(self.keep)
+        if "evaluation.task_folder" in self.overrides and any(map(is_prompt_file, self.keep)):
+            raise ALoRAError(
+                "--keep with a file of prompts has a task folder of its own: leave evaluation.task_folder out"
+            )
         check_count(self.max_steps, "max_steps", optional=True)
         check_count(self.general_tokens, "general_tokens", least=4096)
-        method = get_method(self.method)
-        if not (method.penalty and method.measured is not None and method.starts_from == "fresh"):
-            raise ALoRAError(
-                f"method {self.method} cannot be held to a budget over the base: use one that is held by a map measured at the "
-                "base model, such as kfac, ekfac or covariance"
-            )
+        if self.tried and not self.probing:
+            raise ALoRAError("--try names methods for short trainings: say by --probing which share they may take")
+        if self.tried and self.importance is not None:
+            raise ALoRAError("--try measures the map of every method: leave --importance out")
+        for name in (self.method, *self.tried):
+            method = get_method(name)
+            if not (method.penalty and method.measured is not None and method.starts_from == "fresh"):
+                raise ALoRAError(
+                    f"method {name} cannot be held to a budget over the base: use one that is held by a map measured at the "
+                    "base model, such as kfac, ekfac or covariance"
+                )
 
     @property
     def templates(self) -> tuple[str, str] | None:

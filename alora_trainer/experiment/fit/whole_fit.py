@@ -2,7 +2,7 @@
 
 recipe.yaml      an ordinary recipe, commented; `alora run` takes it as it stands
 data/            the items and the general text in its parts, and found.json: what was found, and left out
-probes/          with `probing`, the short trainings that found the learning rate
+probes/          with `probing`, the short trainings that found the learning rate and the method
 run/             the training of that recipe, and the scores of the base model and of the adapter (see `run.whole_recipe`)
 adapter/         what came out: a plain adapter of PEFT's, with its card
 promise/         promise.json: what could be promised, and the losses that it rests on
@@ -26,13 +26,14 @@ from transformers import AutoConfig
 
 from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.kept_prompts import kept_task
 from alora_trainer.experiment.fit.draft import commented, draft, skeleton, steps_of
 from alora_trainer.experiment.fit.files import write_files, write_items
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.guarantee import keep_promise
 from alora_trainer.experiment.fit.look import digests, look
 from alora_trainer.experiment.fit.page import fit_page
-from alora_trainer.experiment.fit.probing import PROBES, found_rate
+from alora_trainer.experiment.fit.probing import PROBES, Candidate, Probing, ShortTraining
 from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
@@ -105,12 +106,11 @@ class Prepared:
         """The recipe as a file with comments."""
         return commented(self.written, self.head)
 
-    def with_rate(self, rate: float) -> Prepared:
-        """The same with a learning rate that short trainings found."""
-        tune = {**self.written["tune"], "learning_rate": rate}
-        return replace(
-            self, written={**self.written, "tune": tune}, head=f"{self.head}\nLearning rate by short trainings."
-        )
+    def chosen(self, best: Candidate) -> Prepared:
+        """The same with what short trainings found."""
+        found = {"methods": ["base", best.method], "tune": {**self.written["tune"], "learning_rate": best.rate}}
+        head = f"{self.head}\nMethod and learning rate by short trainings."
+        return replace(self, written={**self.written, **found}, head=head)
 
 
 def prepare(request: FitRequest) -> Prepared:
@@ -171,21 +171,21 @@ def run_fit(request: FitRequest, *, overwrite: bool = False, told: Callable[[str
     folder = request.output_dir
     with working_in(folder):
         data = _data(request, prepared, overwrite)
-        importance = request.importance
+        tried: list[ShortTraining] = []
         if request.probing:
-            prepared, importance = _probed(request, prepared)
+            request, prepared, tried = _probed(request, prepared)
         _recipe(prepared, overwrite)
         recipe = load_recipe(folder / RECIPE)
         where: dict[str, Any] = {"output_dir": folder / "run", "overwrite": overwrite}
         evaluate_recipe(recipe, **where)  # the base model, so that what cannot be scored is known before the training
-        trained = tune_recipe(recipe, get_method(request.method), importance=importance, **where).parent
+        trained = tune_recipe(recipe, get_method(request.method), importance=request.importance, **where).parent
         outcome = _promised(request, recipe, trained, prepared.tokenizer)
         results = _scored(request, recipe, trained)
         name = f"{Path(request.model).name} on {', '.join(Path(one).name for one in request.data)}"
-        write_text(folder / PAGE, fit_page(name, outcome, data, results))
+        write_text(folder / PAGE, fit_page(name, outcome, data, results, tried))
         write_text(folder / LOCK, "".join(f"{line}\n" for line in locked_versions()))
     promise = outcome["promise"]
-    checks = run_gate(results.methods, ADAPTER, keep=request.keep)
+    checks = run_gate(results.methods, ADAPTER, keep={kept_task(one): least for one, least in request.keep.items()})
     kept = bool(promise["kept"]) and all(check.passed for check in checks)
     sentence = "\n".join([promise["sentence"], *map(str, checks)])
     return FitResult(folder, folder / "adapter", kept, sentence, promise, results)
@@ -272,21 +272,22 @@ def _recipe(prepared: Prepared, overwrite: bool) -> None:
     write_text(path, prepared.text)
 
 
-def _probed(request: FitRequest, prepared: Prepared) -> tuple[Prepared, str]:
-    """The fit with the learning rate that short trainings found, and the map that held them."""
-    method = get_method(request.method)
-    assert method.measured is not None  # the request was checked
-    rate = found_rate(
+def _probed(request: FitRequest, prepared: Prepared) -> tuple[FitRequest, Prepared, list[ShortTraining]]:
+    """The fit with the method and the learning rate that short trainings found, and the map that held them."""
+    probing = Probing(
         prepared.written,
         request.output_dir,
-        method,
-        steps=steps_of(request, len(prepared.found.train)),
-        share=request.probing,
-        importance=request.importance,
-        tokenizer=prepared.tokenizer,
+        steps_of(request, len(prepared.found.train)),
+        request.probing,
+        request.importance,
+        prepared.tokenizer,
+        request.max_general_rise,
     )
-    measured = request.output_dir / PROBES / method.measured.folder / "map"
-    return prepared.with_rate(rate), request.importance or str(measured)
+    best, tried = probing.best(request.method, request.tried)
+    measured = get_method(best.method).measured
+    assert measured is not None  # the request was checked
+    importance = request.importance or str(request.output_dir / PROBES / measured.folder / "map")
+    return replace(request, method=best.method, importance=importance, tried=()), prepared.chosen(best), tried
 
 
 def _promised(request: FitRequest, recipe: Recipe, trained: Path, tokenizer: Any) -> dict[str, Any]:

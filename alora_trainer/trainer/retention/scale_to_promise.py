@@ -117,34 +117,16 @@ def scale_to_promise(
     Raises:
         ALoRAError: see `Shrinking`.
     """
-    shrinking = Shrinking(model)
-    starts: dict[int, list[float]] = {}
-    sums: dict[tuple[int, float], list[float]] = {}
-
-    def measured(probe: Probe, scale: float) -> list[float]:
-        if (id(probe), scale) not in sums:
-            shrinking.set(scale)
-            sums[id(probe), scale] = probe.evaluate(model, accelerator)
-        return sums[id(probe), scale]
-
-    def bound(probe: Probe, scale: float) -> Bound:
-        return probe.bound(starts[id(probe)], measured(probe, scale))
-
-    def learned(scale: float) -> float:
-        assert validation is not None
-        return validation.loss(measured(validation, scale))
-
-    for probe in (choose, promise):
-        starts[id(probe)] = measured(probe, 0.0)
-    largest = 1.0 if validation is None else _lowest(_BEYOND, learned)
-    scale = chosen_scale(lambda one: bound(choose, one), budget, largest)
-    tested = in_fixed_order(order_around(scale, largest), lambda one: bound(promise, one), budget)
+    at = _Scaled(model, accelerator)
+    largest = 1.0 if validation is None else _lowest(_BEYOND, lambda one: at.loss(validation, one))
+    scale = chosen_scale(lambda one: at.bound(choose, one), budget, largest)
+    tested = in_fixed_order(order_around(scale, largest), lambda one: at.bound(promise, one), budget)
     found = promised(tested, budget)
     if found is not None and validation is not None:
-        found = min((one for one in tested if one.bound.keeps(budget)), key=lambda one: learned(one.scale))
-    last = found or Tested(scale, bound(promise, scale))
-    shrinking.set(last.scale)
-    after = measured(promise, last.scale)
+        found = min((one for one in tested if one.bound.keeps(budget)), key=lambda one: at.loss(validation, one.scale))
+    last = found or Tested(scale, at.bound(promise, scale))
+    before, after = at.losses(promise, 0.0), at.losses(promise, last.scale)
+    at.set(last.scale)
     logger.info(f"scaled to {last.scale:.3g} of what was trained")
     return Promise(
         budget=budget,
@@ -153,16 +135,44 @@ def scale_to_promise(
         rise=last.bound,
         tokens=promise.tokens,
         tested=tested,
-        chosen=Tested(scale, bound(choose, scale)),
+        chosen=Tested(scale, at.bound(choose, scale)),
         needed=None if found is not None else last.bound.sequences_for(budget),
-        base_loss=promise.loss(starts[id(promise)]),
-        before=starts[id(promise)],
+        base_loss=promise.loss(before),
+        before=before,
         after=after,
-        kinds=_by_kind(promise, starts[id(promise)], after, kinds or []),
-        validation=sorted((at, validation.loss(own)) for (of, at), own in sums.items() if of == id(validation))
-        if validation is not None
-        else [],
+        kinds=_by_kind(promise, before, after, kinds or []),
+        validation=[] if validation is None else at.every_loss(validation),
     )
+
+
+class _Scaled:
+    """An adapter at several scales, and what was measured of each, once."""
+
+    def __init__(self, model: nn.Module, accelerator: Any) -> None:
+        self._model, self._accelerator = model, accelerator
+        self._shrinking = Shrinking(model)
+        self._sums: dict[tuple[Probe, float], list[float]] = {}
+
+    def set(self, scale: float) -> None:
+        self._shrinking.set(scale)
+
+    def losses(self, probe: Probe, scale: float) -> list[float]:
+        """Of every sequence; the model is left at any scale."""
+        if (probe, scale) not in self._sums:
+            self.set(scale)
+            self._sums[probe, scale] = probe.evaluate(self._model, self._accelerator)
+        return self._sums[probe, scale]
+
+    def bound(self, probe: Probe, scale: float) -> Bound:
+        return probe.bound(self.losses(probe, 0.0), self.losses(probe, scale))
+
+    def loss(self, probe: Probe, scale: float) -> float:
+        """Nats a token."""
+        return probe.loss(self.losses(probe, scale))
+
+    def every_loss(self, probe: Probe) -> list[tuple[float, float]]:
+        """(scale, nats a token) of every scale that was measured."""
+        return sorted((scale, probe.loss(sums)) for (own, scale), sums in self._sums.items() if own is probe)
 
 
 def _lowest(scales: Sequence[float], loss: Callable[[float], float]) -> float:
