@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alora_trainer.artefact.hub.search import FoundMap
 from alora_trainer.basics.scores import GeneralScore
 from alora_trainer.cli.command_line import main
 from alora_trainer.data.sources import read_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.fit import probing, whole_fit
+from alora_trainer.experiment.fit import earlier, probing, whole_fit
+from alora_trainer.experiment.fit.earlier import with_earlier
 from alora_trainer.experiment.fit.general_parts import PARTS, in_parts, passages
 from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.recipe.reading import load_recipe
@@ -242,6 +245,54 @@ def test_short_trainings_find_what_learns_and_hold_the_long_one_by_their_map(tin
     assert not (tmp_path / "out" / "run" / "curvature_kronecker").exists()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Short trainings" in page and "covariance" in page
+
+
+def test_after_an_earlier_fit_its_items_and_its_map_are_taken_over(tiny: Path, fitted: Path, tmp_path: Path) -> None:
+    more = [{"question": f"{a} and {b}", "answer": str(a + b)} for a in range(20, 25) for b in range(6)]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(one) + "\n" for one in more))
+    request = FitRequest(
+        str(tiny / "model"),
+        (str(tmp_path / "more.jsonl"),),
+        tmp_path / "out",
+        general=(str(tiny / "many.jsonl"),),
+        after=fitted,
+        overrides={"tune.use_cpu": "true"},
+    )
+    assert with_earlier(request).importance == str(fitted / "run" / "curvature_kronecker" / "map")
+    assert with_earlier(replace(request, importance="mine")).importance == "mine"
+    whole_fit.init(request)
+    learned, kept_apart = (
+        {row["prompt"] for row in read_lines(folder / "data" / f"{name}.jsonl")}
+        for folder, name in ((tmp_path / "out", "train"), (fitted, "test"))
+    )
+    assert any("20 and" in prompt for prompt in learned) and any("2 and" in prompt for prompt in learned)
+    assert not learned & kept_apart  # the earlier test is trained on by nobody
+    with pytest.raises(ALoRAError, match="holds no fit"):
+        with_earlier(replace(request, after=tmp_path))
+    with pytest.raises(ALoRAError, match="is the --output_dir, too"):
+        with_earlier(replace(request, output_dir=fitted))
+
+
+def test_a_map_is_searched_for_only_when_asked_and_the_same_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def maps(model: str) -> list[FoundMap]:
+        asked.append(model)
+        return [FoundMap(f"someone/{name}", "x", name, None, {}, (), None, None) for name in ("projected", "kronecker")]
+
+    monkeypatch.setattr(earlier, "search_maps", maps)
+    request = FitRequest("someone/base", ("a.jsonl",), tmp_path)
+    assert earlier.with_found_map(request) == request and not asked
+    for _ in range(2):
+        assert earlier.with_found_map(replace(request, importance="search")).importance == "someone/kronecker"
+    assert asked == ["someone/base"]
+    monkeypatch.setattr(earlier, "search_maps", lambda _: [])
+    other = replace(request, importance="search", output_dir=tmp_path / "other")
+    assert earlier.with_found_map(other).importance is None
+    with pytest.raises(ALoRAError, match="is a folder: name a map"):
+        earlier.with_found_map(replace(other, model=str(tmp_path)))
 
 
 def test_a_task_to_keep_is_a_gate_beside_the_promise() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from alora_trainer.experiment.fit.request import FitRequest
 
 _LISTS = ("test", "general", "unseen", "tried")
-_SETTINGS = ("importance", "method", "prompt", "completion", "epochs", "max_steps", "general_tokens", "seed")
+_SETTINGS = ("importance", "after", "method", "prompt", "completion", "epochs", "max_steps", "general_tokens", "seed")
 
 
 def add(commands: Subcommands) -> None:
@@ -56,7 +56,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="text of other kinds, whose rise is measured and told apart, not promised",
     )
-    command.add_argument("--importance", metavar="MAP", help="a map (folder or Hub id) to hold the training by")
+    command.add_argument(
+        "--importance",
+        metavar="MAP",
+        help="a map (folder or Hub id) to hold the training by; `search` looks for one on the Hub",
+    )
+    command.add_argument(
+        "--after",
+        type=Path,
+        metavar="DIR",
+        help="an earlier fit, whose items are learned together with DATA, held by its map",
+    )
     command.add_argument("--method", help="kfac, ekfac, covariance or another that is held to the base (default: kfac)")
     command.add_argument(
         "--prompt", metavar="TEMPLATE", help="of the columns, such as '{question}', where none is recognised"
@@ -141,6 +151,7 @@ def _demo(folder: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[s
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from transformers.utils.logging import disable_progress_bar
 
+    from alora_trainer.experiment.fit.earlier import with_earlier
     from alora_trainer.experiment.fit.whole_fit import plan_text, prepare, run_fit
     from alora_trainer.experiment.report.gate import FAILED_STATUS
     from alora_trainer.experiment.report.text_table import format_table
@@ -148,7 +159,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     disable_progress_bar()
     request = request_of(arguments, overrides)
     if arguments.dry_run:
-        prepared = prepare(request)
+        prepared = prepare(with_earlier(request))
         say(f"{prepared.found.text()}\n\n{plan_text(prepared)}\n\n{prepared.text}")
         return 0
     result = run_fit(request, overwrite=arguments.overwrite, told=say)

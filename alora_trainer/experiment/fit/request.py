@@ -12,6 +12,8 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import check_kept, is_prompt_file
 from alora_trainer.experiment.methods import get_method
 
+SEARCH = "search"  # in the place of a map's name
+
 
 @dataclass(frozen=True)
 class FitRequest:
@@ -25,7 +27,9 @@ class FitRequest:
         general: text whose loss may rise by `max_general_rise` at most; empty samples it from the model itself.
         unseen: text of other kinds, on which the rise is measured and told apart, and not promised.
         max_general_rise: as a share of the base model's mean negative log-likelihood a token (`alora.budget`'s measure).
-        importance: a map (folder or Hub id) to hold the training by, instead of measuring one.
+        importance: a map (folder or Hub id) to hold the training by, instead of measuring one; "search" looks for one on the
+            Hub.
+        after: the folder of an earlier fit, whose items are learned together with `data`, held by its map.
         method: what is trained; it is held by a map that is measured at the base model.
         prompt, completion: templates of the columns, where they are not to be found out.
         epochs: over the training items.
@@ -51,6 +55,7 @@ class FitRequest:
     unseen: tuple[str, ...] = ()
     max_general_rise: float = 0.01
     importance: str | None = None
+    after: Path | None = None
     method: str = "kfac"
     prompt: str | None = None
     completion: str | None = None

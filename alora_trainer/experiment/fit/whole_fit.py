@@ -28,6 +28,7 @@ from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import kept_task
 from alora_trainer.experiment.fit.draft import commented, draft, skeleton, steps_of
+from alora_trainer.experiment.fit.earlier import with_earlier, with_found_map
 from alora_trainer.experiment.fit.files import write_files, write_items
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.guarantee import keep_promise
@@ -147,6 +148,7 @@ def init(request: FitRequest, *, overwrite: bool = False, told: Callable[[str], 
     Raises:
         ALoRAError: as `prepare`; there is another recipe in the folder.
     """
+    request = with_earlier(request)
     prepared = prepare(request)
     (told or logger.info)(prepared.found.text())
     with working_in(request.output_dir):
@@ -166,10 +168,12 @@ def run_fit(request: FitRequest, *, overwrite: bool = False, told: Callable[[str
     Raises:
         ALoRAError: as `prepare`; the folder holds a fit of other data.
     """
+    request = with_earlier(request)
     prepared = prepare(request)
     (told or logger.info)(prepared.found.text())
     folder = request.output_dir
     with working_in(folder):
+        request = with_found_map(request)
         data = _data(request, prepared, overwrite)
         tried: list[ShortTraining] = []
         if request.probing:
@@ -217,8 +221,10 @@ def fit(
         ALoRAError: something that is asked for cannot be used; the message says what to do.
     """
     lists: dict[str, Any] = {
-        key: _several(settings.pop(key)) for key in ("test", "general", "unseen") if key in settings
+        key: _several(settings.pop(key)) for key in ("test", "general", "unseen", "tried") if key in settings
     }
+    if settings.get("after") is not None:
+        settings["after"] = Path(settings["after"])
     request = FitRequest(
         model=str(model),
         data=_several(data),
