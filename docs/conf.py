@@ -96,7 +96,7 @@ def _read(app: Any, page: str, source: list[str]) -> None:
 def _whole_sentence(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Keep napoleon from taking what stands before a colon in a property's docstring for its type."""
     if what in ("property", "attribute"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment, which it takes for the first line
 
 
 def setup(app: Any) -> None:
