@@ -81,6 +81,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of general text that are used (default: 100000)",
     )
+    _add_guards_and_trials(command)
+    command.add_argument("--seed", type=int, metavar="N", help="of everything (default: 0)")
+
+
+def _add_guards_and_trials(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep",
         action="append",
@@ -100,7 +105,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="further methods for these short trainings, such as kfac_mlp (the MLP's layers alone) or ekfac",
     )
-    command.add_argument("--seed", type=int, metavar="N", help="of everything (default: 0)")
 
 
 def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitRequest:
