@@ -123,6 +123,16 @@ def test_the_gate(tiny: Path, trained: Path, capsys: pytest.CaptureFixture[str])
     assert "write 0.01 or 1%" in capsys.readouterr().err
 
 
+def test_a_file_of_prompts_is_kept_by_the_same_gate(
+    evaluate: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"question": f"{a} and 1", "choices": ["2", "3"], "answer": a - 1} for a in (1, 2)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    entry = evaluate("--keep", f"{tmp_path / 'asked.jsonl'}=-1pt", "--limit", "2")["base"]
+    assert entry["general"]["tasks"]["keep_asked"]["items"] == 2
+    assert "gate passed: keep_asked acc's change over base is 0 %, wanted >= -1 %" in capsys.readouterr().out
+
+
 def test_shares_and_what_the_gate_needs() -> None:
     assert parse_share("1%") == parse_share("0.01") == 0.01
     for wrong in ("", "x%", "nan", "-2"):

@@ -182,8 +182,12 @@ def test_a_finished_fit_is_not_done_again_and_other_data_are_refused(
 def test_too_little_text_promises_nothing_and_the_adapter_is_there_all_the_same(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(tiny, tmp_path / "out", "--merged", general="few") == 3
+    asked = [{"prompt": f"{a} and 1 is", "completion": f" {a + 1}"} for a in range(4)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    keep = ["--keep", f"{tmp_path / 'asked.jsonl'}=-100pt"]
+    assert command(tiny, tmp_path / "out", "--merged", *keep, general="few") == 3
     said = capsys.readouterr().out
+    assert "gate passed: keep_asked exact_match,said's change over base is" in said
     assert "NOT KEPT: " in said and "a promise needs 60 passages at least: give more general text" in said
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
