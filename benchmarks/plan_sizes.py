@@ -3,14 +3,14 @@
     python benchmarks/plan_sizes.py
 
 Nothing is downloaded or trained. LoRA of rank 16 on all linear layers in bfloat16, gradient checkpointing, 4 sequences of 512
-tokens on each GPU of 80 GB. Writes results/benchmarks/plan-sizes.json and prints the table of docs/launching.md.
+tokens on each GPU of 80 GB; curvature in 16 parts. Writes results/benchmarks/plan-sizes.json and prints the table of
+docs/launching.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ COMMON = {"methods": "kfac,alora", "alora.omega_device": "device", "alora.storag
 COMMON |= {"curvature.tokens": "100000", "curvature.parts": "16", "curvature.batch_size": "4"}
 
 
-def measured(model: str, quantization: str, engines: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
-    """Each stage's peak of one GPU, by engine."""
-    recipe = load_recipe(RECIPE, COMMON | {"model.path": MODELS[model], "model.quantization": quantization})
+def measured(model: str) -> list[dict[str, Any]]:
+    """Each stage's peak of one GPU, by engine; and with the base in four bits and curvature's sums in the host's memory."""
+    cases = [("null", "device", *engine) for engine in ENGINES] + [("nf4", "cpu", 1, NONE)]
     rows, memory = [], None
-    for gpus, sharding in engines:
+    for quantization, location, gpus, sharding in cases:
+        settings = {"model.path": MODELS[model], "model.quantization": quantization, "curvature.location": location}
+        recipe = load_recipe(RECIPE, COMMON | settings)
         plan = plan_recipe(recipe, get_device("H100"), sharding=Sharding(gpus, sharding), memory=memory)
         memory = plan.memory
         peaks = {stage.name: stage.held.total for stage in plan.stages if stage.name in STAGES}
@@ -70,8 +72,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks" / "plan-sizes.json")
     parser.add_argument("--models", default=",".join(MODELS))
     options = parser.parse_args()
-    models = options.models.split(",")
-    rows = [row for model in models for row in measured(model, "null", ENGINES) + measured(model, "nf4", ENGINES[:1])]
+    rows = [row for model in options.models.split(",") for row in measured(model)]
     report = {"schema": 1, "command": "python benchmarks/plan_sizes.py", "device": "H100", "rows": rows}
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(format_table(rows))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+
+import pytest
 
 from tests.docs.pages import ROOT
 
@@ -19,3 +22,10 @@ def test_how_many_tokens_and_directions_are_enough() -> None:
         assert f"| {name} | {size.get(name, '')} | {rise:.4f} | {choices:.3f} | {accuracy:.3f} |" in page
     assert f"(base {found['base']['0']['choice_cross_entropy']:.3f})" in page and "--lam 0.001" in page
     assert found["lam"] == 0.001 and found["settings"]["domain.test_items"] == "250"
+
+
+def test_which_engine_for_which_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    plan_sizes = importlib.import_module("plan_sizes")
+    found = json.loads((ROOT / "results" / "benchmarks" / "plan-sizes.json").read_text())
+    assert plan_sizes.format_table(found["rows"]) in (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
