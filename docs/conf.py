@@ -72,13 +72,15 @@ def _contents(entries: list[tuple[str, str]], caption: str = "") -> str:
 
 
 def without_links_to_folders(text: str, folder: Path) -> str:
-    """Links that lead out of docs/: those to a file stay (it can be downloaded), those to a folder become plain text."""
+    """Links that lead out of docs/: those to a file stay (it can be downloaded), to a folder or page become text."""
 
     def mended(found: re.Match[str]) -> str:
         label, target, _ = found.groups()
         path = (folder / target).resolve()
         if path == ROOT / "README.md":
             return f"[{label}]({'../' * len(folder.relative_to(DOCS).parts)}index.md)"
+        if path.suffix == ".md" and DOCS not in path.parents:
+            return f"{label} (`{path.relative_to(ROOT)}` in the repository)"
         return label if path.is_dir() else found.group()
 
     return _LEADING_OUT.sub(mended, text)

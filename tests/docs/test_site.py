@@ -52,6 +52,7 @@ def test_links_to_folders_beside_the_documentation_become_text() -> None:
         "in results and [one](../recipes/ablation.yaml)"
     )
     assert mended("[README](../../README.md#licence)", DOCS / "how-to") == "[README](../index.md)"
+    assert mended("[some](../examples/README.md)", DOCS) == "some (`examples/README.md` in the repository)"
 
 
 def test_versions_stand_beside_each_other_and_the_newest_is_led_to(tmp_path: Path) -> None:
