@@ -42,6 +42,18 @@ def configure_output() -> None:
         warnings.showwarning = lambda message, *_, **__: own.warning(str(message))
 
 
+def quiet_output() -> None:
+    """After `configure_output`: no progress, neither lines nor bars; what is printed is results, warnings and errors."""
+    logging.getLogger("alora_trainer").setLevel(logging.WARNING)
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+
+
+def tell_loading() -> None:
+    """Say that something goes on in the seconds that importing PyTorch takes; nothing where it is there already."""
+    if "torch" not in sys.modules:
+        logging.getLogger("alora_trainer").info("loading PyTorch and what is built on it")
+
+
 def say(what: object) -> None:
     """Print a result on standard output, as the terminal of somebody who did not write all of it should have it."""
     print(printable(redacted(str(what))))

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from alora_trainer.basics.disclosure import redacted
 from alora_trainer.basics.disk_errors import disk_errors
-from alora_trainer.basics.output import configure_output
+from alora_trainer.basics.output import configure_output, quiet_output
 from alora_trainer.basics.printable import printable
 from alora_trainer.basics.versions import OWN_VERSION
 from alora_trainer.cli.commands import COMMANDS
@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     arguments, rest = parser.parse_known_args(argv)
     configure_output()
+    if arguments.quiet:
+        quiet_output()
     try:
         own = [name for name in vars(arguments) if name not in ("command", "recipe", "execute", "takes_overrides")]
         overrides = parse_overrides(rest, own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alora_trainer.basics.output import say
+from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.cli.commands.common import Subcommands, add_command, add_workers, workers_of
 from alora_trainer.errors import ALoRAError
 
@@ -40,6 +40,7 @@ def add(commands: Subcommands) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    tell_loading()
     if arguments.sources[0] == RENDER:
         return _render(arguments)
     if len(arguments.sources) > 1:

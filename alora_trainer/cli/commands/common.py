@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from alora_trainer.basics.output import say
+from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.cli.commands.listing import add_listings
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _OVERRIDES = (
 def add_command(commands: Subcommands, name: str, text: str, execute: Execute) -> argparse.ArgumentParser:
     """A parser for the command `name` that takes no recipe and no overrides."""
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.add_argument("--quiet", action="store_true", help="no progress: results, warnings and errors alone")
     command.set_defaults(execute=execute, takes_overrides=False)
     return command
 
@@ -108,6 +109,7 @@ def load(
     from alora_trainer.experiment.recipe.schema.check import check_file
 
     check_file(arguments.recipe, overrides, variables=variables)  # a mistake is told before anything heavy is imported
+    tell_loading()
     from alora_trainer.experiment.run.run import check_single_process
 
     if not several_processes:

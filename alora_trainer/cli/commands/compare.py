@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from alora_trainer.basics.output import say
@@ -20,7 +21,7 @@ def add(commands: Subcommands) -> None:
     compare.add_argument(
         "--examples", type=int, default=5, metavar="N", help="how many items and texts to show (default: 5)"
     )
-    compare.add_argument("--output", metavar="FILE", help="write all of it as JSON, too")
+    compare.add_argument("--output", metavar="FILE", help="write all of it as JSON, too; - prints it, and nothing else")
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -30,6 +31,9 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     found = compare_folders(
         Path(arguments.before), Path(arguments.after), method=arguments.method, examples=arguments.examples
     )
+    if arguments.output == "-":
+        say(json.dumps(found, indent=2))
+        return 0
     say(comparison_text(found))
     if arguments.output is not None:
         write_json(Path(arguments.output), found)

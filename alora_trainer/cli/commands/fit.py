@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alora_trainer.basics.output import say
+from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def _demo(folder: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[s
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    tell_loading()
     from transformers.utils.logging import disable_progress_bar
 
     from alora_trainer.experiment.fit.earlier import with_earlier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from alora_trainer.basics.output import say
@@ -30,7 +31,7 @@ def add(commands: Subcommands) -> None:
         default="none",
         help="none (torchrun: the model whole on each), zero2, fsdp2 or zero3 (default: none); the plan is each device's",
     )
-    plan.add_argument("--json", metavar="FILE", help="write the plan there, too")
+    plan.add_argument("--json", metavar="FILE", help="write the plan there, too; - prints it, and nothing else")
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -50,6 +51,9 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         length=arguments.length,
         sharding=Sharding(arguments.gpus, arguments.sharding),
     )
+    if arguments.json == "-":
+        say(json.dumps(as_json(plan), indent=2))
+        return 0
     say(format_plan(plan))
     say("\n".join(["", "The data:", *(f"  {line}" for line in data)]))
     if arguments.json is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.basics.output import say
+from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -23,6 +23,7 @@ def add(commands: Subcommands) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    tell_loading()
     from alora_trainer.experiment.report.report_files import write_report
 
     say(f"report: {write_report(arguments.sources, arguments.output_dir)}")

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from alora_trainer.basics.output import say
+from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, add_workers, workers_of
 
 
@@ -26,6 +26,7 @@ def add(commands: Subcommands) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    tell_loading()
     from alora_trainer.experiment.run.run import check_single_process
     from alora_trainer.experiment.run.sweep import Grid, parse_over, parse_seeds, read_sweep_file, run_sweep
 
