@@ -16,6 +16,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 from tests.docs.world import write_world
+from tests.tiny_recipe import make_collecting_cheap
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
@@ -26,10 +27,8 @@ PARAMETERS = {
     "STEPS": 3,
 }
 _QUIET = {
-    "tune.use_cpu": "true",
-    "tune.disable_tqdm": "true",
-    "evaluation.bootstrap_iters": "10",
-    "evaluation.limit": "8",
+    **{"tune.use_cpu": "true", "tune.disable_tqdm": "true", "tune.gradient_checkpointing": "false"},
+    **{"evaluation.bootstrap_iters": "10", "evaluation.limit": "8", "evaluation.batch_size": "16"},
 }
 
 
@@ -58,6 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from alora_trainer.experiment.fit import guarantee, whole_fit
     from alora_trainer.experiment.recipe.plan.devices import get_device
 
+    make_collecting_cheap()
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     with pytest.MonkeyPatch.context() as changed:
