@@ -13,7 +13,7 @@ from alora_trainer.data.sources import HUB_PREFIX
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import is_prompt_file
 from alora_trainer.experiment.fit.findings import Findings
-from alora_trainer.experiment.fit.general_parts import in_parts
+from alora_trainer.experiment.fit.general_parts import PARTS, in_parts
 from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.fit.validation import with_validation
 from alora_trainer.experiment.recipe.contents import CONTENTS
@@ -106,4 +106,4 @@ def digests(request: FitRequest, model: Mapping[str, Any]) -> dict[str, Any]:
         name: [one if one.startswith(HUB_PREFIX) else CONTENTS.file(Path(one)) for part in parts for one in part]
         for name, parts in read.items()
     }
-    return {**request.of_the_data(), **contents, "model": dict(model)}
+    return {**request.of_the_data(), "parts": PARTS, **contents, "model": dict(model)}
