@@ -29,3 +29,13 @@ def test_which_engine_for_which_size(monkeypatch: pytest.MonkeyPatch) -> None:
     plan_sizes = importlib.import_module("plan_sizes")
     found = json.loads((ROOT / "results" / "benchmarks" / "plan-sizes.json").read_text())
     assert plan_sizes.format_table(found["rows"]) in (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
+
+
+def test_the_fit_of_the_demo() -> None:
+    found = json.loads((ROOT / "results" / "studies" / "fit-demo.json").read_text())
+    page = " ".join((ROOT / "docs" / "fit.md").read_text(encoding="utf-8").split())
+    rise, accuracy = found["promise"]["rise"], found["choices_accuracy_percent"]
+    assert f"from {accuracy['base']} to {accuracy['adapter']} %" in page
+    assert f"rose by {rise['rise']:.2%}".replace("%", " %") in page
+    assert f"confidence by {rise['upper']:.2%} at most".replace("%", " %", 1) in page
+    assert found["promise"]["kept"] and "2 minutes and 34 seconds" in page and round(found["wall_seconds"]) == 154
