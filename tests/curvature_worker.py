@@ -1,6 +1,6 @@
 """What two gloo processes do for `test_curvature_goes_on`: estimates of curvature whose outcomes go into a folder.
 
-Launched by ``python -m torch.distributed.run --nproc_per_node 2 tests/curvature_worker.py FOLDER``.
+Launched in two processes by `launching.launch_two`: ``tests/curvature_worker.py FOLDER``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two processes under FSDP2 through the Trainer, for `test_fsdp` (``cpu``) and `test_fsdp_gpu` (``cuda``).
 
-Launched by ``python -m torch.distributed.run --nproc_per_node 2 tests/fsdp_worker.py FOLDER DEVICE [CASE ...]``.
+Launched in two processes by `launching.launch_two`: ``tests/fsdp_worker.py FOLDER DEVICE [CASE ...]``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What two gloo processes do for `test_initialize`: adapters initialised from halves of the domain, into a folder.
 
-Launched by ``python -m torch.distributed.run --nproc_per_node 2 tests/initialization_worker.py FOLDER``.
+Launched in two processes by `launching.launch_two`: ``tests/initialization_worker.py FOLDER``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What two gloo processes do for `test_processes`: trainings whose outcomes go into a folder, for one process to compare.
 
-Launched by ``python -m torch.distributed.run --nproc_per_node 2 tests/processes_worker.py FOLDER``.
+Launched in two processes by `launching.launch_two`: ``tests/processes_worker.py FOLDER``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,25 @@ from typing import Any
 import torch
 import yaml
 
+# What texts are made of, and the tokenizer is trained on.
+WORDS = [
+    "the",
+    "sum",
+    "of",
+    "one",
+    "and",
+    "two",
+    "is",
+    "three",
+    "not",
+    "four",
+    "in",
+    "all",
+    "books",
+    "we",
+    "have",
+    "read",
+]
 SETTINGS: dict[str, Any] = {
     "name": "tiny",
     "seed": 3,
@@ -66,25 +85,7 @@ def write_all(folder: Path) -> Path:
 
 def _texts() -> list[str]:
     chance = random.Random(0)
-    words = [
-        "the",
-        "sum",
-        "of",
-        "one",
-        "and",
-        "two",
-        "is",
-        "three",
-        "not",
-        "four",
-        "in",
-        "all",
-        "books",
-        "we",
-        "have",
-        "read",
-    ]
-    return [" ".join(chance.choices(words, k=30)) for _ in range(24)]
+    return [" ".join(chance.choices(WORDS, k=30)) for _ in range(24)]
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:

@@ -9,26 +9,8 @@ from typing import Any
 
 import yaml
 
-from tests.tiny_recipe import SETTINGS, write_all
+from tests.tiny_recipe import SETTINGS, WORDS, write_all
 
-WORDS = [
-    "the",
-    "sum",
-    "of",
-    "one",
-    "and",
-    "two",
-    "is",
-    "three",
-    "not",
-    "four",
-    "in",
-    "all",
-    "books",
-    "we",
-    "have",
-    "read",
-]
 CHAT = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"

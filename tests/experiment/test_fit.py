@@ -27,27 +27,9 @@ from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.gate import parse_keep, run_gate
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.penalty.strength.promise import bound_of
-from tests.tiny_recipe import make_collecting_cheap, write_all
+from tests.tiny_recipe import WORDS, make_collecting_cheap, write_all
 
 QUIET = ["--tune.use_cpu", "true", "--tune.disable_tqdm", "true", "--evaluation.bootstrap_iters", "10"]
-WORDS = [
-    "the",
-    "sum",
-    "of",
-    "one",
-    "and",
-    "two",
-    "is",
-    "three",
-    "not",
-    "four",
-    "in",
-    "all",
-    "books",
-    "we",
-    "have",
-    "read",
-]
 
 
 def said(chance: random.Random, count: int) -> str:

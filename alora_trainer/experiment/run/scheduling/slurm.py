@@ -40,7 +40,7 @@ class SlurmJobs:
         try:
             import submitit
         except ImportError as error:
-            raise ALoRAError("--slurm needs submitit: pip install 'alora-trainer[slurm]'") from error
+            raise ALoRAError("--slurm needs submitit: pip install submitit (the package's extra slurm)") from error
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise ALoRAError(
                 "--slurm: there is no sbatch here; run this on a machine that may submit jobs, or without --slurm"
