@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.board.board_json import read_board_json
-from alora_trainer.experiment.board.page import board_page, render_boards
+from alora_trainer.experiment.board.page import board_page, render_boards, render_picture
 from alora_trainer.experiment.board.page_chart import marks_of
 from alora_trainer.experiment.board.published import read_published
 from alora_trainer.experiment.report.drawing.marks import SHAPES
@@ -109,12 +109,20 @@ def test_charts_have_every_training_in_the_box_and_in_words(two: str) -> None:
     assert len(points) == 2 * len(marks)
     for own in points:
         where = re.fullmatch(r"translate\((-?[\d.]+) (-?[\d.]+)\)", own["transform"] or "")
-        assert where and (own.get("style") or 52 <= float(where[1]) <= 390 and 12 <= float(where[2]) <= 282)
+        assert where and (own.get("style") or 52 <= float(where[1]) <= 312 and 12 <= float(where[2]) <= 282)
         assert own["tabindex"] == "0" and json.loads(own["data-values"] or "")
     for svg in page.all("svg"):
         assert svg.get("aria-hidden") == "true" or "accuracy (%) against rise" in (svg["aria-label"] or "")
-    (first, *_) = re.findall(r"<svg viewBox=\"0 0 400 330\".*?</svg>", two, re.S)
+    (first, *_) = re.findall(r"<svg viewBox=\"0 0 460 330\".*?</svg>", two, re.S)
     assert ElementTree.fromstring(first).tag == "svg"  # well-formed on its own
+
+
+def test_a_picture_has_the_curves_of_every_model_and_task_and_their_names(tmp_path: Path) -> None:
+    (tmp_path / "board.json").write_text(json.dumps(made_up_board()))
+    picture = ElementTree.parse(render_picture([tmp_path], tmp_path / "picture.svg"))
+    names = ["".join(element.itertext()) for element in picture.iter() if element.tag.rpartition("}")[2] == "text"]
+    assert "little on sums" in names
+    assert any(name.startswith("kfac") for name in names) and any(name.startswith("<b>low") for name in names)
 
 
 def test_every_marker_has_a_shape() -> None:

@@ -15,7 +15,7 @@ RENDER = "render"
 def add(commands: Subcommands) -> None:
     text = "Run a board file (methods tuned with the same number of trials, finals over seeds), or render boards as one page."
     board = add_command(commands, "board", text, execute)
-    board.usage = "alora board FILE [options] | alora board render JSON [JSON ...] [--output_dir DIR]"
+    board.usage = "alora board FILE [options] | alora board render JSON [JSON ...] [--output_dir DIR] [--picture FILE]"
     board.add_argument(
         "sources", nargs="+", metavar="FILE", help="a board file, such as those in recipes/boards/; or: render JSON ..."
     )
@@ -32,6 +32,7 @@ def add(commands: Subcommands) -> None:
     board.add_argument(
         "--overwrite", action="store_true", help="make anew what other settings made in the output folder"
     )
+    board.add_argument("--picture", metavar="FILE.svg", help="of render: write the curves as a picture, too")
     board.add_argument("--dry_run", action="store_true", help="check everything and say what it takes; train nothing")
     board.add_argument(
         "--device",
@@ -47,6 +48,8 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         raise ALoRAError(
             f"one board file at a time, not {len(arguments.sources)}; pages of several: alora board render JSON ..."
         )
+    if arguments.picture is not None:
+        raise ALoRAError("--picture is of render: alora board render JSON --picture FILE.svg")
     if arguments.device is not None and not arguments.dry_run:
         raise ALoRAError("--device is of --dry_run: a board runs on the machine that it is started on")
     from alora_trainer.experiment.board.board_file import read_board
@@ -77,8 +80,10 @@ def _render(arguments: argparse.Namespace) -> int:
     for name in ("only", "device", "overwrite", "dry_run"):
         if getattr(arguments, name):
             raise ALoRAError(f"--{name} is of a board that is run, not of render")
-    from alora_trainer.experiment.board.page import PAGE_FILE, render_boards
+    from alora_trainer.experiment.board.page import PAGE_FILE, render_boards, render_picture
 
     folder = Path(arguments.output_dir or ".")
     say(f"page: {render_boards(arguments.sources[1:], folder / PAGE_FILE)}")
+    if arguments.picture is not None:
+        say(f"picture: {render_picture(arguments.sources[1:], arguments.picture)}")
     return 0

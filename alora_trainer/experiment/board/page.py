@@ -11,7 +11,7 @@ from alora_trainer.basics.files import write_text
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.board.board_json import number_in, read_board_json
 from alora_trainer.experiment.board.measures import MEASURES
-from alora_trainer.experiment.board.page_chart import AXES, chart, marks_of, shown_value
+from alora_trainer.experiment.board.page_chart import AXES, drawing, figure, first_axis, marks_of, shown_value
 from alora_trainer.experiment.board.page_tables import (
     comparisons_table,
     findings,
@@ -21,6 +21,7 @@ from alora_trainer.experiment.board.page_tables import (
 )
 from alora_trainer.experiment.report.drawing.marks import PUBLISHED_ROW
 from alora_trainer.experiment.report.drawing.page import filters, whole_page
+from alora_trainer.experiment.report.drawing.pictures import svg_file
 
 PAGE_FILE = "board.html"
 _EXPLAINED = {
@@ -54,12 +55,43 @@ def render_boards(sources: Sequence[str | Path], path: str | Path) -> Path:
     Raises:
         ALoRAError: a source is no board, or is named twice.
     """
+    write_text(Path(path), board_page(_read(sources)))
+    return Path(path)
+
+
+def render_picture(sources: Sequence[str | Path], path: str | Path) -> Path:
+    """Write the curves of one or several boards as one SVG file: models and tasks side by side.
+
+    Args:
+        sources: as of `render_boards`.
+        path: of the file.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ALoRAError: as of `render_boards`.
+    """
+    boards = _read(sources)
+    rows = _rows(boards)
+    drawings = []
+    for board in boards:
+        published = [one for one in board["published"] if isinstance(one, Mapping)]
+        for result in board["results"]:
+            whose = f" ({board['board']})" if len(boards) > 1 else ""
+            heading = f"{result['model']} on {result['task']}{whose}"
+            marks = marks_of(result, published)
+            drawings.append(drawing(marks, result, rows, first_axis(result, published), heading))
+    write_text(Path(path), svg_file(drawings))
+    return Path(path)
+
+
+def _read(sources: Sequence[str | Path]) -> list[Mapping[str, Any]]:
     if not sources:
         raise ALoRAError("there is nothing to render: name board.json of a board")
     if len({Path(source).resolve() for source in sources}) < len(sources):
         raise ALoRAError("a board is named twice: name each once")
-    write_text(Path(path), board_page([read_board_json(Path(source)) for source in sources]))
-    return Path(path)
+    return [read_board_json(Path(source)) for source in sources]
 
 
 def board_page(boards: Sequence[Mapping[str, Any]]) -> str:
@@ -111,7 +143,7 @@ def _section(
     if isinstance(board.get("left_out"), str):
         yield f'<p class="note">Left out: {escape(board["left_out"])}</p>'
     published = [one for one in board["published"] if isinstance(one, Mapping)]
-    yield chart(marks_of(result, published), result, rows, _first_axis(result, published))
+    yield figure(drawing(marks_of(result, published), result, rows, first_axis(result, published)))
     for one in published:
         if one.get("task") == result["task"]:
             note = f" {one['note']}" if isinstance(one.get("note"), str) else ""
@@ -126,12 +158,6 @@ def _section(
     yield f"<details><summary>Rise by kind of general text (nats a token)</summary>{kinds_table(result)}</details>"
     yield f"<details><summary>All {len(result['trials'])} trials, on validation</summary>{trials_table(result)}</details>"
     yield f'<p class="note">Made by <code>{escape(str(board.get("command")))}</code>.</p>'
-
-
-def _first_axis(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
-    """What was learned; but accuracy, where figures of others are drawn beside, which have no more."""
-    beside = any(one.get("task") == result["task"] for one in published)
-    return "accuracy" if beside else "learned"
 
 
 def _base(result: Mapping[str, Any]) -> str:

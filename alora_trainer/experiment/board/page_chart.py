@@ -15,7 +15,6 @@ from alora_trainer.experiment.report.drawing.chart import Axis, Box, Chart, Mark
 from alora_trainer.experiment.report.drawing.marks import PUBLISHED_ROW
 from alora_trainer.experiment.report.drawing.page import axis_tools
 
-BOX = Box()
 # What can be chosen for each axis, the first of them drawn at first.
 X_AXES = ("rise", "rise_recorded", "rise_other", "kl", "top_changed", "lost_adjusted")
 Y_AXES = ("learned", "accuracy", "choices", "won_adjusted")
@@ -58,27 +57,39 @@ def marks_of(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) 
     return marks
 
 
-def chart(marks: Sequence[Mark], result: Mapping[str, Any], rows: Sequence[str], y: str) -> str:
-    """A figure with the curves.
+def drawing(marks: Sequence[Mark], result: Mapping[str, Any], rows: Sequence[str], y: str, heading: str = "") -> Chart:
+    """The curves of a model and task, with their names at their ends.
 
     Args:
         marks: from `marks_of`.
         result: of the model and task.
         rows: all rows of the page, for their colours.
         y: the measure that stands on the vertical axis at first.
+        heading: a line above the curves, for a picture that stands alone.
     """
     x = X_AXES[0]
     what = f"{result['model']} on {result['task']}: {AXES[y].label} against {AXES[x].label}."
     text = f"{what} {ends_in_words(marks, AXES, x, y)}"
-    drawing = Chart(marks, AXES, x=x, y=y, rows=rows, box=BOX, text=text, beneath="".join(_shares(result)))
-    tools = axis_tools(drawing, X_AXES, Y_AXES)
+    box = Box.labelled(len({mark.curve for mark in marks if mark.curve}))
+    above = f'<text x="{box.left:g}" y="{box.top - 2:g}">{escape(heading)}</text>' if heading else ""
+    return Chart(marks, AXES, x=x, y=y, rows=rows, box=box, text=text, beneath=above + "".join(_shares(result)))
+
+
+def figure(chart: Chart) -> str:
+    """A figure of the page."""
     return (
-        f'<figure class="chart" data-box="{escape(json.dumps(dataclasses.asdict(BOX)))}">{tools}'
-        f'{drawing.svg()}<div class="tip" role="status" hidden></div>'
+        f'<figure class="chart" data-box="{escape(json.dumps(dataclasses.asdict(chart.box)))}">'
+        f'{axis_tools(chart, X_AXES, Y_AXES)}{chart.svg()}<div class="tip" role="status" hidden></div>'
         "<figcaption>Each point is a training with settings that were chosen on validation, measured on test items: mean "
         "over seeds, bars of one standard deviation. To the left and up is better. Zoom by the buttons, a double click, or the "
         "wheel with shift; drag to move.</figcaption></figure>"
     )
+
+
+def first_axis(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
+    """What was learned; but accuracy, where figures of others are drawn beside, which have no more."""
+    beside = any(one.get("task") == result["task"] for one in published)
+    return "accuracy" if beside else "learned"
 
 
 def shown_value(measure: str, value: float | None, sd: float | None = None) -> str:
