@@ -20,6 +20,7 @@ from alora_trainer.experiment.board.board_json import read_board_json
 from alora_trainer.experiment.board.page import board_page, render_boards, render_picture
 from alora_trainer.experiment.board.page_chart import marks_of
 from alora_trainer.experiment.board.published import read_published
+from alora_trainer.experiment.board.text_table import board_tables
 from alora_trainer.experiment.report.drawing.marks import SHAPES
 from alora_trainer.experiment.report.drawing.page_script import ARITHMETIC, BEHAVIOUR
 from alora_trainer.experiment.report.drawing.scales import log_ticks, spread, ticks
@@ -123,6 +124,17 @@ def test_a_picture_has_the_curves_of_every_model_and_task_and_their_names(tmp_pa
     names = ["".join(element.itertext()) for element in picture.iter() if element.tag.rpartition("}")[2] == "text"]
     assert "little on sums" in names
     assert any(name.startswith("kfac") for name in names) and any(name.startswith("<b>low") for name in names)
+
+
+def test_the_tables_as_text_have_a_line_a_row_and_what_is_not_finished() -> None:
+    (heading, _, header, _, *rows, _, missing) = board_tables(made_up_board()).splitlines()
+    assert heading == "little on sums" and missing == "not finished: replay"
+    cells = {name.strip(): [cell.strip() for cell in rest] for _, name, *rest, _ in (row.split("|") for row in rows)}
+    assert header.split("|")[2].strip() == "rise at 90 %" and list(cells) == ["lora", "kfac", "&lt;b>low"]
+    (result,) = made_up_board()["results"]
+    found = result["rows"][1]["equal"]["rise_at_90"]
+    assert cells["kfac"][0] == f"{found['mean']:.4f} ± {found['error']:.4f}"
+    assert cells["&lt;b>low"][:2] == ["-", "-"]  # it never learned so much
 
 
 def test_every_marker_has_a_shape() -> None:

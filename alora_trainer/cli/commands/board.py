@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from alora_trainer.basics.output import say, tell_loading
@@ -71,6 +72,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     written = run_board(
         board, output_dir=folder, workers=workers_of(arguments), overwrite=arguments.overwrite, only=only
     )
+    _say_tables([written])
     say(f"results: {written}")
     say(f"page: {render_boards([written], folder / PAGE_FILE)}")
     return 0
@@ -83,7 +85,16 @@ def _render(arguments: argparse.Namespace) -> int:
     from alora_trainer.experiment.board.page import PAGE_FILE, render_boards, render_picture
 
     folder = Path(arguments.output_dir or ".")
+    _say_tables(arguments.sources[1:])
     say(f"page: {render_boards(arguments.sources[1:], folder / PAGE_FILE)}")
     if arguments.picture is not None:
         say(f"picture: {render_picture(arguments.sources[1:], arguments.picture)}")
     return 0
+
+
+def _say_tables(sources: Sequence[str | Path]) -> None:
+    from alora_trainer.experiment.board.board_json import read_board_json
+    from alora_trainer.experiment.board.text_table import board_tables
+
+    for source in sources:
+        say(board_tables(read_board_json(Path(source))))
