@@ -25,13 +25,21 @@ EXCERPT = 256
 
 def check_probe(general: GeneralConfig) -> None:
     """Raise ALoRAError if it is clear, before anything is read, that there will be no text for a probe."""
+    reason = no_probe(general)
+    if reason is not None:
+        raise ALoRAError(reason)
+
+
+def no_probe(general: GeneralConfig) -> str | None:
+    """Why it is clear, before anything is read, that there will be no text for a probe; None where there may be."""
     if general.probe is None and general.train is None:
-        raise ALoRAError("alora.budget watches general text, and there is none: set general.probe (or general.train)")
+        return "alora.budget watches general text, and there is none: set general.probe (or general.train)"
     if general.probe is None and general.train != SELF and (general.streaming or general.train_tokens is None):
-        raise ALoRAError(
+        return (
             "the recording reads all of general.train, which leaves nothing for a probe: set general.probe to other general "
             "text (not that of general.test), or general.train_tokens to less than there is"
         )
+    return None
 
 
 def probe_text(

@@ -130,6 +130,11 @@ class ImportanceValues(Mapping[str, torch.Tensor]):
         return next(iter(self._omega.values())).layer_weights if self._omega else "l2"
 
     @property
+    def lam(self) -> float:
+        """The strength lambda that is meant for this kind of importance where neither one nor a budget is given."""
+        return next(iter(self._omega.values())).lam if self._omega else 0.01
+
+    @property
     def nbytes(self) -> int:
         """Bytes that Omega takes in memory (and, of a whole map, on disk), what weights have in common counted once."""
         return total_bytes(self._omega.values())

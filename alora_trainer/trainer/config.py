@@ -23,7 +23,7 @@ from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.start import StartFrom
 
 LAYER_WEIGHTS = ("l2", "none")
-_DEFAULT_LAM = 0.3
+_DEFAULT_BUDGET = 0.01
 _DEFAULT_XI = 1e-3
 
 
@@ -96,8 +96,8 @@ class ALoRAConfig:
     lam: float | str | None = option(
         None,
         "Strength lambda of the penalty (eq. 18), used where an importance map is given; 0 is plain LoRA, bit for bit. 'auto' "
-        "sets it from the norms of the two gradients after the first tenth of the training. None is 0.3, or 'auto' where a "
-        "budget is given.",
+        "sets it from the norms of the two gradients after the first tenth of the training. None is 'auto', steered by budget; "
+        "where no general text is watched that could steer it, 0.01 for element-wise importance and 0.001 for curvature.",
         "protecting",
     )
     lam_schedule: str = option(
@@ -123,7 +123,8 @@ class ALoRAConfig:
     budget: float | None = option(
         None,
         "How much the loss on general text may rise over its value at the start, as a share of it: 0.01 is one percent of the "
-        "mean negative log-likelihood. Lambda is steered to keep it; needs a probe_dataset.",
+        "mean negative log-likelihood. Lambda is steered to keep it; needs a probe_dataset. None is 0.01 where there is one "
+        "and lam is left out, too.",
         "protecting",
     )
     probe_steps: int = option(
@@ -244,17 +245,7 @@ class ALoRAConfig:
 
     def _read_texts(self) -> None:
         """Numbers and mappings that came as text, as command lines and YAML 1.1 (``1e-3``) have them."""
-        for name in (
-            "xi",
-            "lam",
-            "lam_end_factor",
-            "budget",
-            "fold_every",
-            "record_tokens",
-            "probe_steps",
-            "init_items",
-            "init_damping",
-        ):
+        for name in _NUMBERS:
             setattr(self, name, number_in(getattr(self, name)))
         self.xi = Damping.parse(_DEFAULT_XI if self.xi is None else self.xi).setting
         if isinstance(self.layer_weights, str) and self.layer_weights.lstrip().startswith("{"):
@@ -330,13 +321,6 @@ class ALoRAConfig:
             check_settings(self.init_adapter, items=self.init_items, damping=self.init_damping, memory=self.init_memory)
 
     @property
-    def strength(self) -> float | str:
-        """Lambda as it is meant: `lam`, and where that is None, 0.3, or "auto" with a budget."""
-        if self.lam is not None:
-            return self.lam
-        return _DEFAULT_LAM if self.budget is None else "auto"
-
-    @property
     def start_from(self) -> StartFrom:
         """`start` as a member of the enumeration; "recorded" for None, as for every map with a theta* of its own."""
         return StartFrom.RECORDED if self.start is None else StartFrom(self.start)
@@ -346,14 +330,22 @@ class ALoRAConfig:
         """What the training moves: an adapter, or the model's own weights (`full_parameters`)."""
         return Parameterization.of(self.full_parameters)
 
-    def meant_for(self, importance: ImportanceValues | None) -> ALoRAConfig:
-        """The same with `start`, `anchor` and `layer_weights` as they are meant where they are None.
+    def watched(self) -> ALoRAConfig:
+        """The same for a training that watches general text: with a budget, where nothing else says how strongly to hold."""
+        says = self.lam is not None or self.budget is not None or self.lam_schedule != "constant"
+        return self if says else replace(self, budget=_DEFAULT_BUDGET)
+
+    def meant_for(self, importance: ImportanceValues | None, *, watched: bool = False) -> ALoRAConfig:
+        """The same with `lam`, `budget`, `start`, `anchor` and `layer_weights` as they are meant where they are None.
 
         This alone says what None means. A map that was measured at the base weights has no adapter to start from or to be
-        pulled to; importance in a basis is curvature, which needs no layer weights (see `Importance.layer_weights`).
+        pulled to; importance in a basis is curvature, which needs no layer weights (see `Importance.layer_weights`). What a
+        number for lambda costs depends on model, map and settings, so that a budget stands for it where there is text to
+        keep it on.
 
         Args:
-            importance: the map that holds the training; None for none.
+            importance: the map that holds the training; None for none, of which lambda stays None.
+            watched: whether general text is watched while protecting.
 
         Raises:
             ALoRAError: `start` asks for the recorded adapter of a map that has none.
@@ -365,16 +357,21 @@ class ALoRAConfig:
                 "weights, without any: train a fresh adapter with start='bare' and anchor='base', or leave both out"
             )
         meant = importance.layer_weights if importance is not None else "l2"
+        steered = self.watched() if watched else self
+        lam = steered.lam
+        if lam is None and importance is not None:
+            lam = importance.lam if steered.budget is None else "auto"
         return replace(
-            self,
+            steered,
+            lam=lam,
             start=self.start or (StartFrom.BARE if at_base else StartFrom.RECORDED).value,
             anchor=self.anchor or ("base" if at_base else "reference"),
             layer_weights=meant if self.layer_weights is None else self.layer_weights,
         )
 
     def resolved(self) -> dict[str, Any]:
-        """All settings by name as plain data, with the lambda that is meant (`strength`) for `lam`."""
-        return asdict(self) | {"lam": self.strength}
+        """All settings by name as plain data."""
+        return asdict(self)
 
     def resolved_protecting(self) -> dict[str, Any]:
         """Of `resolved`, what only the protected training depends on."""
@@ -387,6 +384,10 @@ del ALoRAConfig.__annotations__["fresh_base"]
 
 # What only the protected training depends on; all other settings are about recording, or about both.
 PROTECTING = tuple(each.name for each in fields(ALoRAConfig) if each.metadata["help"].read_by == "protecting")
+_NUMBERS = (
+    *("xi", "lam", "lam_end_factor", "budget", "fold_every"),
+    *("record_tokens", "probe_steps", "init_items", "init_damping"),
+)
 _WHOLE_NUMBERS = ("fold_every", "record_tokens", "probe_steps", "init_items")
 _WITH_FULL_PARAMETERS = {
     "basis": (None,),

@@ -114,7 +114,7 @@ def _check_deepspeed(trainer: Any, config: ALoRAConfig) -> None:
             "budget pulls the weights back at the end of the training, and DeepSpeed has its own copy of them: leave budget "
             "out and give lam a number, or use plain data parallelism (torchrun)"
         )
-    if config.strength == "auto":
+    if config.lam == "auto":
         raise ALoRAError("lam='auto' is not supported under DeepSpeed: give lam a number, or use FSDP2")
 
 

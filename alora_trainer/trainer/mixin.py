@@ -81,12 +81,14 @@ class ALoRAMixin(_TrainerHooks):
         own_share = self.alora.record is None and self.alora.init_adapter == DEFAULT
         self._given = None if importance is None else as_map(importance, self.alora.storage, own_share=own_share)
         self._given_place = importance
-        self.alora = self.alora.meant_for(self._given)
+        self.alora = self.alora.meant_for(self._given, watched=probe_dataset is not None)
         self._recording = Recording(self.alora, self._given) if self.alora.record is not None else None
         idle = self._given is None and self._recording is None
-        if idle and alora is not None and alora.strength != 0 and not (alora.freeze_a and alora.lam is None):
+        if idle and alora is not None and alora.lam != 0 and not (alora.freeze_a and alora.lam is None):
+            given = "protecting" if alora.lam is None else f"lam={alora.lam}"
             raise ALoRAError(
-                f"lam={alora.strength} needs an importance map: pass importance=..., or record one with record='projected'"
+                f"{given} needs an importance map: pass importance=..., or record one with record='projected' (lam=0 is plain "
+                "LoRA)"
             )
         protecting = protecting_part(
             self._given, self.alora, probe_dataset, batch_size=self.args.per_device_eval_batch_size

@@ -249,7 +249,7 @@ def describe_tuning(publication: Publication, importance: ImportanceMap) -> Tuni
 def _steered(publication: Publication) -> dict[str, float]:
     """Lambda as it was last, where it is not one number throughout."""
     config = publication.config
-    if config.strength != "auto" and config.budget is None and config.lam_schedule == "constant":
+    if config.lam != "auto" and config.budget is None and config.lam_schedule == "constant":
         return {}
     logged = [log["lam"] for log in publication.state.log_history if "lam" in log]
     return {"last_lambda": logged[-1]} if logged else {}

@@ -57,11 +57,11 @@ class Steering:
         self._controller: BudgetController | None = None
         self._balance: GradientBalance | None = None
         self._unscheduled = 0.0
-        strength = config.strength
-        if isinstance(strength, str):
+        if isinstance(config.lam, str):
             self._balance = GradientBalance(weights, steps, by_movement=config.application == "decoupled")
         else:
-            self._set(float(strength))
+            assert config.lam is not None  # as `meant_for` has it
+            self._set(config.lam)
 
     def _set(self, lam: float) -> None:
         """Lambda before the schedule."""

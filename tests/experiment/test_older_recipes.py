@@ -63,5 +63,22 @@ def test_a_budget_for_one_method_lets_its_lambda_be_found(recipe_path):
     """What nobody set is not fixed by the section that it was left out of."""
     settings = {"alora": "{}", "general.train_tokens": "160", "method_options.alora.alora.budget": "0.01"}
     recipe = load_recipe(recipe_path, settings)
-    assert recipe.alora.strength == 0.3 and recipe.resolved()["alora"]["lam"] == 0.3
-    assert recipe.for_method(get_method("alora")).alora.strength == "auto"
+    assert recipe.alora.lam is None and recipe.resolved()["alora"]["lam"] is None
+    own = recipe.for_method(get_method("alora")).alora
+    assert own.lam is None and own.budget == 0.01
+
+
+def test_a_recipe_that_says_nothing_of_strength_has_a_budget_where_there_is_text_to_keep_it_on(recipe_path):
+    def strength(method: str, **settings: str) -> tuple[object, object]:
+        given = {"alora": "{}", "general.train_tokens": "160"} | {
+            name.replace("__", "."): value for name, value in settings.items()
+        }
+        own = load_recipe(recipe_path, given).for_method(get_method(method)).alora
+        return own.lam, own.budget
+
+    assert strength("alora") == strength("kfac") == (None, 0.01)
+    assert strength("lora") == (None, None)  # holds nothing
+    assert strength("alora", general__train_tokens="null") == (None, None)  # a number by the kind of importance
+    assert strength("alora", alora__lam="0.2") == (0.2, None)
+    assert strength("alora", method_options__alora__alora__lam="0.2") == (0.2, None)
+    assert strength("alora", alora__lam_schedule="cosine") == (None, None)

@@ -17,6 +17,7 @@ from alora_trainer.penalty.backends.choice import BACKENDS
 from alora_trainer.trainer.config import PROTECTING
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.start import StartFrom, with_start
+from tests.basis_map import basis_map
 from tests.penalty.test_penalty import made_map
 
 OLDER = [
@@ -29,15 +30,25 @@ OLDER = [
 ]
 
 
-def test_lambda_is_as_it_was_given_and_means_what_the_rest_says():
-    config = ALoRAConfig()
-    assert config.lam is None and config.strength == 0.3
-    budget = dataclasses.replace(config, budget=0.01)
-    assert budget.lam is None and budget.strength == "auto"
-    assert dataclasses.replace(budget, budget=None).strength == 0.3
-    assert ALoRAConfig(lam=0.5, budget=0.01).strength == 0.5 and ALoRAConfig(lam=0).strength == 0
-    assert config.resolved() == dataclasses.asdict(config) | {"lam": 0.3}
-    assert budget.resolved_protecting()["lam"] == "auto" and tuple(budget.resolved_protecting()) == PROTECTING
+def test_lambda_is_as_it_was_given_and_means_what_the_rest_says(lora_model):
+    elementwise = made_map(lora_model(moved=True))
+    curvature = basis_map("kronecker")
+
+    def meant(importance: ImportanceMap | None, watched: bool = False, **given: typing.Any) -> tuple[object, object]:
+        config = ALoRAConfig(**given).meant_for(importance, watched=watched)
+        assert config.meant_for(importance, watched=watched) == config
+        return config.lam, config.budget
+
+    assert meant(None) == (None, None) and ALoRAConfig().resolved() == dataclasses.asdict(ALoRAConfig())
+    # Where general text is watched, a budget; where it is not, a number by the kind of importance.
+    assert meant(elementwise, watched=True) == meant(curvature, watched=True) == ("auto", 0.01)
+    assert meant(elementwise) == (0.01, None) and meant(curvature) == (0.001, None)
+    # What is given stands.
+    assert meant(elementwise, watched=True, lam=0.5) == (0.5, None) and meant(curvature, lam=0) == (0, None)
+    assert meant(curvature, budget=0.02) == ("auto", 0.02) and meant(curvature, lam=0.5, budget=0.02) == (0.5, 0.02)
+    # A schedule is of a number, which a budget would undo.
+    assert meant(elementwise, watched=True, lam_schedule="linear") == (0.01, None)
+    assert tuple(ALoRAConfig().resolved_protecting()) == PROTECTING
 
 
 @pytest.mark.parametrize(("given", "meant"), OLDER)

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from alora_trainer.basics.disclosure import FromEnvironment
 from alora_trainer.data.domain import DomainConfig
 from alora_trainer.data.general import SELF, GeneralConfig
+from alora_trainer.data.probe import no_probe
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.runner import EvaluationConfig
 from alora_trainer.experiment.methods import Method
@@ -136,11 +137,12 @@ class Recipe:
             ALoRAError: the two do not go together.
         """
         options = self.options(method)
+        alora = dataclasses.replace(self.alora, **{**method.alora, **options.alora})
         return dataclasses.replace(
             self,
             lora={**self.lora, **method.lora, **options.lora},
             tune={**self.tune, **options.tune},
-            alora=dataclasses.replace(self.alora, **{**method.alora, **options.alora}),
+            alora=alora.watched() if method.penalty and no_probe(self.general) is None else alora,
         )
 
     def for_own_recording(self, method: Method) -> Recipe:

@@ -67,6 +67,6 @@ class Elsewhere(Importance):
 
 def elsewhere(shape: tuple[int, int], like: type[Importance], measured: Measure) -> Importance:
     """What stands for the importance of a weight that another process keeps in the format `like`."""
-    facts = {"kind": like.kind, "format": like.format, "layer_weights": like.layer_weights}
+    facts = {"kind": like.kind, "format": like.format, "layer_weights": like.layer_weights, "lam": like.lam}
     made: type[Elsewhere] = type(f"{like.__name__}Elsewhere", (Elsewhere,), facts)
     return made(shape, measured)

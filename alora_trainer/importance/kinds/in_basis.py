@@ -40,6 +40,7 @@ class InBasis(Importance):
     vectors_dtype: ClassVar[torch.dtype] = torch.float32
     shareable = (OUTPUT_VECTORS, INPUT_VECTORS)
     layer_weights = "none"
+    lam = 0.001
 
     @classmethod
     @abstractmethod

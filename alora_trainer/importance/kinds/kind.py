@@ -47,6 +47,7 @@ class Importance(ABC):
         listed: whether `alora plan` says what importance takes in this format.
         layer_weights: the setting of w_l that is meant where none is given: "l2" for its norm, "none" for importance that is
             on one scale over all layers as it is measured.
+        lam: the strength lambda that is meant where neither one nor a budget is given.
         shareable: the parts that several weights may have in common, which are then kept once.
     """
 
@@ -55,6 +56,7 @@ class Importance(ABC):
     listed: ClassVar[bool] = True
     shareable: ClassVar[tuple[str, ...]] = ()
     layer_weights: ClassVar[str] = "l2"
+    lam: ClassVar[float] = 0.01
 
     def __init__(self, shape: tuple[int, int], parts: Mapping[str, torch.Tensor]) -> None:
         self.shape = shape
