@@ -65,7 +65,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--after",
         type=Path,
         metavar="DIR",
-        help="an earlier fit, whose items are learned together with DATA, held by its map",
+        help="an earlier fit, whose items are learned together with DATA, held by its map; in the --output_dir it "
+        "is set aside as earlier/1",
     )
     command.add_argument("--method", help="kfac, ekfac, covariance or another that is held to the base (default: kfac)")
     command.add_argument(
@@ -157,6 +158,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from alora_trainer.experiment.fit.earlier import with_earlier
+    from alora_trainer.experiment.fit.set_aside import as_it_lies
     from alora_trainer.experiment.fit.whole_fit import plan_text, prepare, run_fit
     from alora_trainer.experiment.report.gate import FAILED_STATUS
     from alora_trainer.experiment.report.text_table import format_table
@@ -164,7 +166,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     disable_progress_bar()
     request = request_of(arguments, overrides)
     if arguments.dry_run:
-        prepared = prepare(with_earlier(request))
+        prepared = prepare(with_earlier(as_it_lies(request)))
         say(f"{prepared.found.text()}\n\n{plan_text(prepared)}\n\n{prepared.text}")
         return 0
     result = run_fit(request, overwrite=arguments.overwrite, told=say)

@@ -95,15 +95,13 @@ def _against(learned: Examined, test: Examined) -> tuple[list[dict[str, Any]], l
 
 def digests(request: FitRequest, model: Mapping[str, Any]) -> dict[str, Any]:
     """What the files made of the data depend on: settings, and the content of all that is read."""
-    read = {
-        name: find_data(getattr(request, name))
-        for name in ("data", "test", "general", "unseen")
-        if getattr(request, name)
-    }
-    kept = [one for one in request.keep if is_prompt_file(one)]
-    read |= {"keep": find_data(kept)} if kept else {}
-    contents = {
-        name: [one if one.startswith(HUB_PREFIX) else CONTENTS.file(Path(one)) for part in parts for one in part]
-        for name, parts in read.items()
-    }
+    read = {name: getattr(request, name) for name in ("data", "test", "general", "unseen")}
+    read["keep"] = tuple(one for one in request.keep if is_prompt_file(one))
+    contents = {name: contents_of(given) for name, given in read.items() if given}
     return {**request.of_the_data(), "parts": PARTS, **contents, "model": dict(model)}
+
+
+def contents_of(given: tuple[str, ...]) -> list[Any]:
+    """What is read where `given` is named, by content; a data set of the Hub by its name."""
+    found = [one for part in find_data(given) for one in part]
+    return [one if one.startswith(HUB_PREFIX) else CONTENTS.file(Path(one)) for one in found]

@@ -28,7 +28,7 @@ from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import kept_task
 from alora_trainer.experiment.fit.draft import commented, draft, skeleton, steps_of
-from alora_trainer.experiment.fit.earlier import with_earlier, with_found_map
+from alora_trainer.experiment.fit.earlier import note_map, with_earlier, with_found_map
 from alora_trainer.experiment.fit.files import write_files, write_items
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.guarantee import keep_promise
@@ -36,6 +36,7 @@ from alora_trainer.experiment.fit.look import digests, look
 from alora_trainer.experiment.fit.page import fit_page
 from alora_trainer.experiment.fit.probing import PROBES, Candidate, Probing, ShortTraining
 from alora_trainer.experiment.fit.request import FitRequest
+from alora_trainer.experiment.fit.set_aside import PAGE, as_it_lies, refuse_own_folder, set_aside
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
 from alora_trainer.experiment.recipe.plan.devices import get_device
@@ -54,7 +55,7 @@ from alora_trainer.experiment.run.working_folder import working_in
 
 logger = logging.getLogger(__name__)
 
-RECIPE, PAGE, LOCK, ADAPTER = "recipe.yaml", "report.html", "versions.lock", "adapter"
+RECIPE, LOCK, ADAPTER = "recipe.yaml", "versions.lock", "adapter"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -148,6 +149,7 @@ def init(request: FitRequest, *, overwrite: bool = False, told: Callable[[str], 
     Raises:
         ALoRAError: as `prepare`; there is another recipe in the folder.
     """
+    refuse_own_folder(request)
     request = with_earlier(request)
     prepared = prepare(request)
     (told or logger.info)(prepared.found.text())
@@ -168,12 +170,18 @@ def run_fit(request: FitRequest, *, overwrite: bool = False, told: Callable[[str
     Raises:
         ALoRAError: as `prepare`; the folder holds a fit of other data.
     """
-    request = with_earlier(request)
+    folder, asked = request.output_dir, request
+    aside = set_aside(asked)
+    request = with_earlier(as_it_lies(asked))
     prepared = prepare(request)
     (told or logger.info)(prepared.found.text())
-    folder = request.output_dir
     with working_in(folder):
+        if aside is not None and not aside.moved:
+            aside.move()  # what could be wrong with the data is known by now
+            request = with_earlier(as_it_lies(asked))
+            prepared = prepare(request)
         request = with_found_map(request)
+        note_map(request)
         data = _data(request, prepared, overwrite)
         tried: list[ShortTraining] = []
         if request.probing:
