@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="hub-home-", ignore_cleanup_errors=Tr
 os.environ.update(HUB.environment(_HOME.name))
 os.environ.pop("HF_TOKEN", None)
 
+from alora_trainer.basics.heartbeat import Heartbeat  # noqa: E402
 from tests.tiny_training import (  # noqa: E402
     move_factors as move_factors,
 )
@@ -45,6 +47,14 @@ def _templates_compiled_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jinja2.Environment, "compile", functools.cache(jinja2.Environment.compile))
         yield
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Progress is told after every piece, as without a terminal after half a minute; the lines so far."""
+    monkeypatch.setitem(Heartbeat.__init__.__kwdefaults__, "every", 0.0)
+    caplog.set_level(logging.INFO, "alora_trainer")
+    return lambda: [record.message for record in caplog.records]
 
 
 def pytest_sessionfinish() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -27,3 +29,20 @@ def refuse() -> dict[str, Any]:
 
 def break_down() -> dict[str, Any]:
     raise ValueError("a fault of the program")
+
+
+def save_when_told(folder: Path) -> dict[str, Any]:
+    """Go on until Ctrl-C, and save then; a training does so at the end of its step."""
+    logging.getLogger("alora_trainer.tests").info("step 1 of many")
+    told: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
+    try:
+        (folder / "started").touch()
+        end = time.monotonic() + 60
+        while not told and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.2)  # as a step takes
+        (folder / "saved").write_text(str(len(told)))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,10 +11,18 @@ from collections.abc import Callable
 EVERY = 30.0  # seconds between two lines, at most
 
 
+def bars_shown() -> bool:
+    """Whether progress bars are drawn: at a terminal, unless ``--quiet`` or a worker process has switched them off."""
+    if not sys.stderr.isatty() or os.environ.get("TQDM_DISABLE"):
+        return False
+    # Some terminals of containers and CI have no width, which no bar can be drawn in.
+    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+
+
 class Heartbeat:
     """Says from time to time how far something long has come, and how long it will still take.
 
-    On a terminal it says nothing: progress bars do.
+    Where bars are shown, at a terminal, it says nothing.
 
     Args:
         what: is going on, as in "WHAT 40 of 200".
@@ -21,7 +30,8 @@ class Heartbeat:
         logger: that is told.
         every: seconds between two lines.
         clock: in seconds.
-        quiet: say nothing; None is quiet on a terminal alone.
+        quiet: say nothing; None is quiet where bars are shown.
+        first: how many were done before, where `advance` counts.
     """
 
     def __init__(
@@ -33,18 +43,19 @@ class Heartbeat:
         every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
         quiet: bool | None = None,
+        first: int = 0,
     ) -> None:
         self._what, self._total, self._logger, self._every, self._clock = what, total, logger, every, clock
-        self._quiet = sys.stderr.isatty() if quiet is None else quiet
+        self._quiet = bars_shown() if quiet is None else quiet
         self._began = self._said = clock()
         self._first: int | None = None
-        self._done = 0
+        self._done = self._before = first
 
-    def advance(self, count: int) -> None:
-        """`count` more are done."""
+    def advance(self, count: int, detail: str = "") -> None:
+        """`count` more are done; `detail` as of `beat`."""
         self._done += count
-        self._first = 0
-        self.beat(self._done)
+        self._first = self._before
+        self.beat(self._done, detail)
 
     def beat(self, done: int, detail: str = "") -> None:
         """Say it, if it is time.

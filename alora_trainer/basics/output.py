@@ -15,17 +15,32 @@ class OlderSpelling(FutureWarning):
     """Something was said as earlier versions wanted it. It is understood, and the message says how it is written now."""
 
 
-class _Formatter(logging.Formatter):
-    """Says of what comes from the environment or from strangers' files no more than a terminal should have."""
+class LineFormatter(logging.Formatter):
+    """The message alone.
+
+    Of what comes from the environment or from strangers' files, it says no more than a terminal should have.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redacted(super().format(record)))
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes a line above the bars that are drawn, instead of into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        drawing = sys.modules.get("tqdm")  # not imported for this: without it there is no bar
+        if drawing is None:
+            super().emit(record)
+            return
+        with drawing.tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def configure_output() -> None:
     """Progress of ours on standard error, and warnings of older spellings; from libraries only what is an error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(message)s"))
+    handler = _Handler()
+    handler.setFormatter(LineFormatter())
     own = logging.getLogger("alora_trainer")
     own.handlers = [handler]
     own.setLevel(logging.INFO)

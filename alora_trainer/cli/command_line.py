@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"alora: error: {printable(redacted(' '.join(str(error).split())))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nalora: stopped; the same command goes on from here", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            print("\nalora: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of the table went away; without this the interpreter complains once more at exit.

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
-from alora_trainer.basics.heartbeat import Heartbeat
+from alora_trainer.basics.progress import ShownProgress
 from alora_trainer.data.encoding import encode_bare, text_start
 from alora_trainer.errors import ALoRAError
 
@@ -85,13 +85,18 @@ def sample_text(model: Any, tokenizer: Any, config: SelfTextConfig, path: Path, 
     path.parent.mkdir(parents=True, exist_ok=True)
     done, tokens = _whole_batches(partial, config)
     with partial.open("a", encoding="utf-8") as file:
-        for batch, documents in _batches(model, tokenizer, config, done, prompts):
-            tokens += sum(count for _, count in documents)
-            line = {"batch": batch, "documents": [text for text, _ in documents], "tokens": tokens}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            if tokens >= config.tokens:
-                break
+        shown = ShownProgress("sampling text from the model", config.tokens, logger, unit="tokens", first=tokens)
+        sampled = _batches(model, tokenizer, config, done, prompts)
+        with shown, closing(sampled):
+            for batch, documents in sampled:
+                new = sum(count for _, count in documents)
+                tokens += new
+                shown.advance(new)
+                line = {"batch": batch, "documents": [text for text, _ in documents], "tokens": tokens}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                if tokens >= config.tokens:
+                    break
     texts = [
         text for line in partial.read_text(encoding="utf-8").splitlines() for text in json.loads(line)["documents"]
     ]
@@ -119,7 +124,7 @@ def _whole_batches(partial: Path, config: SelfTextConfig) -> tuple[int, int]:
 
 def _batches(
     model: Any, tokenizer: Any, config: SelfTextConfig, first: int, prompts: Sequence[str]
-) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+) -> Generator[tuple[int, list[tuple[str, int]]], None, None]:
     start = text_start(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     begun = [start + tokens for tokens in encode_bare(tokenizer, prompts)] or [start]
@@ -131,11 +136,6 @@ def _batches(
             )
     training = model.training
     model.eval()
-    what = "sampling general text from the model"
-    progress, heartbeat = (
-        tqdm(desc=what, unit=" batches", initial=first, disable=None),
-        Heartbeat(f"{what}: batch", None, logger),
-    )
     try:
         batch = first
         while True:
@@ -153,12 +153,9 @@ def _batches(
                     eos_token_id=tokenizer.eos_token_id,
                     pad_token_id=pad,
                 )
-            progress.update()
-            heartbeat.beat(batch + 1)
             yield batch, [_document(row, tokenizer) for row in ids[:, len(start) :].tolist()]
             batch += 1
     finally:
-        progress.close()
         model.train(training)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from typing import Any, TypeAlias
 
 import torch
 
-from alora_trainer.basics.processes import own_share, together
+from alora_trainer.basics.processes import own_share, place, together
+from alora_trainer.basics.progress import ShownProgress
 from alora_trainer.basics.scores import KLToBase
 from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.adapter_settings import off_is_not_base
+
+logger = logging.getLogger(__name__)
 
 Window: TypeAlias = tuple[list[int], list[int]]  # tokens of the context and of the continuation
 _Sums: TypeAlias = tuple[float, int, int]
@@ -46,11 +50,17 @@ def kl_to_base(model: Any, base: Any | None, windows: Mapping[str, Sequence[Wind
         for name, rows in ((name, sorted(rows, key=lambda w: -len(w[0] + w[1]))) for name, rows in windows.items())
         for start in range(0, len(rows), batch_size)
     ]
-    sums = together({(name, start): _batch(model, base, rows) for name, start, rows in own_share(batches)})
+    own, found = list(own_share(batches)), {}
+    with ShownProgress(
+        "divergence from the base model", len(own), logger, unit="batches", quiet=place()[0] != 0
+    ) as progress:
+        for name, start, rows in own:
+            found[name, start] = _batch(model, base, rows)
+            progress.advance()
+    sums = together(found)
     subsets = {}
     for name in windows:
-        own = [sums[key] for key in sorted(sums) if key[0] == name]
-        subsets[name] = _mean(own)
+        subsets[name] = _mean([sums[key] for key in sorted(sums) if key[0] == name])
     return replace(_mean([sums[key] for key in sorted(sums)]), subsets=subsets)
 
 

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from lm_eval import utils as lm_eval_utils
+from lm_eval.models import huggingface as lm_eval_hf
 from lm_eval.models.huggingface import HFLM
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import DynamicCache
 
 from alora_trainer.basics.causal_model import learned_positions
-from alora_trainer.basics.heartbeat import Heartbeat
-from alora_trainer.basics.processes import own_share, together
+from alora_trainer.basics.processes import own_share, place, together
+from alora_trainer.basics.progress import ShownProgress
 from alora_trainer.data.encoding import encode, encode_bare, encode_pairs, put_before, text_start
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.batch_size import largest_batch_size
@@ -61,8 +61,7 @@ class Scorer(HFLM):
         )
         self._document_tokens = document_tokens
         self._before, self._start = put_before(self.tokenizer), text_start(self.tokenizer)
-        self._progress: tqdm | None = None
-        self._heartbeat: Heartbeat | None = None
+        self._progress: ShownProgress | None = None
         self._shares, self._is_compared = True, False
         # Long documents are cut into windows here, so the tokenizer's warning about their length would mislead.
         self._max_length = min(self.max_length, learned_positions(model) or sys.maxsize)
@@ -110,8 +109,7 @@ class Scorer(HFLM):
                     "line break part the two"
                 )
         encoded = [(text, pair.context, pair.continuation) for text, pair in zip(texts, pairs, strict=True)]
-        self._heartbeat = Heartbeat("answers scored:", len(requests), logger, quiet=disable_tqdm or None)
-        with tqdm(total=len(requests), desc="answers", leave=False, disable=disable_tqdm or None) as self._progress:
+        with self._scoring("answers", len(requests), disable_tqdm) as self._progress:
             return self._loglikelihood_tokens(encoded)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -122,13 +120,26 @@ class Scorer(HFLM):
             own = self.windows(request.args[0])
             windows += [(("", ""), *window) for window in own]
             owners += [owner] * len(own)
-        self._heartbeat = Heartbeat("windows scored:", len(windows), logger, quiet=disable_tqdm or None)
-        with tqdm(total=len(windows), desc="windows", leave=False, disable=disable_tqdm or None) as self._progress:
+        with self._scoring("windows", len(windows), disable_tqdm) as self._progress:
             scored = self._loglikelihood_tokens(windows)
         totals = [0.0] * len(requests)
         for owner, (score, _) in zip(owners, scored, strict=True):
             totals[owner] += score
         return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As HFLM; its bar, which it draws in logs, too, is one of ours."""
+        with self._scoring("prompts", len(requests), disable_tqdm) as progress:
+            theirs = lm_eval_hf.tqdm
+            lm_eval_hf.tqdm = lambda **_: _Counted(progress)
+            try:
+                answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            finally:
+                lm_eval_hf.tqdm = theirs
+        return answers
+
+    def _scoring(self, unit: str, count: int, quiet: bool) -> ShownProgress:
+        return ShownProgress("evaluating", count, logger, unit=unit, quiet=quiet or place()[0] != 0)
 
     def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """A document as (context, continuation) of at most `max_length` tokens each; every token of it is continued to once.
@@ -200,9 +211,7 @@ class Scorer(HFLM):
 
     def _advance(self, count: int) -> None:
         if self._progress is not None:
-            self._progress.update(count)
-        if self._heartbeat is not None:
-            self._heartbeat.advance(count)
+            self._progress.advance(count)
 
     def _shared_batches(self, requests: list[Request]) -> Iterator[list[list[int]]]:
         """Batches of groups of requests (by index) with one context each; a group's context is run only once.
@@ -288,6 +297,16 @@ class Scorer(HFLM):
             chosen = predicted.gather(1, continuation.unsqueeze(1))
             answers[index] = (float(chosen.sum()), bool((predicted.argmax(1) == continuation).all()))
         return answers
+
+
+class _Counted:
+    """What lm-eval takes for its bar: it counts on one of ours, which whoever made it closes."""
+
+    def __init__(self, progress: ShownProgress) -> None:
+        self.update = progress.advance
+
+    def close(self) -> None:
+        pass
 
 
 def _can_be_repeated(cache: Any) -> TypeGuard[DynamicCache]:

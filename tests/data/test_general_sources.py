@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -31,11 +32,12 @@ def model_and_tokenizer(tiny):
 CONFIG = SelfTextConfig(tokens=120, length=12, batch_size=4, seed=5)
 
 
-def test_sampled_text_is_a_data_set_that_says_how_it_was_made(model_and_tokenizer, tmp_path):
+def test_sampled_text_is_a_data_set_that_says_how_it_was_made(model_and_tokenizer, tmp_path, told):
     model, tokenizer = model_and_tokenizer
     model.train()
     path = sample_text(model, tokenizer, CONFIG, tmp_path / "self.jsonl")
     assert model.training
+    assert re.fullmatch(r"sampling text from the model: tokens \d+ of 120, \d+ s left", told()[0])
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
     settings = json.loads((tmp_path / "self.settings.json").read_text())
     assert settings["sampling"]["length"] == 12 and 120 <= settings["tokens"] < 120 + 4 * 12

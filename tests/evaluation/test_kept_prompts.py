@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ def said(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
 
 
 def test_short_answers_are_compared_with_what_the_model_says(
-    model: Any, tokenizer: Any, general: dict[str, Path], tmp_path: Path
+    model: Any,
+    tokenizer: Any,
+    general: dict[str, Path],
+    tmp_path: Path,
+    told: Callable[[], list[str]],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The first two references are what it says, in other letters; those of the others are not."""
     rows = [{"prompt": prompt, "completion": " water water"} for prompt in ASKED]
@@ -54,6 +60,9 @@ def test_short_answers_are_compared_with_what_the_model_says(
     ]
     (score,) = (value for name, value in found[task].items() if name.startswith("exact_match,"))
     assert score == right / len(docs) == 0.5 and found[task]["items"] == 4
+    assert any(line.startswith("evaluating: prompts 4 of 4") for line in told())
+    assert any(line.startswith("evaluating: windows ") for line in told())
+    assert "generate_until" not in capfd.readouterr().err  # lm-eval's own bar, which it draws into logs, too
 
 
 def test_questions_with_choices_are_scored_as_the_domains_are(

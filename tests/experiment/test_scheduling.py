@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from concurrent.futures import Future
 from functools import partial
@@ -13,8 +14,10 @@ import pytest
 from alora_trainer.cli.command_line import make_parser
 from alora_trainer.cli.commands.common import workers_of
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.run.scheduling.scheduler import Scheduler, WorkUnit
+from alora_trainer.experiment.run.scheduling import work_progress
+from alora_trainer.experiment.run.scheduling.scheduler import PROGRESS_FILE, Scheduler, WorkUnit
 from alora_trainer.experiment.run.scheduling.slurm import SlurmJobs
+from alora_trainer.experiment.run.scheduling.work_progress import WorkProgress
 from alora_trainer.experiment.run.scheduling.workers import Workers
 from alora_trainer.experiment.run.stage import Stage
 from tests import scheduled_work
@@ -116,3 +119,55 @@ def test_the_options() -> None:
     ):
         with pytest.raises(ALoRAError, match=message):
             workers_of(parse(["board", "FILE", *given]))
+
+
+def test_ctrl_c_lets_the_workers_save(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """And says of none of them that it failed."""
+    unit = WorkUnit("one", Stage(tmp_path / "one", {}, "outcome"), partial(scheduled_work.save_when_told, tmp_path))
+    other = WorkUnit("two", Stage(tmp_path / "two", {}, "outcome"), scheduled_work.refuse)
+    scheduler = Scheduler([other, unit], name="test")
+    seen: list[str] = []
+
+    class Pressed(WorkProgress):
+        def beat(self) -> None:
+            if (tmp_path / "started").exists():
+                seen.append(self._text(short=False))
+                raise KeyboardInterrupt
+
+    scheduler._progress = Pressed("test")
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.work(Workers(1), tmp_path)
+    assert (tmp_path / "saved").read_text() == "1"
+    assert "under way: one (" in seen[0] and "s: step 1 of many)" in seen[0]
+    assert not (tmp_path / "one" / PROGRESS_FILE).exists() and list(scheduler.failures) == ["two"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_progress_of_work_is_told_at_its_ends_and_between(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_progress, "bars_shown", lambda: False)
+    now = [0.0]
+    progress = WorkProgress("board", clock=lambda: now[0])
+    with caplog.at_level(logging.INFO, "alora_trainer"), progress:
+        progress.later = 3
+        progress.expect({"base": 2.0, "a": 1.0, "b": 1.0}, ["b"])
+        progress.begin("base", tmp_path / "none", 1)
+        for seconds in (10, 19, 21, 30):
+            now[0] = seconds
+            progress.beat()
+        now[0] = 40
+        progress.end("base")
+        progress.begin("a", tmp_path / "a.txt", 1)
+        (tmp_path / "a.txt").write_text("step 4 of 9, loss 2.3, 5 s left\n")
+        now[0] = 70
+        progress.beat()
+        progress.later = 0
+        progress.end("a")
+    assert [record.message for record in caplog.records] == [
+        "board: 1 of at most 6 cells are finished already",
+        "board: 1 of at most 6 cells done; under way: base (30 s)",
+        "board: 2 of at most 6 cells done (base: 40 s), about 1 min 20 s left",
+        "board: 2 of at most 6 cells done, about 1 min 0 s left; under way: a (30 s: step 4 of 9, loss 2.3, 5 s left)",
+        "board: 3 of 3 cells done (a: 30 s)",
+    ]

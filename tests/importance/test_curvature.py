@@ -46,6 +46,18 @@ def seen_by(model: Any, name: str, ids: torch.Tensor) -> tuple[torch.Tensor, tor
     return kept[0], torch.autograd.grad(loss, kept[1])[0][0]
 
 
+def test_its_progress_is_told_in_both_passes(model: Any, told: Callable[[], list[str]]) -> None:
+    estimate_curvature(model, batches(), "ekfac", labels="text")
+    estimate_curvature(model, batches(), labels="text", tokens=20)
+    lines = [line.partition(",")[0] for line in told()]
+    first, second = (
+        [f"{what}batches {n} of 3" for n in (1, 2, 3)]
+        for what in ("measuring curvature: ", "measuring curvature in its eigenvectors: ")
+    )
+    assert lines[:6] == [*first, *second]
+    assert lines[6:] == [f"measuring curvature: tokens {n} of 20" for n in (8, 16, 24)]
+
+
 def test_kronecker_factors_are_the_second_moments_of_inputs_and_gradients(model: Any) -> None:
     model.eval()
     data = batches()

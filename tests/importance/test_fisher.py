@@ -86,6 +86,14 @@ def test_it_is_what_autograd_gives(
         assert float(values.max()) > 0
 
 
+def test_its_progress_is_told(lora_model: Callable[..., Any], told: Callable[[], list[str]]) -> None:
+    estimate_fisher(lora_model(), batches([3, 2]), samples=10)
+    assert [line.partition(",")[0] for line in told()] == [
+        "measuring Fisher information: samples 3 of 10",
+        "measuring Fisher information: samples 5 of 10",
+    ]
+
+
 def test_blocks_of_rows_do_not_matter(lora_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = lora_model(dtype=torch.float64), batches([3, 2])
     whole = estimate_fisher(model, data).omega

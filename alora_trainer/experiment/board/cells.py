@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alora_trainer.basics.progress import ShownProgress
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.board.board_file import Board, BoardTask
 from alora_trainer.experiment.board.rows import BoardRow, Trial
 from alora_trainer.experiment.methods import Method, get_method
 from alora_trainer.experiment.run.sweep import Cell
+
+logger = logging.getLogger(__name__)
 
 BASE = "base"
 
@@ -115,14 +119,18 @@ def check_cells(board: Board, rows: Sequence[BoardRow], folder: Path, *, overwri
         ALoRAError: a recipe, model, task, method or setting cannot be used (the message says which row), or the folder holds
             other work.
     """
-    for place in validation_places(board):
-        finals = final_places(board, place)
-        place.base.check(folder, overwrite=overwrite)
-        finals[0].base.check(folder, overwrite=overwrite)
-        for row in rows:
-            cells = [place.trained(row, trial) for trial in row.trials]
-            for cell in [*cells, finals[0].trained(row, row.trials[0])]:
-                _check(cell, row, folder, overwrite)
+    places = validation_places(board)
+    cells = len(places) * sum(len(row.trials) + 1 for row in rows)
+    with ShownProgress(f"looking at all that {board.name} will do", cells, logger, unit="trainings") as progress:
+        for place in places:
+            final = final_places(board, place)[0]
+            place.base.check(folder, overwrite=overwrite)
+            final.base.check(folder, overwrite=overwrite)
+            for row in rows:
+                trials = [place.trained(row, trial) for trial in row.trials]
+                for cell in [*trials, final.trained(row, row.trials[0])]:
+                    _check(cell, row, folder, overwrite)
+                    progress.advance()
 
 
 def _check(cell: Cell, row: BoardRow, folder: Path, overwrite: bool) -> None:

@@ -19,6 +19,7 @@ from alora_trainer.experiment.board.rows import BoardRow
 from alora_trainer.experiment.board.summary import Rules, choose_finals
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
+from alora_trainer.experiment.run.scheduling.work_progress import WorkProgress
 from alora_trainer.experiment.run.scheduling.workers import Workers
 from alora_trainer.experiment.run.sweep import Cell
 from alora_trainer.experiment.run.sweep.cell import cell_unit, results_of_cell
@@ -68,6 +69,7 @@ def run_board(
         work = _Work(board, folder, where, overwrite, Rules(
             board.reference, board.against, board.shares, board.points, board.seeds, resamples
         ))  # fmt: skip
+        work.expect(places, rows)
         at_once = math.ceil(where.count / board.trials)
         for start in range(0, len(rows), at_once):
             work.do(places, rows[start : start + at_once])
@@ -88,8 +90,20 @@ class _Work:
         self.board, self.folder, self.workers, self.overwrite, self.rules = board, folder, workers, overwrite, rules
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, BaseException] = {}
+        self._progress = WorkProgress("board")
         self._makers: dict[str, str] = {}
         self._found: dict[str, PlaceFound] = {}
+
+    def expect(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> None:
+        """All that these rows may take, so that what is told of the progress is of the whole board."""
+        bases = [one.base for place, finals in places for one in (place, *finals)]
+        trials = [place.trained(row, trial) for place, _ in places for row in rows for trial in row.trials]
+        self._progress.expect({cell.name: cell.size for cell in (*bases, *trials)})
+        self._progress.later = self._most_finals(places, rows)
+
+    def _most_finals(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> int:
+        each = min(self.rules.points or self.board.trials, self.board.trials)
+        return len(rows) * each * sum(len(finals) for _, finals in places)
 
     def do(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> None:
         """Train some rows on all models and tasks: their trials, and those of them that are chosen."""
@@ -108,6 +122,7 @@ class _Work:
                 found.rows[row.name].chosen = choose_finals(found.rows[row.name], reference, self.rules)
             wanted = [(row, row.trials[at]) for row in whole for at in found.rows[row.name].chosen]
             chosen += [cell for final in finals for cell in final.cells(wanted, self._makers)]
+        self._progress.later -= self._most_finals(places, rows)
         self._train(chosen)
         for place, finals in places:
             self._take_finals(self._found_at(place, finals), finals, rows)
@@ -139,7 +154,7 @@ class _Work:
         units = [cell_unit(cell, self.folder, overwrite=self.overwrite) for cell in wanted.values()]
         # What was done before is not waited for.
         units = [replace(unit, after=tuple(name for name in unit.after if name in wanted)) for unit in units]
-        scheduler = Scheduler(units, name="board", overwrite=self.overwrite)
+        scheduler = Scheduler(units, name="board", overwrite=self.overwrite, progress=self._progress)
         try:
             scheduler.work(self.workers, self.folder)
         except ALoRAError:

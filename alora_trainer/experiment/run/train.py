@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from alora_trainer.basics.cost_meter import Cost, Meter
-from alora_trainer.basics.heartbeat import Heartbeat
+from alora_trainer.basics.heartbeat import Heartbeat, bars_shown
 from alora_trainer.errors import Diverged
 from alora_trainer.experiment.run.interruption import stopping_whole
 from alora_trainer.experiment.run.log_columns import columns
@@ -43,7 +43,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
         trainer.add_callback(keeper)
         for printing in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(printing)
-        trainer.add_callback(_Lines() if trainer.args.disable_tqdm else _Progress)
+        trainer.add_callback(_Progress if bars_shown() and not trainer.args.disable_tqdm else _Lines())
         if checkpoint is not None:
             logger.info(f"going on from {checkpoint.name}")
         with making_steps(trainer), stopping_whole(trainer):

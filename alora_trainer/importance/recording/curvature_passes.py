@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -13,9 +14,13 @@ import torch
 from torch import nn
 
 from alora_trainer.basics.modes import evaluation_mode
+from alora_trainer.basics.processes import place
+from alora_trainer.basics.progress import ShownProgress, length_of
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.curvature_checkpoint import CurvatureCheckpoint, Progress, Saved
 from alora_trainer.importance.recording.drawn_labels import IGNORED_LABEL, batch_generator, draw_labels, wide
+
+logger = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -71,16 +76,26 @@ class Passes:
         start, before = time.perf_counter(), progress.seconds
         iterator = iter(batches)
         self._pass_over(iterator, progress)
-        with evaluation_mode(self.model), torch.enable_grad(), watcher.watching():
+        shown = self._shown(number, batches, progress)
+        with evaluation_mode(self.model), torch.enable_grad(), watcher.watching(), shown:
             for batch in iterator:
                 if self.tokens is not None and progress.tokens >= self.tokens:
                     break
                 progress.follow(batch)
                 progress.batches += 1
-                progress.tokens += self._one(batch, watcher, progress.batches)
+                predicted = self._one(batch, watcher, progress.batches)
+                progress.tokens += predicted
+                shown.advance(1 if self.tokens is None else predicted)
                 progress.seconds = before + time.perf_counter() - start
                 if self.checkpoint.due(progress):
                     self.checkpoint.write(Saved(number, progress, *watcher.state()))
+
+    def _shown(self, number: int, batches: Iterable[Mapping[str, torch.Tensor]], progress: Progress) -> ShownProgress:
+        """By tokens, where so many are asked for, else by batches; of several processes the first tells its own."""
+        what = "measuring curvature" if number == 1 else "measuring curvature in its eigenvectors"
+        by = (self.tokens, "tokens", progress.tokens) if self.tokens is not None else None
+        total, unit, first = by or (length_of(batches), "batches", progress.batches)
+        return ShownProgress(what, total, logger, unit=unit, first=first, quiet=place()[0] != 0)
 
     def _pass_over(self, iterator: Iterator[Mapping[str, torch.Tensor]], progress: Progress) -> None:
         again = Progress()

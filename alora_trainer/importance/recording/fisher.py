@@ -15,6 +15,7 @@ so that products of different ones have no mean.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import nn
 
 from alora_trainer.basics.files import replacing
 from alora_trainer.basics.modes import evaluation_mode
+from alora_trainer.basics.progress import ShownProgress
 from alora_trainer.basics.safetensors_writer import write_tensors
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.kinds.elementwise import ELEMENTWISE
@@ -46,6 +48,8 @@ from alora_trainer.importance.recording.squared_gradients import (
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.parameterization import Parameterization
+
+logger = logging.getLogger(__name__)
 
 # By the name of an estimator of Fisher information in a map's provenance: how it is estimated, for the map's card.
 FISHER_DESCRIPTIONS = {
@@ -152,7 +156,10 @@ def estimate_fisher(
         if checkpoint is not None and checkpoint.is_file():
             progress = _load(squares, settings, checkpoint)
         start, before = time.perf_counter(), progress["seconds"]
-        with evaluation_mode(model), torch.enable_grad():
+        shown = ShownProgress(
+            "measuring Fisher information", samples, logger, unit="samples", first=int(progress["samples"])
+        )
+        with evaluation_mode(model), torch.enable_grad(), shown:
             for batch in itertools.islice(batches, int(progress["batches"]), None):
                 if samples is not None and progress["samples"] >= samples:
                     break
@@ -163,6 +170,7 @@ def estimate_fisher(
                 )
                 for unit in squares.units(taken):
                     _add_unit(model, squares, unit, progress, labelled)
+                shown.advance(len(taken["input_ids"]))
                 progress["batches"] += 1
                 progress["seconds"] = before + time.perf_counter() - start
                 if checkpoint is not None and progress["batches"] % checkpoint_every == 0:

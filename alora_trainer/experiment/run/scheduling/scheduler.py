@@ -6,18 +6,23 @@ A sweep's cells are such pieces, and so are the cases of a study; the scheduler 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.run.scheduling.work_progress import WorkProgress
+from alora_trainer.experiment.run.scheduling.worker import telling
 from alora_trainer.experiment.run.scheduling.workers import Pool, Workers
 from alora_trainer.experiment.run.stage import Stage
 
 logger = logging.getLogger(__name__)
+
+PROGRESS_FILE = "progress.txt"  # in a unit's folder while it is worked on: what it said last
+_TICK = 1.0  # seconds between two looks at what is under way
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,15 @@ class Scheduler:
         units: the work.
         name: of the whole, for messages, such as "sweep".
         overwrite: make anew what other settings made.
+        progress: of a larger whole that this is a part of; None is this one's own.
 
     Raises:
         ALoRAError: a folder remembers an outcome of other settings, or holds other files.
     """
 
-    def __init__(self, units: Sequence[WorkUnit], *, name: str, overwrite: bool = False) -> None:
+    def __init__(
+        self, units: Sequence[WorkUnit], *, name: str, overwrite: bool = False, progress: WorkProgress | None = None
+    ) -> None:
         self.name = name
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, BaseException] = {}
@@ -70,7 +78,8 @@ class Scheduler:
             finished = unit.memory.finished()
             if finished is not None:
                 self.outcomes[unit.name] = finished
-        self._progress = _Progress(name, self._units, self.outcomes)
+        self._progress = WorkProgress(name) if progress is None else progress
+        self._progress.expect({unit.name: unit.size for unit in self._units}, self.outcomes)
 
     def work(self, workers: Workers, folder: Path, finished: Callable[[WorkUnit], None] | None = None) -> None:
         """Do all that is not done.
@@ -86,7 +95,7 @@ class Scheduler:
         waiting = [unit for unit in self._units if unit.name not in self.outcomes]
         if waiting:
             at_once = min(workers.count, len(waiting))
-            with workers.pool(at_once, folder) as pool:
+            with self._progress, workers.pool(at_once, folder) as pool:
                 self._work_through(waiting, pool, at_once, finished)
         if self.failures:
             first = next(iter(self.failures))
@@ -102,63 +111,40 @@ class Scheduler:
         workers: int,
         finished: Callable[[WorkUnit], None] | None,
     ) -> None:
-        running: dict[Future[dict[str, Any]], tuple[WorkUnit, float]] = {}
+        running: dict[Future[dict[str, Any]], WorkUnit] = {}
         while waiting or running:
             for unit in self._ready(waiting) if len(running) < workers else ():
                 waiting.remove(unit)
                 blocked = [name for name in unit.after if name in self.failures]
                 if blocked:
-                    self.failures[unit.name] = ALoRAError(f"not begun, because {blocked[0]} failed")
+                    self._fail(unit, ALoRAError(f"not begun, because {blocked[0]} failed"))
                     continue
-                running[pool.submit(unit.work)] = (unit, time.monotonic())
+                told = unit.memory.folder / PROGRESS_FILE
+                self._progress.begin(unit.name, told, workers)
+                running[pool.submit(partial(telling, told, unit.work))] = unit
                 if len(running) == workers:
                     break  # what is submitted cannot be overtaken, and a seed that is begun is to be finished first
             if not running:
                 continue
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
+            self._progress.beat()
             for future in done:
-                unit, begun = running.pop(future)
+                unit = running.pop(future)
                 error = future.exception()
                 if error is not None:
-                    self.failures[unit.name] = error
                     logger.warning(f"{unit.name} failed: {type(error).__name__}: {error}")
+                    self._fail(unit, error)
                     continue
                 unit.memory.finish(future.result())
                 self.outcomes[unit.name] = future.result()
                 if finished is not None:
                     finished(unit)
-                self._progress.tell(unit, time.monotonic() - begun, min(workers, len(waiting) + len(running)))
+                self._progress.end(unit.name)
+
+    def _fail(self, unit: WorkUnit, error: BaseException) -> None:
+        self.failures[unit.name] = error
+        self._progress.end(unit.name, failed=True)
 
     def _ready(self, waiting: list[WorkUnit]) -> list[WorkUnit]:
         """Those that wait for nothing any more."""
         return [unit for unit in waiting if all(name in self.outcomes or name in self.failures for name in unit.after)]
-
-
-class _Progress:
-    """Says how much is done and how much time is left, by what units of the same size took."""
-
-    def __init__(self, name: str, units: Sequence[WorkUnit], outcomes: dict[str, Any]) -> None:
-        self._name = name
-        self._left = {unit.name: unit.size for unit in units if unit.name not in outcomes}
-        self._total = len(units)
-        self._seconds = 0.0
-        self._size = 0.0
-        if outcomes:
-            logger.info(f"{name}: {len(outcomes)} of {self._total} cells are finished already")
-
-    def tell(self, unit: WorkUnit, seconds: float, workers: int) -> None:
-        """`unit` took so many seconds; `workers` units are worked on at once."""
-        self._size += self._left.pop(unit.name)
-        self._seconds += seconds
-        left = self._seconds / self._size * sum(self._left.values()) / max(workers, 1)
-        done = self._total - len(self._left)
-        logger.info(
-            f"{self._name}: {done} of {self._total} cells done ({unit.name}: {_duration(seconds)})"
-            + (f", about {_duration(left)} left" if self._left else "")
-        )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

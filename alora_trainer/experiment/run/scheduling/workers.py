@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +20,10 @@ import torch
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.run.scheduling.slurm import SlurmJobs
 from alora_trainer.experiment.run.scheduling.worker import prepare_worker
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 30.0  # seconds that an interrupted step and its checkpoint may take: as many as torchrun grants
 
 
 class Pool(Protocol):
@@ -78,6 +85,9 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(count, context, prepare_worker, (count, shares))
     try:
         yield pool
+    except KeyboardInterrupt:
+        _interrupt(pool)
+        raise
     except BaseException:
         _stop(pool)
         raise
@@ -99,10 +109,32 @@ def _gpu(number: int) -> str | None:
     return gpus[number % len(gpus)] if len(gpus) > 1 else None
 
 
+def _interrupt(pool: ProcessPoolExecutor) -> None:
+    """Let the workers' trainings finish their steps and save them, and end those that do not; Ctrl-C again ends all at once."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    logger.warning("waiting until what is under way has saved a checkpoint (Ctrl-C again stops at once, without)")
+    end = time.monotonic() + _PATIENCE
+    try:
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
+        for process in processes:
+            process.join(max(end - time.monotonic(), 0))
+    except KeyboardInterrupt:
+        logger.warning("stopping at once")
+    finally:
+        _terminate(processes)
+
+
 def _stop(pool: ProcessPoolExecutor) -> None:
     """End the workers; their trainings go on from the last checkpoint another time."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
+    _terminate(processes)
+
+
+def _terminate(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         if process.is_alive() and process.pid is not None:
             os.kill(process.pid, signal.SIGTERM)

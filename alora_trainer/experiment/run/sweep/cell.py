@@ -57,6 +57,11 @@ class Cell:
         """Its methods."""
         return [get_method(name) for name in self.methods]
 
+    @property
+    def size(self) -> int:
+        """How much work it is, in trainings; one that comes first records, too."""
+        return len(self.methods) + (0 if self.after else 1)
+
     def check(self, folder: Path, *, overwrite: bool = False) -> None:
         """Refuse what cannot be done, `folder` being the sweep's, before anything is written in it.
 
@@ -80,10 +85,8 @@ class Cell:
 
 def cell_unit(cell: Cell, folder: Path, *, overwrite: bool = False) -> WorkUnit:
     """A cell of the sweep in `folder` as the scheduler wants it."""
-    # In trainings; a cell that comes first records, too.
-    size = len(cell.methods) + (0 if cell.after else 1)
     work = partial(work_on_cell, cell, folder, overwrite=overwrite)
-    return WorkUnit(cell.name, cell.remembered(folder), work, cell.after, size)
+    return WorkUnit(cell.name, cell.remembered(folder), work, cell.after, cell.size)
 
 
 def work_on_cell(cell: Cell, folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
