@@ -87,7 +87,18 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
     What is not a finite number, as JSON has no word for it, is null, and what comes from the environment is as it was written.
     """
-    write_text(path, json.dumps(_finite(disclosed(value)), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value, indent=indent, ascii_alone=False) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = 2, ascii_alone: bool = True) -> str:
+    """`value` as JSON; see `write_json`.
+
+    Args:
+        value: plain data.
+        indent: of nested parts; None for one line.
+        ascii_alone: every other character as an escape, as a terminal can have it whoever wrote it.
+    """
+    return json.dumps(_finite(disclosed(value)), indent=indent, ensure_ascii=ascii_alone, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

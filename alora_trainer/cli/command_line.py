@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -12,12 +13,16 @@ from typing import NoReturn
 
 from alora_trainer.basics.disclosure import redacted
 from alora_trainer.basics.disk_errors import disk_errors
-from alora_trainer.basics.output import configure_output, quiet_output
+from alora_trainer.basics.files import json_text
+from alora_trainer.basics.output import configure_output, quiet_output, say
 from alora_trainer.basics.printable import printable
 from alora_trainer.basics.versions import OWN_VERSION
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands import COMMANDS
 from alora_trainer.cli.commands.listing import add_listings
 from alora_trainer.errors import ALoRAError
+
+_SETTING = re.compile(r"[a-z_][\w.]*=", re.IGNORECASE)  # as Hydra's users write an override
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:
-    """Overrides by dotted name, from ``--section.key value`` and ``--section.key=value``.
+    """Overrides by dotted name, from ``--section.key value``, ``--section.key=value`` and ``section.key=value``.
 
     Args:
         arguments: what the parser did not know.
@@ -66,7 +71,7 @@ def parse_overrides(arguments: Sequence[str], options: Sequence[str] = ()) -> di
     while rest:
         argument = rest.pop(0)
         key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key:
+        if not (argument.startswith("--") or _SETTING.match(argument)) or not key:
             raise ALoRAError(f"unexpected argument {argument}: overrides are written --section.key VALUE")
         near = difflib.get_close_matches(key, options, n=1, cutoff=0.75)
         if near and not _is_setting(key):
@@ -84,6 +89,21 @@ def _is_setting(key: str) -> bool:
     from alora_trainer.experiment.recipe.schema.known import schema
 
     return key.partition(".")[0] in schema()["properties"]
+
+
+def _answered(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """Execute the command and print what it answers, with ``--json`` nothing else on standard output; the exit status."""
+    as_json = getattr(arguments, "json", False)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        answer: Answer = arguments.execute(arguments, overrides)
+    if is_first():  # several processes have one answer
+        say(json_text(answer.data) if as_json else answer.text)
+    return answer.status
+
+
+def is_first() -> bool:
+    """Whether this is the first of several processes that torchrun launched, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and not arguments.takes_overrides:
             raise ALoRAError(f"unknown option --{next(iter(overrides))}: see `alora {arguments.command} --help`")
         with disk_errors():
-            return int(arguments.execute(arguments, overrides))
+            return _answered(arguments, overrides)
     except ALoRAError as error:
         print(f"alora: error: {printable(redacted(' '.join(str(error).split())))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        if is_first():
             print("\nalora: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:

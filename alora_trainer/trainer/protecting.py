@@ -17,6 +17,7 @@ from alora_trainer.penalty.anchor import anchor_of
 from alora_trainer.penalty.loss_term import penalty_loss
 from alora_trainer.penalty.quadratic import PenaltyStep, PenaltyValue, QuadraticPenalty
 from alora_trainer.penalty.strength.probe import Probe
+from alora_trainer.trainer.adapters import check_recorded_start
 from alora_trainer.trainer.checkpoint import load_loss_parts, load_steering, save_loss_parts, save_steering
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.loss_parts import LossParts
@@ -24,6 +25,7 @@ from alora_trainer.trainer.part import Part
 from alora_trainer.trainer.steering import Steering
 from alora_trainer.weights.reference import FullReference, Reference
 from alora_trainer.weights.sharding import gathered
+from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import (
     Matrices,
     TrainedWeight,
@@ -94,8 +96,12 @@ class Protecting(Part):
         """Keep whole weights that are to be held at the base, where they are now: later, a checkpoint is in their place.
 
         Raises:
-            ALoRAError: they are not those that the map was measured at.
+            ALoRAError: they are not those that the map was measured at; the adapter is a fresh one, and the training is to go
+                on with the map's own.
         """
+        if not resumes and self._config.start_from is StartFrom.RECORDED:
+            with _whole(weights):
+                check_recorded_start(weights, self._importance)
         if self._importance.at_base and self._config.full_parameters and not self._base:
             held = [weight for weight in weights if weight.name in self._importance]
             if any(parameter.is_meta for weight in held for parameter in weight.parameters):

@@ -76,8 +76,15 @@ def test_overrides() -> None:
         "methods": "base,lora",
         "alora.xi": "-1",
     }
+    assert parse_overrides(["tune.learning_rate=1e-4", "--seed", "1", "general.train={words: a=b.jsonl}"]) == {
+        "tune.learning_rate": "1e-4",
+        "seed": "1",
+        "general.train": "{words: a=b.jsonl}",
+    }
     for wrong, message in (
         (["x"], "unexpected argument x"),
+        (["output-dir=x"], "unexpected argument output-dir=x"),
+        (["output_di=x"], "did you mean --output_dir"),
         (["-x"], "unexpected argument -x"),
         (["--seed"], "--seed has no value"),
         (["--seed", "--methods", "base"], "--seed has no value"),

@@ -277,7 +277,9 @@ def test_several_gpus(recipe: Callable[..., Recipe]) -> None:
 
 def test_the_command(recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe()
-    assert main(["plan", str(tmp_path / "recipe.yaml"), "--device", "A800", "--json", str(tmp_path / "plan.json")]) == 0
+    assert (
+        main(["plan", str(tmp_path / "recipe.yaml"), "--device", "A800", "--output", str(tmp_path / "plan.json")]) == 0
+    )
     assert "tune alora" in capsys.readouterr().out
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["stages"]["record"]["peak_bytes"] > plan["w_bytes"] == plan["omega_bytes"]["float32"]

@@ -63,7 +63,7 @@ def work(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugins")
     recipe = str(write_all(folder))
     assert main(["run", recipe, "--output_dir", str(folder / "run"), *SETTINGS]) == 0
-    assert main(["plan", recipe, "--device", "4090", "--json", str(folder / "plan.json"), *SETTINGS]) == 0
+    assert main(["plan", recipe, "--device", "4090", "--output", str(folder / "plan.json"), *SETTINGS]) == 0
     assert main(["report", str(folder / "run"), "--output_dir", str(folder / "report")]) == 0
     return folder
 

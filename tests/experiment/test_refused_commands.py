@@ -158,7 +158,7 @@ def test_what_the_disk_refuses_at_the_beginning(
         assert "File name too long" in refused(tmp_path, *arguments, "--output_dir", str(tmp_path / ("x" * 300)))
         assert "a part of this path is a file" in refused(tmp_path, *arguments, "--output_dir", inside)
         assert "is a file" in refused(tmp_path, *arguments, "--output_dir", str(tmp_path / "file"))
-    assert "a part of this path is a file" in refused(tmp_path, "plan", str(tiny), "--json", inside)
+    assert "a part of this path is a file" in refused(tmp_path, "plan", str(tiny), "--output", inside)
 
     def read_only(path: Any, *_: Any) -> int:
         raise OSError(errno.EROFS, "read only", str(path))

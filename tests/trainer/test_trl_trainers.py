@@ -221,6 +221,36 @@ def test_sft_wraps_the_model_itself(tmp_path, tokenizer, model):
     assert list(trainer.importance) == [f"model.layers.{i}.self_attn.o_proj" for i in range(2)]
 
 
+@pytest.mark.parametrize("start", [None, "recorded"])
+def test_a_fresh_adapter_is_no_start_for_a_recorded_map(tmp_path, tokenizer, model, start):
+    """The natural call: a model by name, peft_config and a map; its training would begin at the base and not at theta*."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    importance = made_map(model)
+    model.unload().save_pretrained(tmp_path / "base")
+    args = SFTConfig(
+        str(tmp_path / "out"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", max_steps=1,
+        save_strategy="steps", save_steps=1, per_device_train_batch_size=2,
+    )  # fmt: skip
+
+    def trainer(**settings: Any) -> ALoRASFTTrainer:
+        config = ALoRAConfig(lam=0.1, **settings)
+        return ALoRASFTTrainer(
+            str(tmp_path / "base"), args, train_dataset=texts(4), processing_class=tokenizer, importance=importance,
+            peft_config=LoraConfig(r=3, target_modules=["q_proj", "v_proj"]), alora=config,
+        )  # fmt: skip
+
+    with pytest.raises(ALoRAError, match=r"from_pretrained\(base, MAP, is_trainable=True\) and no peft_config, or say"):
+        trainer(**({} if start is None else {"start": start})).train()
+    bare = trainer(start="bare")
+    bare.train()
+    assert "base" in str(bare.model.get_base_model().config._name_or_path)
+    # A checkpoint has the adapter that the training had: whatever the model was made with is replaced.
+    args.max_steps = 2
+    assert trainer(**({} if start is None else {"start": start})).train(resume_from_checkpoint=True).global_step == 2
+
+
 def test_trl_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """That nothing imports it before it is used, tests/test_house.py sees."""
     monkeypatch.setitem(sys.modules, "trl", None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -28,8 +30,46 @@ from alora_trainer.weights.theta import BaseTheta
 Header = Callable[[str], dict[str, TensorHeader]]
 
 
+@dataclass(frozen=True)
+class Inspected:
+    """A map whose files' headers are as its config says.
+
+    Attributes:
+        title: where it is: a folder, or repository and commit.
+        config: what it says of itself.
+    """
+
+    title: str
+    config: MapConfig
+
+    def text(self) -> str:
+        """A few lines for people."""
+        return "\n".join([self.title, *_lines(self.config)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data, with every weight; sizes in bytes."""
+        config = self.config
+        return {
+            "source": self.title,
+            "kind": config.kind,
+            "storage": config.storage,
+            "formats": {name: config.format_bytes(name) for name in config.formats},
+            "at_base_weights": config.theta.type is BaseTheta,
+            "weights": {
+                name: {"shape": list(weight.shape), "norm": config.layer_norms.get(name)}
+                for name, weight in config.weights.items()
+            },
+            **asdict(config.info),
+        }
+
+
 def describe(source: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
-    """A few lines about a map in a folder or on the Hub, after comparing its files' headers with its config.
+    """What `inspect_map` finds, for people."""
+    return inspect_map(source, revision=revision, token=token).text()
+
+
+def inspect_map(source: str, *, revision: str | None = None, token: str | bool | None = None) -> Inspected:
+    """A map in a folder or on the Hub, after comparing its files' headers with its config.
 
     Raises:
         ALoRAError: there is none, or a file's header does not fit the config.
@@ -45,7 +85,7 @@ def describe(source: str, *, revision: str | None = None, token: str | bool | No
         folder, config = fetch_config(repo_id, revision=revision, token=token)
         title, header = f"{repo_id}@{folder.name}", _remote_header(repo_id, folder, token)
     check_headers(config, header)
-    return "\n".join([title, *_lines(config)])
+    return Inspected(title, config)
 
 
 def check_headers(config: MapConfig, header: Header) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from alora_trainer.artefact.cards.map_card import MAP_TAG
 from alora_trainer.artefact.hub.errors import hub_errors
 from alora_trainer.basics.sizes import size_text
+from alora_trainer.basics.tables import plain_table
 from alora_trainer.importance.kinds.formats import FORMATS, KINDS
 
 
@@ -83,15 +84,12 @@ def _shown(text: str) -> str:
     return "".join(character for character in text if character.isprintable())[:80]
 
 
-def table(maps: Sequence[FoundMap]) -> str:
-    """The maps as lines of aligned columns."""
+def table(maps: Sequence[FoundMap], width: int | None = None) -> str:
+    """The maps as lines of aligned columns; `width` as of `plain_table`."""
     rows = [("repository", "kind", "estimator", "tokens", "formats", "recorded on", "updated")]
     for found in maps:
         tokens = f"{found.tokens:,}" if found.tokens is not None else "-"
         texts = ", ".join(found.datasets) or "-"
         facts = (found.kind or "-", found.estimator or "-", tokens, found.formats_text, texts, found.updated or "-")
         rows.append((found.repo_id, *facts))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return plain_table(rows, width)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from alora_trainer.basics.output import say, tell_loading
+from alora_trainer.basics.output import tell_loading
+from alora_trainer.basics.tables import terminal_width
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command, add_workers, workers_of
 from alora_trainer.errors import ALoRAError
 
@@ -41,7 +44,7 @@ def add(commands: Subcommands) -> None:
     )
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     tell_loading()
     if arguments.sources[0] == RENDER:
         return _render(arguments)
@@ -66,35 +69,36 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     if arguments.dry_run:
         device = None if arguments.device is None else get_device(arguments.device)
         rows = list(board.rows) if only is None else board.only(only)
-        say(estimate_text(board, estimated(board, rows, device), device, arguments.workers))
-        return 0
+        found = estimated(board, rows, device)
+        text = estimate_text(board, found, device, arguments.workers)
+        return Answer(text, {"board": board.name, "places": [asdict(one) for one in found]})
     folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{board.name}-board"
     written = run_board(
         board, output_dir=folder, workers=workers_of(arguments), overwrite=arguments.overwrite, only=only
     )
-    _say_tables([written])
-    say(f"results: {written}")
-    say(f"page: {render_boards([written], folder / PAGE_FILE)}")
-    return 0
+    page = render_boards([written], folder / PAGE_FILE)
+    return Answer(
+        f"{_tables([written])}\nresults: {written}\npage: {page}", {"results": str(written), "page": str(page)}
+    )
 
 
-def _render(arguments: argparse.Namespace) -> int:
+def _render(arguments: argparse.Namespace) -> Answer:
     for name in ("only", "device", "overwrite", "dry_run"):
         if getattr(arguments, name):
             raise ALoRAError(f"--{name} is of a board that is run, not of render")
     from alora_trainer.experiment.board.page import PAGE_FILE, render_boards, render_picture
 
     folder = Path(arguments.output_dir or ".")
-    _say_tables(arguments.sources[1:])
-    say(f"page: {render_boards(arguments.sources[1:], folder / PAGE_FILE)}")
+    page = render_boards(arguments.sources[1:], folder / PAGE_FILE)
+    text, data = f"{_tables(arguments.sources[1:])}\npage: {page}", {"page": str(page)}
     if arguments.picture is not None:
-        say(f"picture: {render_picture(arguments.sources[1:], arguments.picture)}")
-    return 0
+        picture = render_picture(arguments.sources[1:], arguments.picture)
+        text, data = f"{text}\npicture: {picture}", data | {"picture": str(picture)}
+    return Answer(text, data)
 
 
-def _say_tables(sources: Sequence[str | Path]) -> None:
+def _tables(sources: Sequence[str | Path]) -> str:
     from alora_trainer.experiment.board.board_json import read_board_json
     from alora_trainer.experiment.board.text_table import board_tables
 
-    for source in sources:
-        say(board_tables(read_board_json(Path(source))))
+    return "\n\n".join(board_tables(read_board_json(Path(source)), terminal_width()) for source in sources)

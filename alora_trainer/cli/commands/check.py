@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 from alora_trainer.cli.commands.listing import add_listings
 
@@ -17,9 +17,9 @@ def add(commands: Subcommands) -> None:
     add_listings(check)
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.recipe.schema.check import check_file
 
     check_file(arguments.recipe, overrides)
-    say(f"{arguments.recipe}: keys, types and names are right; `alora plan {arguments.recipe}` opens the data")
-    return 0
+    text = f"{arguments.recipe}: keys, types and names are right; `alora plan {arguments.recipe}` opens the data"
+    return Answer(text, {"recipe": str(arguments.recipe), "valid": True})

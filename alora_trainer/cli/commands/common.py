@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from alora_trainer.basics.output import say, tell_loading
+from alora_trainer.basics.output import tell_loading
+from alora_trainer.basics.tables import terminal_width
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.listing import add_listings
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from alora_trainer.experiment.run.scheduling.workers import Workers
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-Execute: TypeAlias = Callable[[argparse.Namespace, dict[str, str]], int]
+Execute: TypeAlias = Callable[[argparse.Namespace, dict[str, str]], Answer]
 
 _OVERRIDES = (
     "Every setting of the recipe can be overridden: --tune.learning_rate 1e-4 --methods base,lora --seed 1 "
@@ -24,10 +26,22 @@ _OVERRIDES = (
 )
 
 
-def add_command(commands: Subcommands, name: str, text: str, execute: Execute) -> argparse.ArgumentParser:
-    """A parser for the command `name` that takes no recipe and no overrides."""
+def add_command(
+    commands: Subcommands, name: str, text: str, execute: Execute, *, json: bool = True
+) -> argparse.ArgumentParser:
+    """A parser for the command `name` that takes no recipe and no overrides.
+
+    Args:
+        json: whether its answer can be had as JSON; not where it is a file of a format of its own.
+    """
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     command.add_argument("--quiet", action="store_true", help="no progress: results, warnings and errors alone")
+    if json:
+        command.add_argument(
+            "--json",
+            action="store_true",
+            help="the result as JSON alone on standard output, all else on standard error",
+        )
     command.set_defaults(execute=execute, takes_overrides=False)
     return command
 
@@ -134,9 +148,9 @@ def output_dir(arguments: argparse.Namespace, recipe: Recipe) -> Path:
     return Path("runs") / recipe.name
 
 
-def show(results: RunResults, folder: Path) -> None:
-    """Print the table of results.json."""
+def results_answer(results: RunResults, folder: Path) -> Answer:
+    """The table of results.json; as data, the file's content."""
     from alora_trainer.experiment.report.text_table import format_table
 
-    say(format_table(results.methods))
-    say(f"results: {folder / 'results.json'}")
+    table = format_table(results.methods, terminal_width())
+    return Answer(f"{table}\nresults: {folder / 'results.json'}", results.to_json())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -21,21 +20,18 @@ def add(commands: Subcommands) -> None:
     compare.add_argument(
         "--examples", type=int, default=5, metavar="N", help="how many items and texts to show (default: 5)"
     )
-    compare.add_argument("--output", metavar="FILE", help="write all of it as JSON, too; - prints it, and nothing else")
+    compare.add_argument("--output", metavar="FILE", help="write all of it as JSON, too")
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.basics.files import write_json
     from alora_trainer.experiment.report.item_comparison import compare_folders, comparison_text
 
     found = compare_folders(
         Path(arguments.before), Path(arguments.after), method=arguments.method, examples=arguments.examples
     )
-    if arguments.output == "-":
-        say(json.dumps(found, indent=2))
-        return 0
-    say(comparison_text(found))
+    text = comparison_text(found)
     if arguments.output is not None:
         write_json(Path(arguments.output), found)
-        say(f"as JSON: {arguments.output}")
-    return 0
+        text += f"\nas JSON: {arguments.output}"
+    return Answer(text, found)

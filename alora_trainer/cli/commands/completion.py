@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 _BASH = """\
@@ -28,14 +29,13 @@ _SHELLS = ("bash", "zsh")
 
 def add(commands: Subcommands) -> None:
     text = 'Print a script that completes commands and options in a shell: eval "$(alora completion bash)".'
-    completion = add_command(commands, "completion", text, execute)
+    completion = add_command(commands, "completion", text, execute, json=False)
     completion.add_argument("shell", choices=_SHELLS, help="which shell")
     completion.set_defaults(commands=commands)
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
-    print(script(arguments.commands, arguments.shell), end="")
-    return 0
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
+    return Answer(script(arguments.commands, arguments.shell).rstrip("\n"), None)
 
 
 def script(commands: Subcommands, shell: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load
 from alora_trainer.cli.commands.run import run
 
@@ -14,7 +15,7 @@ def add(commands: Subcommands) -> None:
     add_recipe_command(commands, "demo", text, execute, recipe=False)
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment import demo
 
     arguments.recipe = demo.RECIPE

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alora_trainer.basics.output import say
-from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, show
+from alora_trainer.cli.answer import Answer
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, results_answer
 
 if TYPE_CHECKING:
     from alora_trainer.experiment.recipe.recipe import Recipe
@@ -58,7 +59,7 @@ def add(commands: Subcommands) -> None:
     )
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.methods import get_method
     from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_keep, parse_share, run_gate
 
@@ -74,7 +75,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     for name in ("limit", "batch_size"):
         if getattr(arguments, name) is not None:
             overrides[f"evaluation.{name}"] = getattr(arguments, name)
-    from alora_trainer.basics.processes import is_main, joined
+    from alora_trainer.basics.processes import joined
     from alora_trainer.evaluation.kept_prompts import kept_task
 
     with joined():
@@ -94,8 +95,6 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             model=arguments.model,
             with_base="max_general_rise" in limits or bool(keep),
         )
-        if is_main():
-            show(results, folder)
         name = (
             method.name
             if method is not None
@@ -106,10 +105,12 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             else "base"
         )
         checks = run_gate(results.methods, name, **limits)
-        if is_main():
-            for check in checks:
-                say(check)
-    return 0 if all(check.passed for check in checks) else FAILED_STATUS
+    shown = results_answer(results, folder)
+    return Answer(
+        "\n".join([shown.text, *map(str, checks)]),
+        shown.data | {"gate": [asdict(check) for check in checks]},
+        0 if all(check.passed for check in checks) else FAILED_STATUS,
+    )
 
 
 def _with_kept(recipe: Recipe, overrides: dict[str, str], keep: Mapping[str, float], folder: Path) -> dict[str, str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.basics.output import say, tell_loading
+from alora_trainer.basics.tables import terminal_width
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def _demo(folder: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[s
     return str(demo.MODEL), (str(files / "elements_train.jsonl"),), usual | given
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     tell_loading()
     from transformers.utils.logging import disable_progress_bar
 
@@ -167,9 +169,20 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     request = request_of(arguments, overrides)
     if arguments.dry_run:
         prepared = prepare(with_earlier(as_it_lies(request)))
-        say(f"{prepared.found.text()}\n\n{plan_text(prepared)}\n\n{prepared.text}")
-        return 0
+        text = f"{prepared.found.text()}\n\n{plan_text(prepared)}\n\n{prepared.text}"
+        return Answer(text, {"recipe": prepared.written})
     result = run_fit(request, overwrite=arguments.overwrite, told=say)
-    say(format_table(result.results.methods))
-    say(f"{result.sentence}\nadapter: {result.adapter}\nreport: {result.folder / 'report.html'}")
-    return 0 if result.kept else FAILED_STATUS
+    report = result.folder / "report.html"
+    table = format_table(result.results.methods, terminal_width())
+    return Answer(
+        f"{table}\n{result.sentence}\nadapter: {result.adapter}\nreport: {report}",
+        {
+            "kept": result.kept,
+            "sentence": result.sentence,
+            "promise": result.promise,
+            "adapter": str(result.adapter),
+            "report": str(report),
+            "results": result.results.to_json(),
+        },
+        0 if result.kept else FAILED_STATUS,
+    )

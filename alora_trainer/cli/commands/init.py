@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
 from alora_trainer.cli.commands.fit import add_arguments, request_of
 
@@ -14,9 +15,8 @@ def add(commands: Subcommands) -> None:
     add_arguments(add_recipe_command(commands, "init", text, execute, recipe=False))
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.fit.whole_fit import init
 
     path = init(request_of(arguments, overrides), overwrite=arguments.overwrite, told=say)
-    say(f"recipe: {path}; run it with: alora run {path}")
-    return 0
+    return Answer(f"recipe: {path}; run it with: alora run {path}", {"recipe": str(path)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -17,8 +17,8 @@ def add(commands: Subcommands) -> None:
     inspect.add_argument("--revision", help="a branch, a tag or a commit (default: main)")
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from alora_trainer.artefact.hub.inspect import describe
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
+    from alora_trainer.artefact.hub.inspect import inspect_map
 
-    say(describe(arguments.source, revision=arguments.revision))
-    return 0
+    found = inspect_map(arguments.source, revision=arguments.revision)
+    return Answer(found.text(), found.to_json())

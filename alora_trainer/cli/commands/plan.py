@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command, load
 
 
@@ -31,10 +30,10 @@ def add(commands: Subcommands) -> None:
         default="none",
         help="none (torchrun: the model whole on each), zero2, fsdp2 or zero3 (default: none); the plan is each device's",
     )
-    plan.add_argument("--json", metavar="FILE", help="write the plan there, too; - prints it, and nothing else")
+    plan.add_argument("--output", metavar="FILE", help="write the plan as JSON, too")
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     recipe = load(arguments, overrides)
     from alora_trainer.basics.files import write_json
     from alora_trainer.experiment.recipe.plan.data_check import check_data
@@ -51,11 +50,6 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         length=arguments.length,
         sharding=Sharding(arguments.gpus, arguments.sharding),
     )
-    if arguments.json == "-":
-        say(json.dumps(as_json(plan), indent=2))
-        return 0
-    say(format_plan(plan))
-    say("\n".join(["", "The data:", *(f"  {line}" for line in data)]))
-    if arguments.json is not None:
-        write_json(Path(arguments.json), as_json(plan))
-    return 0
+    if arguments.output is not None:
+        write_json(Path(arguments.output), as_json(plan))
+    return Answer("\n".join([format_plan(plan), "", "The data:", *(f"  {line}" for line in data)]), as_json(plan))

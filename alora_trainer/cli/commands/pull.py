@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -23,7 +23,7 @@ def add(commands: Subcommands) -> None:
     pull.add_argument("--output_dir", metavar="DIR", help="a folder for it (default: it stays in the Hub's cache)")
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.artefact.config_file import read_config
     from alora_trainer.artefact.hub.download import pull, read_from
     from alora_trainer.artefact.reading import load_map, verify_map
@@ -38,8 +38,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     }
     if arguments.output_dir is not None:
         pull(arguments.repo, Path(arguments.output_dir), **wanted)
-        say(f"importance map: {arguments.output_dir}")
-        return 0
+        return _answer(arguments.output_dir)
 
     def check(folder: Path, origin: Origin | None) -> Path:
         if wanted["layers"] is None:
@@ -48,5 +47,8 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             load_map(folder, ImportanceValues, storage=arguments.storage, layers=wanted["layers"])
         return folder
 
-    say(f"importance map: {read_from(arguments.repo, check, **wanted, extras=True)}")
-    return 0
+    return _answer(read_from(arguments.repo, check, **wanted, extras=True))
+
+
+def _answer(folder: str | Path) -> Answer:
+    return Answer(f"importance map: {folder}", {"map": str(folder)})

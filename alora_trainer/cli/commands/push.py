@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 from alora_trainer.errors import ALoRAError
 
@@ -35,7 +35,7 @@ def add(commands: Subcommands) -> None:
     push.add_argument("--method", help="whose results (default: the name of the adapter's parent folder)")
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.artefact.hub.upload import push_folder, push_map
 
     folder = Path(arguments.folder)
@@ -53,10 +53,10 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         from alora_trainer.artefact.importance_map import ImportanceMap
 
         formats = [name.strip() for name in arguments.storage.split(",") if name.strip()]
-        say(push_map(ImportanceMap.from_pretrained(folder), arguments.repo, storage=formats, **settings))
+        place = push_map(ImportanceMap.from_pretrained(folder), arguments.repo, storage=formats, **settings)
     else:
-        say(push_folder(folder, arguments.repo, **settings))
-    return 0
+        place = push_folder(folder, arguments.repo, **settings)
+    return Answer(place, {"commit": place})
 
 
 def _results(folder: Path, given: str | None, method: str | None) -> CardScores | None:

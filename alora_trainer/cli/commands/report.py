@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.basics.output import say, tell_loading
+from alora_trainer.basics.output import tell_loading
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -22,9 +23,9 @@ def add(commands: Subcommands) -> None:
     )
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     tell_loading()
     from alora_trainer.experiment.report.report_files import write_report
 
-    say(f"report: {write_report(arguments.sources, arguments.output_dir)}")
-    return 0
+    page = write_report(arguments.sources, arguments.output_dir)
+    return Answer(f"report: {page}", {"report": str(page), "numbers": str(page.with_suffix(".json"))})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, show
+from alora_trainer.cli.answer import Answer
+from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir, results_answer
 
 
 def add(commands: Subcommands) -> None:
@@ -17,7 +18,7 @@ def add(commands: Subcommands) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None) -> int:
+def run(arguments: argparse.Namespace, overrides: dict[str, str], variables: dict[str, str] | None = None) -> Answer:
     """Run the recipe; `variables` are for its ``${NAME}``, over the process's environment."""
     recipe = load(arguments, overrides, variables)
     from alora_trainer.experiment.run.whole_recipe import run_recipe
@@ -25,5 +26,4 @@ def run(arguments: argparse.Namespace, overrides: dict[str, str], variables: dic
     folder = output_dir(arguments, recipe)
     given = getattr(arguments, "importance", None)  # `alora demo`, which records, has no such option
     results = run_recipe(recipe, output_dir=folder, overwrite=arguments.overwrite, importance=given)
-    show(results, folder)
-    return 0
+    return results_answer(results, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 from alora_trainer.errors import ALoRAError
 
@@ -22,7 +22,7 @@ def add(commands: Subcommands) -> None:
     )
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.artefact.scaled_adapter import scale_adapter
 
     source = Path(arguments.adapter)
@@ -30,5 +30,5 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         raise ALoRAError(f"there is no adapter folder {source}: fetch one from the Hub with hf download REPO")
     named = source.resolve()
     target = arguments.output_dir or named.with_name(f"{named.name}-times-{arguments.alpha:g}")
-    say(f"adapter: {scale_adapter(source, arguments.alpha, Path(target))}")
-    return 0
+    made = scale_adapter(source, arguments.alpha, Path(target))
+    return Answer(f"adapter: {made}", {"adapter": str(made)})

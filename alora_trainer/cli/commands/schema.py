@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
 def add(commands: Subcommands) -> None:
     text = "Print the JSON Schema of a recipe, which editors complete and check by, or the page of all settings."
-    schema = add_command(commands, "schema", text, execute)
+    schema = add_command(commands, "schema", text, execute, json=False)
     schema.add_argument("--page", action="store_true", help="print the settings as a page (docs/recipe_settings.md)")
     schema.add_argument(
         "--here",
@@ -18,7 +19,7 @@ def add(commands: Subcommands) -> None:
     )
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     if arguments.page:
         from alora_trainer.experiment.recipe.schema.lists import settings_page
 
@@ -31,5 +32,4 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         from alora_trainer.experiment.recipe.schema.known import schema_text
 
         text = schema_text()
-    print(text, end="")
-    return 0
+    return Answer(text.rstrip("\n"), None)

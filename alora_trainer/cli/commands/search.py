@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
-from alora_trainer.basics.output import say
+from alora_trainer.basics.tables import terminal_width
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -15,13 +17,11 @@ def add(commands: Subcommands) -> None:
     search.add_argument("--limit", type=int, default=20, help="list this many at most (default: 20)")
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.artefact.hub.search import search_maps, table
 
     found = search_maps(arguments.base_model, limit=arguments.limit)
     if not found:
-        say(f"no public importance map for {arguments.base_model}: make one with `alora record`")
-        return 0
-    say(table(found))
-    say(f"\nalora tune RECIPE.yaml --method alora --importance {found[0].repo_id}")
-    return 0
+        return Answer(f"no public importance map for {arguments.base_model}: make one with `alora record`", [])
+    use = f"alora tune RECIPE.yaml --method alora --importance {found[0].repo_id}"
+    return Answer(f"{table(found, terminal_width())}\n\n{use}", [asdict(one) for one in found])

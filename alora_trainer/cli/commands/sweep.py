@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from alora_trainer.basics.output import say, tell_loading
+from alora_trainer.basics.output import tell_loading
+from alora_trainer.basics.tables import terminal_width
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, add_workers, workers_of
 
 
@@ -25,7 +27,7 @@ def add(commands: Subcommands) -> None:
     add_workers(sweep)
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     tell_loading()
     from alora_trainer.experiment.run.run import check_single_process
     from alora_trainer.experiment.run.sweep import Grid, parse_over, parse_seeds, read_sweep_file, run_sweep
@@ -46,9 +48,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from alora_trainer.experiment.report.gather import by_task, read_runs
 
     finished = [run for run in runs if (run / "results.json").is_file()]
-    for comparison in by_task(read_runs(finished)) if finished else ():
-        say(f"{format_comparison(comparison)}\n")
-    for run in runs:
-        say(f"results: {run / 'results.json'}")
-    say(f"a report of all: alora report {folder}")
-    return 0
+    tables = [format_comparison(one, terminal_width()) for one in (by_task(read_runs(finished)) if finished else ())]
+    written = [str(run / "results.json") for run in runs]
+    lines = [*(f"results: {path}" for path in written), f"a report of all: alora report {folder}"]
+    return Answer("\n\n".join([*tables, "\n".join(lines)]), {"results": written})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
 
@@ -13,8 +13,8 @@ def add(commands: Subcommands) -> None:
     add_command(commands, "tasks", text, execute)
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.evaluation.task_documents import PACKAGE
 
-    say(PACKAGE)
-    return 0
+    names = sorted(path.stem for path in PACKAGE.rglob("*.yaml"))
+    return Answer(str(PACKAGE), {"folder": str(PACKAGE), "tasks": names})

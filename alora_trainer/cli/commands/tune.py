@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.basics.output import say
+from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, load, output_dir
 
 
@@ -14,7 +14,7 @@ def add(commands: Subcommands) -> None:
     tune.add_argument("--importance", metavar="FOLDER_OR_HUB_ID", help="start from and hold this importance map")
 
 
-def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.methods import get_method
 
     method = get_method(arguments.method)
@@ -28,5 +28,4 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         overwrite=arguments.overwrite,
         importance=arguments.importance,
     )
-    say(f"adapter: {folder}")
-    return 0
+    return Answer(f"adapter: {folder}", {"adapter": str(folder)})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from alora_trainer.basics.tables import markdown_table
 from alora_trainer.experiment.board.board_json import number_in
 from alora_trainer.experiment.board.page_chart import shown_value
-from alora_trainer.experiment.report.text_table import markdown_table
 
 _NONE = "-"
 # Of the training that one would take.
@@ -19,11 +19,12 @@ _SHOWN = {
 }
 
 
-def board_tables(board: Mapping[str, Any]) -> str:
+def board_tables(board: Mapping[str, Any], width: int | None = None) -> str:
     """Markdown tables that are also readable as plain text.
 
     Args:
         board: from `read_board_json`.
+        width: that a line may have; see `markdown_table`.
 
     Returns:
         For every model and task a heading and a line a row: the rise of general cross-entropy (nats a token) where as much was
@@ -31,10 +32,10 @@ def board_tables(board: Mapping[str, Any]) -> str:
         what it learned, accuracy, rise by kinds of text, and settings; each mean ± standard error over seeds. What is not
         finished is named below.
     """
-    return "\n\n".join(_table(result) for result in board["results"])
+    return "\n\n".join(_table(result, width) for result in board["results"])
 
 
-def _table(result: Mapping[str, Any]) -> str:
+def _table(result: Mapping[str, Any], width: int | None) -> str:
     equal = list(dict.fromkeys(name for row in result["rows"] for name in row["equal"]))
     header = ["row", *(f"rise at {name.rpartition('_')[2]} %" for name in equal), "area", *_SHOWN.values(), "settings"]
     lines = [header]
@@ -49,7 +50,7 @@ def _table(result: Mapping[str, Any]) -> str:
                 str(row["taken"].get("trial", _NONE)),
             ]
         )
-    said = [f"{result['model']} on {result['task']}", "", markdown_table(lines)]
+    said = [f"{result['model']} on {result['task']}", "", markdown_table(lines, width)]
     if result["not_finished"]:
         said += ["", f"not finished: {', '.join(map(str, result['not_finished']))}"]
     return "\n".join(said)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from alora_trainer.basics.printable import markdown_text
 from alora_trainer.basics.scores import TaskScore
+from alora_trainer.basics.tables import markdown_table
 from alora_trainer.experiment.report.method_result import MethodResult, TrainingCost
 
 _NONE = "-"
 
 
-def format_table(results: Mapping[str, MethodResult]) -> str:
+def format_table(results: Mapping[str, MethodResult], width: int | None = None) -> str:
     """A Markdown table that is also readable as plain text.
 
     Args:
         results: by method. Anything may be missing in them; the change is against the method called ``base``.
+        width: that a line may have; see `markdown_table`.
 
     Returns:
         The lines: method; token perplexity of the general text, and by how much general loss (its logarithm, which a budget is
@@ -43,7 +44,7 @@ def format_table(results: Mapping[str, MethodResult]) -> str:
         seconds = _number(train.seconds)
         row += [_NONE if seconds is None else f"{seconds:.0f}", _memory(train.peak_bytes)]
         rows.append(row)
-    return markdown_table(rows)
+    return markdown_table(rows, width)
 
 
 def _number(value: float | None) -> float | None:
@@ -80,16 +81,3 @@ def _memory(peak: float | None) -> str:
         return _NONE
     assert peak is not None
     return f"{peak / 2**30:.2f} GiB" if peak >= 2**30 else f"{peak / 2**20:.0f} MiB"
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """Columns of equal width: the first to the left, numbers to the right."""
-    rows = [[markdown_text(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("| " + " | ".join(cells) + " |")
-    rule = [":" + "-" * (widths[0] - 1)] + ["-" * (width - 1) + ":" for width in widths[1:]]
-    lines.insert(1, "| " + " | ".join(rule) + " |")
-    return "\n".join(lines)
