@@ -29,7 +29,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes a line above the bars that are drawn, instead of into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        drawing = sys.modules.get("tqdm")  # not imported for this: without it there is no bar
+        drawing = sys.modules.get("tqdm.std")  # not imported for this: without it there is no bar
         if drawing is None:
             super().emit(record)
             return

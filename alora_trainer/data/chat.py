@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.data.encoding import put_before
@@ -26,6 +27,8 @@ SHAREGPT_ROLES = {
     "bard": "assistant",
     "system": "system",
 }
+# Those that all templates know; others are the template's to take or to refuse.
+_ROLES = ("user", "assistant", "system")
 
 
 def is_chat(spec: Any) -> bool:
@@ -111,6 +114,9 @@ def _turn(message: Any, number: int) -> dict[str, Any]:
     role, content = turn.get("role"), turn.get("content")
     if not isinstance(role, str):
         raise ALoRAError(f"{what} has the role {shown(role)}: a role is a word, such as user or assistant")
+    meant = get_close_matches(role, _ROLES, n=1, cutoff=0.8) if role.lower() not in _ROLES else []
+    if meant:
+        raise ALoRAError(f"{what} has the role {shown(role)}: did you mean {meant[0]}?")
     if content is None and turn.get("tool_calls"):
         return turn
     if isinstance(content, Sequence) and not isinstance(content, str):

@@ -9,8 +9,10 @@ import csv
 import glob
 import gzip
 import io
+import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +43,11 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
 )
+_BETWEEN = {
+    ",": "comma",
+    ";": "semicolon",
+    "\t": "tab",
+}  # the values of a table, in the order in which they are looked for
 _LONGEST_CELL = 2**31 - 1
 _PARQUET_ROWS = 256  # rows of a parquet file in memory at a time: documents may be long
 
@@ -269,8 +276,11 @@ def _object(record: Any, where: str) -> Row:
 def _table_rows(path: Path) -> Iterator[Row]:
     """The rows of a table whose first line names the fields; every value is a string."""
     csv.field_size_limit(_LONGEST_CELL)  # the default, 131072 characters, is less than a document may have
-    delimiter, between = ("\t", "tab") if _is(path, *TAB_FORMATS) else (",", "comma")
-    reader = csv.reader((line for _, line in _lines(path)), strict=True, delimiter=delimiter)
+    lines = (line for _, line in _lines(path))
+    first = next(lines, "")
+    delimiter = "\t" if _is(path, *TAB_FORMATS) else _delimiter(first)
+    between = _BETWEEN[delimiter]
+    reader = csv.reader(itertools.chain([first], lines), strict=True, delimiter=delimiter)
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):
@@ -289,6 +299,12 @@ def _table_rows(path: Path) -> Iterator[Row]:
         raise ALoRAError(
             f"line {reader.line_num} of {path} is no {between}-separated values: {first_line(error)}"
         ) from error
+
+
+def _delimiter(header: str) -> str:
+    """A comma, or what stands in its place in a header without any: spreadsheets of half the world write semicolons."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return next((mark for mark in _BETWEEN if mark in bare), ",")
 
 
 # --- parquet ---

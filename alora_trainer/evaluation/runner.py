@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tqdm  # type: ignore[import-untyped]
+
 from alora_trainer.basics.causal_model import check_causal
 from alora_trainer.basics.modes import evaluation_mode
 from alora_trainer.basics.processes import is_main
@@ -338,14 +340,23 @@ def _without_cache(model: Any) -> Iterator[None]:
             model.config.use_cache = cache
 
 
+class _NoBar(tqdm.tqdm):  # type: ignore[misc]
+    """A bar that is never drawn."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings | {"disable": True})
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep lm-eval's log at errors, its bars off the screen, and its bootstrap in this process instead of one a core."""
     import lm_eval.api.task as lm_eval_task
 
     logger = logging.getLogger("lm_eval")
-    bar = lm_eval_task.tqdm
-    lm_eval_task.tqdm = lambda items, **_: items  # it has no setting for the bar it shows while building requests
+    # It has no setting for the bars that it draws, into logs, too, while it builds requests and while it resamples (where
+    # it imports what draws them anew each time).
+    bar, everybodys = lm_eval_task.tqdm, tqdm.tqdm
+    lm_eval_task.tqdm = tqdm.tqdm = _NoBar
     level, before = logger.level, os.environ.get("DISABLE_MULTIPROC")
     logger.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
@@ -354,7 +365,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-        lm_eval_task.tqdm = bar
+        lm_eval_task.tqdm, tqdm.tqdm = bar, everybodys
         if before is None:
             del os.environ["DISABLE_MULTIPROC"]
         else:

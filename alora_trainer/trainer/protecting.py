@@ -99,7 +99,8 @@ class Protecting(Part):
             ALoRAError: they are not those that the map was measured at; the adapter is a fresh one, and the training is to go
                 on with the map's own.
         """
-        if not resumes and self._config.start_from is StartFrom.RECORDED:
+        goes_on = self._config.start_from is StartFrom.RECORDED and self._config.anchor == "reference"
+        if goes_on and not resumes:
             with _whole(weights):
                 check_recorded_start(weights, self._importance)
         if self._importance.at_base and self._config.full_parameters and not self._base:

@@ -142,7 +142,7 @@ class Steering:
         self._penalty.lam = 1.0
         lam = balance.settle(self._penalty.evaluate().gradients)
         if lam is not None:
-            logger.info(f"lam='auto' is {lam:.4g}, where data and penalty pull equally after {self._completed} steps")
+            logger.info(f"lam='auto' is {lam:.4g}, where data and penalty pull equally after step {self._completed}")
             self._set(lam)
 
     def _evaluate_probe(self, probe: Probe, model: torch.nn.Module, accelerator: Any, last: bool) -> dict[str, float]:

@@ -67,6 +67,7 @@ class TestConversations:
         ("message", "said"),
         [
             ("hello", "its message 1 is 'hello', not an object with role and content"),
+            ({"role": "usr", "content": "hello"}, "its message 1 has the role 'usr': did you mean user?"),
             ({"content": "x"}, "its message 1 has the role null"),
             ({"role": "user", "content": 5}, "its message 1 has no text: its content is 5"),
             ({"role": "user", "content": ["x"]}, "its message 1 has a part 'x'"),

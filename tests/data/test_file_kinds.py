@@ -119,6 +119,16 @@ class TestTables:
             ]
             assert len(load_texts(name, base=tmp_path)) == 2
 
+    @pytest.mark.parametrize(("text", "value"), [
+        ("text;answer\n\"a; b\";1,5\n", "a; b"),  # as spreadsheets write it where the comma is in numbers
+        ("text\tanswer\na, b\t1\n", "a, b"),
+        ('"text;more",answer\na,1\n', None),  # a comma is there: it parts
+    ])  # fmt: skip
+    def test_what_parts_the_values_is_seen_in_the_header(self, tmp_path: Path, text: str, value: str | None) -> None:
+        (tmp_path / "a.csv").write_text(text)
+        (row,) = load_source("a.csv", base=tmp_path)
+        assert len(row) == 2 and row.get("text") == value
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [

@@ -22,6 +22,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.fit import earlier, probing, whole_fit
 from alora_trainer.experiment.fit.earlier import with_earlier
 from alora_trainer.experiment.fit.general_parts import PARTS, in_parts, passages
+from alora_trainer.experiment.fit.look import general_texts
 from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.gate import parse_keep, run_gate
@@ -350,3 +351,16 @@ def test_the_python_function_takes_one_or_several(monkeypatch: pytest.MonkeyPatc
     fit(Path("model"), ["a.jsonl", tmp_path], max_general_rise=0.02)
     assert asked[0] == FitRequest("model", ("a.jsonl",), tmp_path, general=("g.jsonl",), seed=3)
     assert (asked[1].data, asked[1].max_general_rise) == (("a.jsonl", str(tmp_path)), 0.02)
+
+
+def test_a_folder_of_texts_is_one_source_and_may_have_an_empty_file(tmp_path: Path) -> None:
+    for name, text in (("a", "one"), ("b", "two"), ("empty", " \n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert general_texts((str(tmp_path),)) == {tmp_path.name: ["one", "two"]}
+    assert general_texts((str(tmp_path / "[ab].txt"),)) == {tmp_path.name: ["one", "two"]}
+    assert general_texts((str(tmp_path / "a.txt"),)) == {"a": ["one"]}
+    for name in ("books", "code"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    assert list(general_texts((str(tmp_path / "*.jsonl"),))) == ["books", "code"]  # kinds of text, each by its name
+    with pytest.raises(ALoRAError, match="only blank documents"):
+        general_texts((str(tmp_path / "empty.txt"),))

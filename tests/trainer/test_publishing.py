@@ -146,7 +146,7 @@ def test_a_protected_adapter_says_what_held_it(
         hub_always_push=True,
     )  # fmt: skip
     trainer = ALoRATrainer(
-        lora_model(), args, train_dataset=token_data(), importance="tiny-org/map", alora=ALoRAConfig(lam=0.25)
+        lora_model(moved=True), args, train_dataset=token_data(), importance="tiny-org/map", alora=ALoRAConfig(lam=0.25)
     )
     trainer.train()
     trainer.push_to_hub()

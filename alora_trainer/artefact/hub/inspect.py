@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.selection import block_number
 from alora_trainer.weights.theta import BaseTheta
 
+_INDENT = " " * 14
 Header = Callable[[str], dict[str, TensorHeader]]
 
 
@@ -42,9 +44,12 @@ class Inspected:
     title: str
     config: MapConfig
 
-    def text(self) -> str:
-        """A few lines for people."""
-        return "\n".join([self.title, *_lines(self.config)])
+    def text(self, width: int | None = None) -> str:
+        """A few lines for people, of at most `width` characters."""
+        lines = _lines(self.config)
+        if width is not None:
+            lines = [textwrap.fill(line, width, subsequent_indent=_INDENT, break_on_hyphens=False) for line in lines]
+        return "\n".join([self.title, *lines])
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data, with every weight; sizes in bytes."""
@@ -152,7 +157,7 @@ def _lines(config: MapConfig) -> list[str]:
         "licence": info.license or "not stated",
         "software": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     }
-    return [f"{name:<14}{value}" for name, value in rows.items() if value]
+    return [f"{name:<{len(_INDENT)}}{value}" for name, value in rows.items() if value]
 
 
 def _estimator(info: ImportanceInfo) -> str:

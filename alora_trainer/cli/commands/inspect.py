@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alora_trainer.basics.tables import terminal_width
 from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 
@@ -21,4 +22,4 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.artefact.hub.inspect import inspect_map
 
     found = inspect_map(arguments.source, revision=arguments.revision)
-    return Answer(found.text(), found.to_json())
+    return Answer(found.text(terminal_width()), found.to_json())

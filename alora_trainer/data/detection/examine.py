@@ -128,9 +128,13 @@ def examine(
 def _kind(name: str, rows: Sequence[Row], has_template: bool) -> RecordForm:
     found = kind_of(rows, has_chat_template=has_template)
     if found is None:
+        columns = _columns(rows)
+        prompt, completion = (
+            columns if len(columns) == 2 else ("question", "answer")
+        )  # of two it can hardly be otherwise
         raise ALoRAError(
-            f"{name} has the columns {listed(_columns(rows))}, no prompt with its answer, no conversation and no text: "
-            "name those that are, such as --prompt '{question}' --completion ' {answer}'"
+            f"{name} has the columns {listed(columns)}, no prompt with its answer, no conversation and no text: "
+            f"name those that are, such as --prompt '{{{prompt}}}' --completion ' {{{completion}}}'"
         )
     return found[0]
 

@@ -9,6 +9,8 @@ from typing import Any
 from alora_trainer.data.detection.examine import LONGEST, Examined, examine
 from alora_trainer.data.detection.reading import find_data, read_named, texts_of
 from alora_trainer.data.items import split_records
+from alora_trainer.data.local_files import TEXT_FORMATS
+from alora_trainer.data.records import Row
 from alora_trainer.data.sources import HUB_PREFIX
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import is_prompt_file
@@ -69,10 +71,17 @@ def general_texts(given: tuple[str, ...]) -> dict[str, list[str]]:
     if not given:
         return {}
     train, test = find_data(given)
-    named: dict[str, list[str]] = {}
-    for name, rows in read_named([*train, *test]).items():
-        named.setdefault(_short_name(name), []).extend(texts_of(rows))
-    return named
+    read = read_named([*train, *test])
+    texts = [Path(name) for name in read if name.lower().endswith(TEXT_FORMATS)]
+    together = {
+        folder for folder in (path.parent for path in texts) if sum(path.parent == folder for path in texts) > 1
+    }
+    named: dict[str, list[Row]] = {}
+    for name, rows in read.items():
+        # A file of text is one document: those of a folder are one source, and not a kind of text each.
+        of_folder = Path(name) in texts and Path(name).parent in together
+        named.setdefault(_short_name(str(Path(name).parent.resolve()) if of_folder else name), []).extend(rows)
+    return {name: texts_of(rows) for name, rows in named.items()}
 
 
 def _short_name(name: str) -> str:

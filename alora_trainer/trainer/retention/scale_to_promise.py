@@ -127,7 +127,7 @@ def scale_to_promise(
     last = found or Tested(scale, at.bound(promise, scale))
     before, after = at.losses(promise, 0.0), at.losses(promise, last.scale)
     at.set(last.scale)
-    logger.info(f"scaled to {last.scale:.3g} of what was trained")
+    logger.info(f"the adapter is taken {last.scale:.3g} times, by what the promise allows (1 is as it was trained)")
     return Promise(
         budget=budget,
         kept=found is not None,

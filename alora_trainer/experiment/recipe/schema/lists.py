@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alora_trainer.basics.tables import terminal_width
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.schema.known import definition, followed, properties_of, schema
 
-_WIDTH = 100
+_WIDTH = 100  # of a line, where the terminal is as wide
 # Sections whose fields another library describes.
 _LIBRARY = {
     "lora": "`peft.LoraConfig`",
@@ -59,9 +60,9 @@ def settings_text(where: str | None = None) -> str:
         part = part["properties"][name]
     properties = followed(part).get("properties")
     if properties is None:
-        return "\n".join(textwrap.wrap(_described(where, followed(part)), _WIDTH))
+        return "\n".join(textwrap.wrap(_described(where, followed(part)), _width()))
     return "\n".join(
-        textwrap.fill(_described(name, followed(one)), _WIDTH, subsequent_indent="    ")
+        textwrap.fill(_described(name, followed(one)), _width(), subsequent_indent="    ")
         for name, one in properties.items()
         if not one.get("deprecated")
     )
@@ -179,8 +180,12 @@ def _is_word(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
+def _width() -> int:
+    return min(_WIDTH, terminal_width() or _WIDTH)
+
+
 def _columns(texts: Mapping[str, str]) -> str:
     width = max(map(len, texts)) + 2
     return "\n".join(
-        textwrap.fill(f"{name:<{width}}{text}", _WIDTH, subsequent_indent=" " * width) for name, text in texts.items()
+        textwrap.fill(f"{name:<{width}}{text}", _width(), subsequent_indent=" " * width) for name, text in texts.items()
     )
