@@ -13,7 +13,13 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT))  # autodoc imports the package as it is here
+sys.path[:0] = [str(ROOT), str(DOCS)]  # autodoc imports the package as it is here, `setup` what stands beside this file
+
+# What the package imports and its docstrings do not need.
+_STOOD_IN_FOR = (
+    *("accelerate", "bitsandbytes", "datasets", "deepspeed", "lm_eval", "matplotlib", "peft", "safetensors", "scipy"),
+    *("torch", "transformers", "triton", "trl"),
+)
 
 (release,) = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
 project = "alora-trainer"
@@ -102,5 +108,8 @@ def _whole_sentence(app: Any, what: str, name: str, found: Any, options: Any, li
 
 
 def setup(app: Any) -> None:
+    from stand_ins import stand_in_for
+
+    stand_in_for(_STOOD_IN_FOR)
     app.connect("source-read", _read)
     app.connect("autodoc-process-docstring", _whole_sentence, priority=400)  # before napoleon
