@@ -100,6 +100,9 @@ def test_pairs_are_tested_as_scipy_does() -> None:
     assert found is not None and found["pairs"] == 5
     assert [found[key] for key in ("p", "low", "high")] == pytest.approx([right.pvalue, interval.low, interval.high])
     assert paired_t({0: 1.0, 1: None}, {0: 0.0, 1: 0.0}) is None
+    # A seed that never learned so much is not left out: the others were its luckier ones.
+    assert paired_t({0: 1.0, 1: 1.1, 2: None}, {0: 5.0, 1: 5.2, 2: 5.0}) is None
+    assert paired_t({0: 1.0, 1: 1.1}, {0: 5.0, 1: 5.2, 2: None}) is not None  # trained with other seeds, too
     same = paired_t({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
     assert same is not None and same["difference"] == 1 and same["p"] is None
 

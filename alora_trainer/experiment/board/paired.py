@@ -15,17 +15,20 @@ BETTER, WORSE, NOT_BETTER = "better", "worse", "not better"
 
 
 def paired_t(one: Mapping[int, float | None], other: Mapping[int, float | None]) -> dict[str, Any] | None:
-    """Student's t-test of paired differences (two-sided) over the seeds that both have.
+    """Student's t-test of paired differences (two-sided) over the seeds that both were trained with.
 
     Returns:
         ``difference`` (one - other, the mean), ``low`` and ``high`` of its 95 % interval, ``p`` and ``pairs``; None with fewer
-        than two pairs. Where the differences do not vary at all, interval and p have no value (None).
+        than two pairs, and where one of the values is None: seeds that did not learn enough to be compared are no chance
+        losses, and without them a method would be judged by its best. Where the differences do not vary at all, interval and p
+        have no value (None).
     """
     from scipy import stats
 
-    differences = [a - b for seed in one if (a := one[seed]) is not None and (b := other.get(seed)) is not None]
+    pairs = [(one[seed], other[seed]) for seed in one if seed in other]
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
     count = len(differences)
-    if count < 2:
+    if count < 2 or count < len(pairs):
         return None
     mean, sd = statistics.fmean(differences), statistics.stdev(differences)
     found: dict[str, Any] = {"difference": mean, "low": None, "high": None, "p": None, "pairs": count}
