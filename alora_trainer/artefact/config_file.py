@@ -137,7 +137,9 @@ def read_config(folder: Path) -> MapConfig:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ALoRAError(f"{folder} holds no importance map: {CONFIG_FILE} is missing (was it written to the end?)")
+        below = sorted(folder.glob(f"*/map/{CONFIG_FILE}"))  # as a run has them
+        where = f"there is one in {below[0].parent}" if below else "was it written to the end?"
+        raise ALoRAError(f"{folder} holds no importance map: {CONFIG_FILE} is missing ({where})")
     content = read_json(check_inside(folder, CONFIG_FILE))
     try:
         schema = content["schema_version"]

@@ -1,9 +1,10 @@
-"""Keys of a section that somebody wrote: those that are not known are refused."""
+"""Keys of a section and paths that somebody wrote: those that are not there are refused, and the nearest is named."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from alora_trainer.errors import ALoRAError
@@ -39,3 +40,11 @@ def nearest(word: object, known: Collection[str], cutoff: float = 0.6) -> str | 
     """
     near = difflib.get_close_matches(str(word)[:80], list(known), n=1, cutoff=cutoff)
     return near[0] if near else None
+
+
+def meant_path(path: Path) -> str:
+    """``did you mean NAME? `` for a path that is not there and has a near one beside it, to stand before advice."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    near = nearest(path.name, sorted(one.name for one in path.parent.iterdir()), 0.75)
+    return f"did you mean {path.parent / near}? " if near else ""

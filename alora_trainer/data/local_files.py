@@ -21,6 +21,7 @@ from typing import Any, TextIO, cast
 import pyarrow  # type: ignore[import-untyped]
 from pyarrow import parquet
 
+from alora_trainer.basics.keys import meant_path
 from alora_trainer.data.records import Row, Unreadable, listed, shown
 from alora_trainer.errors import ALoRAError
 
@@ -73,7 +74,9 @@ def find_files(pattern: str, base: Path) -> list[Path]:
     except (OSError, ValueError) as error:  # a name that is too long, or that no file system allows
         raise ALoRAError(f"{shown(pattern)} cannot be looked for: {error.args[-1]}") from error
     if not paths:
-        raise ALoRAError(f"no file {pattern} under {base.resolve()}: correct the path or make the file")
+        raise ALoRAError(
+            f"no file {pattern} under {base.resolve()}: {meant_path(whole)}correct the path or make the file"
+        )
     for path in paths:
         if not _is(path, *FORMATS):
             raise ALoRAError(f"{path} has a format that is not known: use one of {', '.join(FORMATS)}")

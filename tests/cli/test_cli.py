@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from alora_trainer.cli.command_line import main, parse_overrides
+from alora_trainer.cli.command_line import main
+from alora_trainer.cli.overrides import parse_overrides, parted
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.report.results import RunResults
 from tests.tiny_recipe import make_collecting_cheap, write_all
@@ -96,6 +97,29 @@ def test_overrides() -> None:
     assert parse_overrides(["--methods", "base"], ["method"]) == {
         "methods": "base"
     }  # a setting, and no misspelt option
+
+
+def test_overrides_among_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed=2").touch()
+    given = ["a.jsonl", "tune.max_steps=3", "seed=1", "seed=2", "other=1"]
+    assert parted(given) == (["a.jsonl", "seed=2", "other=1"], {"tune.max_steps": "3", "seed": "1"})
+
+
+def test_the_nearest_path_is_named(tiny: Path, fails: Callable[..., str], tmp_path: Path) -> None:
+    folder = tiny.parent
+    assert f"did you mean {folder / 'recipe.yaml'}?" in fails("check", folder / "recipe.yml")
+    assert f"did you mean {folder / 'recipe.yaml'}?" in fails("board", folder / "recipe.yml")
+    assert "is a recipe, and no board: alora run" in fails("board", tiny)
+    assert f"did you mean {folder / 'words_train.jsonl'}?" in fails("plan", tiny, "--general.train", "word_train.jsonl")
+    (tmp_path / "adapter").mkdir()
+    assert f"did you mean {tmp_path / 'adapter'}?" in fails("scale", tmp_path / "adaptr", "--alpha", "1")
+    assert f"did you mean {tmp_path / 'adapter'}?" in fails("push", tmp_path / "adaptr", "tiny-org/x")
+    assert f"did you mean {tmp_path / 'adapter'}?" in fails("inspect", tmp_path / "adaptr")
+    (tmp_path / "run" / "record" / "map").mkdir(parents=True)
+    (tmp_path / "run" / "record" / "map" / "importance_config.json").touch()
+    assert f"there is one in {tmp_path / 'run' / 'record' / 'map'}" in fails("inspect", tmp_path / "run")
+    assert "did you mean lam?" in fails("sweep", tiny, "--over", "lamb=0.1")
 
 
 def ends(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

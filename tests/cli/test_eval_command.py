@@ -16,7 +16,7 @@ from alora_trainer.basics.scores import GeneralScore
 from alora_trainer.cli.command_line import main
 from alora_trainer.data.sources import read_lines
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.report.gate import parse_share, run_gate
+from alora_trainer.experiment.report.gate import parse_rise, parse_share, run_gate
 from alora_trainer.experiment.report.method_result import MethodResult
 from tests.tiny_recipe import make_collecting_cheap, write_all
 
@@ -135,6 +135,9 @@ def test_a_file_of_prompts_is_kept_by_the_same_gate(
 
 def test_shares_and_what_the_gate_needs() -> None:
     assert parse_share("1%") == parse_share("0.01") == 0.01
+    assert parse_rise("1%") == parse_rise("0.01") == 0.01 and parse_rise("100%") == 1
+    with pytest.raises(ALoRAError, match=r"^1 would be a rise of 100 %: write 1% or 0\.01$"):
+        parse_rise("1")
     for wrong in ("", "x%", "nan", "-2"):
         with pytest.raises(ALoRAError, match="write"):
             parse_share(wrong)

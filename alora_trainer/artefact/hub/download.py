@@ -32,6 +32,7 @@ from alora_trainer.artefact.reading import load_map, verify_map
 from alora_trainer.artefact.theta_files import THETA_FILES
 from alora_trainer.artefact.writing import MAX_SHARD_BYTES, save_map
 from alora_trainer.basics.hub_ids import is_hub_id
+from alora_trainer.basics.keys import meant_path
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.origin import Origin
@@ -134,7 +135,8 @@ def split_id(source: str, revision: str | None) -> tuple[str, str | None]:
     repo_id, at, named = source.partition("@")
     if Path(source).exists() or not is_hub_id(repo_id):
         raise ALoRAError(
-            f"there is no importance map at {source}: give a folder written by save_pretrained, or a Hub id"
+            f"there is no importance map at {source}: {meant_path(Path(source))}give a folder written by save_pretrained, or a "
+            "Hub id"
         )
     if at and (not named or revision not in (None, named)):
         raise ALoRAError(

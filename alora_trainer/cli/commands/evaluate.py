@@ -61,12 +61,12 @@ def add(commands: Subcommands) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.methods import get_method
-    from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_keep, parse_share, run_gate
+    from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_keep, parse_rise, parse_share, run_gate
 
     method = get_method(arguments.method) if arguments.method is not None else None
     limits: dict[str, Any] = {
-        name: parse_share(getattr(arguments, name))
-        for name in ("max_general_rise", "min_accuracy")
+        name: parse(getattr(arguments, name))
+        for name, parse in (("max_general_rise", parse_rise), ("min_accuracy", parse_share))
         if getattr(arguments, name) is not None
     }
     if arguments.max_answer_loss is not None:

@@ -10,6 +10,7 @@ from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.basics.tables import terminal_width
 from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
+from alora_trainer.cli.overrides import parted
 
 if TYPE_CHECKING:
     from alora_trainer.experiment.fit.request import FitRequest
@@ -113,25 +114,26 @@ def _add_guards_and_trials(command: argparse.ArgumentParser) -> None:
 def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitRequest:
     """What the arguments ask for."""
     from alora_trainer.experiment.fit.request import FitRequest
-    from alora_trainer.experiment.report.gate import parse_keep, parse_share
+    from alora_trainer.experiment.report.gate import parse_keep, parse_rise, parse_share
 
     folder = Path(arguments.output_dir or f"fit-{Path(arguments.model).name}")
     given: dict[str, Any] = {
         name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None
     }
     given |= {name: tuple(getattr(arguments, name)) for name in _LISTS if getattr(arguments, name)}
-    model, data = arguments.model, tuple(arguments.data)
+    files, assigned = parted(arguments.data)
+    model, data = arguments.model, tuple(files)
     if model == "demo" and not Path("demo").exists():
         model, data, given = _demo(folder, data, given)
     return FitRequest(
         model=model,
         data=data,
         output_dir=folder,
-        max_general_rise=parse_share(arguments.max_general_rise),
+        max_general_rise=parse_rise(arguments.max_general_rise),
         merged=getattr(arguments, "merged", False),
         probing=parse_share(arguments.probing or "0"),
         keep=dict(map(parse_keep, arguments.keep or ())),
-        overrides=overrides,
+        overrides=overrides | assigned,
         **given,
     )
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alora_trainer.basics.keys import meant_path
 from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 from alora_trainer.errors import ALoRAError
@@ -40,7 +41,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
 
     folder = Path(arguments.folder)
     if not folder.is_dir():
-        raise ALoRAError(f"there is no folder {folder} to publish")
+        raise ALoRAError(f"there is no folder {folder} to publish; {meant_path(folder)}".rstrip("; "))
     settings: dict[str, Any] = {
         "private": arguments.private or None,
         "revision": arguments.revision,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alora_trainer.basics.keys import meant_path
 from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_command
 from alora_trainer.errors import ALoRAError
@@ -27,7 +28,9 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
 
     source = Path(arguments.adapter)
     if not source.is_dir():
-        raise ALoRAError(f"there is no adapter folder {source}: fetch one from the Hub with hf download REPO")
+        raise ALoRAError(
+            f"there is no adapter folder {source}: {meant_path(source)}fetch one from the Hub with hf download REPO"
+        )
     named = source.resolve()
     target = arguments.output_dir or named.with_name(f"{named.name}-times-{arguments.alpha:g}")
     made = scale_adapter(source, arguments.alpha, Path(target))

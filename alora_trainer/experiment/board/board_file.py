@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.basics.keys import check_keys
+from alora_trainer.basics.keys import check_keys, meant_path
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.board.learning import LEARNING, Learning
 from alora_trainer.experiment.board.rows import BoardRow, read_row
@@ -130,8 +130,11 @@ def read_board(path: str | Path) -> Board:
     try:
         content = as_mapping(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ALoRAError(f"the board {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ALoRAError(f"the board {path} cannot be read: {reason}; {meant_path(path)}".rstrip("; ")) from error
     check_no_secrets(content, "")
+    if "domain" in content and "rows" not in content:
+        raise ALoRAError(f"{path} is a recipe, and no board: alora run {path} (docs/board.md says what a board is)")
     check_keys(content, KEYS)
     for key in ("models", "tasks", "rows", "trials", "reference"):
         if not content.get(key):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.keys import meant_path
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.settings import as_mapping, check_no_secrets, parse_yaml, set_override
 
@@ -24,7 +25,8 @@ def read_written(path: str | Path, overrides: Mapping[str, str] | None = None) -
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ALoRAError(f"the recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ALoRAError(f"the recipe {path} cannot be read: {reason}; {meant_path(path)}".rstrip("; ")) from error
     written = as_mapping(parse_yaml(text, str(path)), str(path))
     check_no_secrets(written, "")  # before any message that could repeat one
     for key, override in (overrides or {}).items():

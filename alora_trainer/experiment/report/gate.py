@@ -51,6 +51,18 @@ def parse_share(text: str) -> float:
     return share
 
 
+def parse_rise(text: str) -> float:
+    """A share by which general loss may rise, as `parse_share` reads it.
+
+    Raises:
+        ALoRAError: it is no share; it is a whole number without a sign, by which people mean per cent.
+    """
+    share = parse_share(text)
+    if share >= 1 and not text.endswith("%"):
+        raise ALoRAError(f"{text} would be a rise of {100 * share:.0f} %: write {text}% or {share / 100:g}")
+    return share
+
+
 def parse_keep(text: str) -> tuple[str, float]:
     """A task and the least change of its score, from ``TASK=-1pt`` (points), ``TASK=-1%`` or ``TASK=-0.01``.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.keys import nearest
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import KEYS, Recipe
@@ -40,8 +41,11 @@ def parse_over(texts: Sequence[str]) -> dict[str, list[str]]:
         if not equals or not name or not all(found):
             raise ALoRAError(f"--over {text} is not understood: write it as lam=0.01,0.1,1")
         if "." not in name and name not in KEYS:
-            if name not in {field.name for field in dataclasses.fields(ALoRAConfig)}:
-                raise ALoRAError(f"--over {text}: alora has no setting {name}; write others with their section")
+            known = [field.name for field in dataclasses.fields(ALoRAConfig)]
+            if name not in known:
+                near = nearest(name, known)
+                meant = f"did you mean {near}? " if near else ""
+                raise ALoRAError(f"--over {text}: alora has no setting {name}; {meant}write others with their section")
             name = f"alora.{name}"
         if name in ("seed", "methods", "name", "output_dir"):
             raise ALoRAError(f"--over {text}: {name} is not swept over (seeds have an option of their own)")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from alora_trainer.basics.keys import check_keys
+from alora_trainer.basics.keys import check_keys, meant_path
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.settings import as_mapping, parse_yaml
 from alora_trainer.experiment.run.sweep.grid import Grid, parse_over, parse_seeds
@@ -33,7 +33,8 @@ def read_sweep_file(path: Path, overrides: Mapping[str, str]) -> list[Grid] | No
     try:
         content = as_mapping(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ALoRAError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ALoRAError(f"{path} cannot be read: {reason}; {meant_path(path)}".rstrip("; ")) from error
     if "recipes" not in content:
         return None
     check_keys(content, KEYS)
