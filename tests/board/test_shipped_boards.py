@@ -46,8 +46,8 @@ def test_the_small_board_is_checked_without_training() -> None:
     board = read_board(FOLDER / "small.yaml")
     assert [row.name for row in board.rows][:2] == ["lora", "kfac"] and len(board.rows) == 12
     found = estimated(board, board.rows, None)
-    assert [(one.task, one.trials, one.finals) for one in found] == [("sciq-passages", 72, 72), ("openbookqa", 72, 72)]
-    assert "at most 288 trainings; nothing was trained" in estimate_text(board, found, None, 1)
+    assert [(one.task, one.trials, one.finals) for one in found] == [("sciq-passages", 48, 72), ("openbookqa", 48, 72)]
+    assert "at most 240 trainings; nothing was trained" in estimate_text(board, found, None, 1)
     tasks = {task.name: task for task in board.tasks}
     for task in tasks.values():
         assert "validation" in task.validation["domain.test"]
