@@ -47,6 +47,24 @@ def test_the_source_distribution_has_what_the_tests_need() -> None:
     assert used <= set(named)
 
 
+# Extras that constraints-min.txt leaves out: their lowest versions are not installed beside the tests.
+NOT_IN_MINIMUM = {"docs", "deepspeed", "witness"}
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    project = SETTINGS["project"]
+    extras = [lines for name, lines in project["optional-dependencies"].items() if name not in NOT_IN_MINIMUM]
+    lines = [line for group in (project["dependencies"], *extras) for line in group]
+    named = [re.match(r"([\w-]+)(?:\[\w+\])?(?:>=([\d.]+))?", line) for line in lines]
+    declared = {found[1]: found[2] for found in named if found is not None and found[1] != project["name"]}
+    text = (ROOT / "constraints-min.txt").read_text(encoding="utf-8")
+    lowest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.MULTILINE))
+    assert len(lowest) > 20 and set(declared) == set(lowest)
+    for name, bound in declared.items():
+        assert bound is not None, f"{name} has no lower bound"
+        assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", lowest[name]), (name, bound, lowest[name])
+
+
 def test_the_package_and_its_citation_say_the_same() -> None:
     project = SETTINGS["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
