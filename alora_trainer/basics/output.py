@@ -26,9 +26,10 @@ class LineFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes a line above the bars that are drawn, instead of into them."""
+    """Writes to standard error as it is at present, a line above the bars that are drawn, instead of into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
         drawing = sys.modules.get("tqdm.std")  # not imported for this: without it there is no bar
         if drawing is None:
             super().emit(record)

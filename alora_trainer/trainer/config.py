@@ -10,6 +10,7 @@ from typing import Any
 
 from alora_trainer.basics.output import OlderSpelling
 from alora_trainer.basics.registry import Registry
+from alora_trainer.basics.shares import check_rise
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.importance_values import ImportanceValues
 from alora_trainer.importance.kinds.formats import FORMATS
@@ -299,10 +300,7 @@ class ALoRAConfig:
             raise ALoRAError(f"lam_end_factor={self.lam_end_factor!r} must be zero or a positive number")
         if self.budget is None:
             return
-        if not (is_finite(self.budget) and self.budget > 0):
-            raise ALoRAError(
-                f"budget={self.budget!r} must be a positive number: 0.01 lets general loss rise by 1 percent"
-            )
+        check_rise(self.budget, "budget")
         if self.lam == 0:
             raise ALoRAError(
                 "budget steers lambda, which cannot start from lam=0: leave lam out, or give a start value"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import statistics
 
 import pytest
 
+from alora_trainer.experiment.board.board_json import read_board_json
+from alora_trainer.experiment.board.text_table import board_tables
 from tests.docs.pages import ROOT
 
 
@@ -39,3 +42,32 @@ def test_the_fit_of_the_demo() -> None:
     assert f"rose by {100 * rise['rise']:.2f} %" in page
     assert f"confidence by {100 * rise['upper']:.2f} % at most" in page
     assert found["promise"]["kept"] and f"{found['wall_seconds']:.0f} seconds on two" in page
+
+
+def test_the_small_board() -> None:
+    board = read_board_json(ROOT / "results" / "board-small.json")
+    page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
+    assert board_tables(board) in page
+    said = " ".join(page.split())
+    figures = {
+        (result["task"], final["row"], final["trial"]): {
+            name: statistics.fmean(seed[name] for seed in final["seeds"].values()) for name in ("learned", "rise")
+        }
+        for result in board["results"]
+        for final in result["finals"]
+    }
+    fast, slow = (figures["sciq-passages", "lora", f"learning_rate={rate}"] for rate in ("0.002", "0.001"))
+    held, other = (figures[task, "kfac", "learning_rate=0.002, lam=0.001"] for task in ("sciq-passages", "openbookqa"))
+    assert f"LoRA forgets {fast['rise']:.3f} at 0.002 and {slow['rise']:.3f} at 0.001" in said
+    assert f"and learns {fast['learned']:.3f} and {slow['learned']:.3f}" in said
+    assert f"learns {held['learned']:.3f} there and forgets {held['rise']:.3f}" in said
+    shares = [100 * one["rise"] / board["results"][0]["base"]["cross_entropy"] for one in (held, other)]
+    assert f"forgot {shares[0]:.1f} % of general loss on SciQ and {shares[1]:.1f} % on OpenBookQA" in said
+    tested = {
+        (result["task"], one["measure"]): one["p_holm"]
+        for result in board["results"]
+        for one in result["comparisons"]
+        if one["row"] == "kfac" and one["against"] == "lora"
+    }
+    assert f"(P = {tested['openbookqa', 'rise_at_90']:.3f} after" in said
+    assert f"P = {tested['sciq-passages', 'hypervolume']:.3f})" in said

@@ -83,8 +83,13 @@ def measured(recipe: Recipe, section: str, importance: Any = None) -> tuple[int,
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.model.dtype))
         held = importance() if importance is not None else None
+        model = get_peft_model(base, recipe.lora_config())
+        with torch.no_grad():
+            for weight in adapted_weights(model) if held is not None else ():  # it goes on from what was recorded
+                weight.a.copy_(held.reference[weight.name].a)
+                weight.b.copy_(held.reference[weight.name].b)
         trainer = ALoRATrainer(
-            get_peft_model(base, recipe.lora_config()),
+            model,
             recipe.training_arguments(section, recipe.base / "out"),
             train_dataset=rows,
             data_collator=collate,

@@ -81,7 +81,7 @@ def test_flags_and_help() -> None:
     [
         (("--lam", "budget"), "lam='budget' must be zero or a positive number, or 'auto'"),
         (("--lam", "nan"), "lam=nan must be"),
-        (("--budget", "-1"), "budget=-1.0 must be a positive number"),
+        (("--budget", "-1"), "budget=-1.0 must be a positive share"),
         (("--layer_weights", "l3"), "layer_weights='l3' is unknown"),
         (("--layer_weights", "{q: 1}"), "is no JSON"),
         (("--layer_weights", "{}"), "layer_weights is an empty mapping"),

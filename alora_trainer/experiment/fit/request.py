@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.shares import check_rise
 from alora_trainer.data.general import check_count
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import check_kept, is_prompt_file
@@ -70,8 +71,7 @@ class FitRequest:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_general_rise < 10:
-            raise ALoRAError(f"max_general_rise={self.max_general_rise!r} must be a positive share, such as 1% or 0.01")
+        check_rise(self.max_general_rise, "max_general_rise")
         if not self.data:
             raise ALoRAError("there is no data: name a file, a folder or a data set of the Hub")
         if (self.prompt is None) != (self.completion is None):

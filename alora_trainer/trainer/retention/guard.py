@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alora_trainer.basics.shares import check_rise
 from alora_trainer.errors import ALoRAError
 from alora_trainer.penalty.strength.probe import Probe
 from alora_trainer.penalty.strength.promise import LEAST_SEQUENCES, Bound
@@ -66,8 +67,7 @@ class RetentionGuard(TrainerCallback):
     ) -> None:
         if action not in ACTIONS:
             raise ALoRAError(f"action={action!r} is unknown: use one of {', '.join(ACTIONS)}")
-        if not max_rise > 0:
-            raise ALoRAError(f"max_rise={max_rise!r} must be a positive share: 0.01 is one per cent")
+        check_rise(max_rise, "max_rise")
         if every is not None and every < 1:
             raise ALoRAError(f"every={every!r} must be a number of steps, or None")
         self._general = list(general)
