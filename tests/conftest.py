@@ -57,11 +57,6 @@ def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> C
     return lambda: [record.message for record in caplog.records]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: tests of several processes, and of killed ones, wait a third of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_sessionfinish() -> None:
     """What is frozen below is taken apart like all else, or triton would report it as leaked."""
     gc.unfreeze()

@@ -123,6 +123,9 @@ def test_a_picture_has_the_curves_of_every_model_and_task_and_their_names(tmp_pa
     picture = ElementTree.parse(render_picture([tmp_path], tmp_path / "picture.svg"))
     names = ["".join(element.itertext()) for element in picture.iter() if element.tag.rpartition("}")[2] == "text"]
     assert "little on sums" in names
+    size = {name: float(picture.getroot().attrib[name]) for name in ("width", "height")}
+    left, top, width, height = map(float, picture.getroot().attrib["viewBox"].split())
+    assert size["width"] / size["height"] == pytest.approx(width / height) and left == top == 0
     assert any(name.startswith("kfac") for name in names) and any(name.startswith("<b>low") for name in names)
 
 

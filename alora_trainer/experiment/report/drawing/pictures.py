@@ -71,7 +71,8 @@ def svg_file(drawings: Sequence[Drawing]) -> str:
         left += box.width
     ground = f'<rect width="{width:g}" height="{height:g}" style="fill:var(--ground)"/>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{2 * width:g}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{2 * width:g}" '
+        f'height="{2 * height:g}">'
         f"<style>{DRAWING}</style>{ground}{''.join(parts)}</svg>\n"
     )
 
