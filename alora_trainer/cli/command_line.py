@@ -67,7 +67,8 @@ def _answered(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def is_first() -> bool:
     """Whether this is the first of several processes that torchrun launched, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    # Not by `basics.processes`, which needs PyTorch. A RANK that some machines set for themselves is no launch.
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

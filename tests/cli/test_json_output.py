@@ -85,9 +85,21 @@ def test_a_mistake_leaves_standard_output_empty(tmp_path: Path, capsys: pytest.C
     assert said.out == "" and said.err.startswith("alora: error: ")
 
 
-def test_of_several_processes_the_first_answers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("environment", "answers"),
+    [
+        ({}, True),
+        ({"RANK": "3"}, True),  # what some machines set for themselves: one process, whatever it is called
+        ({"WORLD_SIZE": "2", "RANK": "0"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, False),
+    ],
+)
+def test_the_first_of_several_processes_answers_and_one_alone_always(
+    environment: dict[str, str], answers: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     assert main(["tasks", "--json"]) == 0
-    assert capsys.readouterr().out == ""
+    assert bool(capsys.readouterr().out.strip()) == answers

@@ -29,9 +29,8 @@ class _Begun:
         """Its last line; empty where there is none yet."""
         try:
             return self.told.read_text(encoding="utf-8").strip()
-        except (
-            OSError
-        ):  # not written yet, or just removed; a shared file system has more to say, and no progress is worth it
+        except OSError:
+            # Not written yet, or just removed; a shared file system has more to say, and no progress is worth it.
             return ""
 
 
