@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from alora_trainer.data import Task, get_task
 from alora_trainer.data.sources import write_lines
+from alora_trainer.data.tasks import Task, get_task
 from alora_trainer.evaluation import evaluate_model
 from tests.tiny_tokenizer import make_tokenizer
 

@@ -207,6 +207,14 @@ def test_importing_the_package_or_its_command_loads_nothing_large(statement: str
     assert not {"torch", "transformers", "peft", "datasets", "numpy", *HEAVY} & set(done.stdout.split())
 
 
+def test_what_looks_for_the_data_of_a_fit_needs_no_pytorch() -> None:
+    """So that a mistyped name is told at once; pyarrow, which reads their files, is what it takes."""
+    modules = "alora_trainer.data.detection.finding, alora_trainer.experiment.recipe.model_place"
+    code = f"import sys\nimport {modules}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"torch", "transformers", "peft", "datasets", *HEAVY} & set(done.stdout.split())
+
+
 def test_no_file_and_no_function_is_too_long() -> None:
     long = []
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:

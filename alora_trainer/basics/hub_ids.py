@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+# In front of an id where a path could stand as well: "hub:organisation/name".
+HUB_PREFIX = "hub:"
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
 _OLD_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 

@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 from alora_trainer.basics.files import replacing
+from alora_trainer.basics.hub_ids import HUB_PREFIX
 from alora_trainer.data.local_files import find_files, first_line, plain, read_rows
 from alora_trainer.data.records import Row, listed, string_field
 from alora_trainer.errors import ALoRAError
@@ -20,7 +21,6 @@ from alora_trainer.errors import ALoRAError
 Source: TypeAlias = str | Mapping[str, Any]
 _T = TypeVar("_T")
 
-HUB_PREFIX = "hub:"
 # What `load_dataset` and reading from what it gives can raise: of the network, of files, of tables, of a missing package.
 _HUB_ERRORS = (DatasetsError, OSError, ValueError, TypeError, RuntimeError, EOFError, ImportError, zlib.error)
 SOURCE_KEYS = ("path", "hub", "name", "split", "revision", "text_column")

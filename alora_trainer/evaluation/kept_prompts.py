@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.data.detection.examine import examine
-from alora_trainer.data.detection.reading import find_data, read_named
+from alora_trainer.data.detection.finding import find_data
+from alora_trainer.data.detection.reading import read_named
 from alora_trainer.data.items import convert_records
 from alora_trainer.data.local_files import FORMATS
 from alora_trainer.data.sources import write_lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from alora_trainer.penalty.strength.budget import BudgetController, Rise
 from alora_trainer.penalty.strength.final_pull import FinalPull
 from alora_trainer.penalty.strength.prediction import RisePrediction
 from alora_trainer.penalty.strength.probe import Probe
-from alora_trainer.penalty.strength.schedule import FREE_SHARE, GradientBalance, schedule_factor
+from alora_trainer.penalty.strength.schedule import GradientBalance, look_is_due, schedule_factor
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.weights.trained_weight import Matrices, TrainedWeight
 
@@ -133,10 +132,8 @@ class Steering:
         return logs
 
     def _probe_is_due(self, completed: int) -> bool:
-        """Every `probe_steps` steps; and once where lambda is first found, if what steers it must be calibrated."""
-        first = max(1, math.ceil(FREE_SHARE * self._steps))
-        calibrates = self.prediction is not None and self._controller is not None and completed == first
-        return calibrates or completed % self._config.probe_steps == 0
+        calibrates = self.prediction is not None and self._controller is not None
+        return look_is_due(completed, self._steps, self._config.probe_steps, calibrates=calibrates)
 
     def _settle(self, balance: GradientBalance) -> None:
         self._penalty.lam = 1.0

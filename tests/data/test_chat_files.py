@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from alora_trainer.data import DomainConfig, get_task, prepare_domain
 from alora_trainer.data.chat import render_chat
+from alora_trainer.data.domain import DomainConfig, prepare_domain
 from alora_trainer.data.items import convert_records
 from alora_trainer.data.sources import load_source, read_lines
+from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from tests.data.test_data_chat import with_template
 from tests.data.test_data_tasks import check_identical

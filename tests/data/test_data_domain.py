@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from alora_trainer.data import DomainConfig, collator, get_task, prepare_domain, split_records, tokenize_domain
+from alora_trainer.data.domain import DomainConfig, collator, prepare_domain, tokenize_domain
+from alora_trainer.data.items import split_records
 from alora_trainer.data.sources import read_lines, write_lines
+from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from tests.tiny_tokenizer import make_tokenizer
 

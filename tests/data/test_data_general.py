@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alora_trainer.data import GeneralConfig, pack_general_text, write_held_out
+from alora_trainer.data.general import GeneralConfig, pack_general_text, write_held_out
 from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.errors import ALoRAError
 from tests.tiny_tokenizer import make_tokenizer

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from alora_trainer.data import BUILT_IN, Task, get_task
 from alora_trainer.data.sources import load_source, write_lines
+from alora_trainer.data.tasks import BUILT_IN, Task, get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.lm_tasks import task_manager, task_name, write_task_files
 

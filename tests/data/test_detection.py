@@ -14,7 +14,8 @@ from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from alora_trainer.data.detection.examine import examine
-from alora_trainer.data.detection.reading import find_data, read_named, texts_of
+from alora_trainer.data.detection.finding import find_data
+from alora_trainer.data.detection.reading import read_named, texts_of
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from tests.tiny_tokenizer import make_tokenizer

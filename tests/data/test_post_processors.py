@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from alora_trainer.data import answers, get_task, pack_general_text, tokenize_domain
+from alora_trainer.data import answers
 from alora_trainer.data.answers import encode_answers
+from alora_trainer.data.domain import tokenize_domain
 from alora_trainer.data.encoding import encode_pairs, put_before, text_start
+from alora_trainer.data.general import pack_general_text
 from alora_trainer.data.self_text import SelfTextConfig, sample_text
 from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.data.streaming import stream_general_text
+from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.scorer import Scorer
 from alora_trainer.evaluation.trainer_metrics import choice_rows

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from alora_trainer.data import DomainConfig, get_task, prepare_domain, split_records
-from alora_trainer.data.items import convert_records
+from alora_trainer.data.domain import DomainConfig, prepare_domain
+from alora_trainer.data.items import convert_records, split_records
 from alora_trainer.data.records import Row, Unreadable, check_characters, shown, text_of
 from alora_trainer.data.sources import load_source, load_texts, read_lines, stream_records, write_lines
+from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.lm_tasks import load_documents
 from tests.tiny_tokenizer import make_tokenizer

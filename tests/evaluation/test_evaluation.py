@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from alora_trainer.basics.scores import GeneralScore
-from alora_trainer.data import Task, get_task, prepare_domain, write_held_out
-from alora_trainer.data.domain import DomainConfig
+from alora_trainer.data.domain import DomainConfig, prepare_domain
+from alora_trainer.data.general import write_held_out
 from alora_trainer.data.sources import read_lines, write_lines
+from alora_trainer.data.tasks import Task, get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation import EvaluationConfig, pooled
 from alora_trainer.experiment.report.method_result import MethodResult

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from alora_trainer.cli.command_line import main
-from alora_trainer.data import get_task
 from alora_trainer.data.sources import read_lines, write_lines
+from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.task_documents import PACKAGE, load_documents
 from tests.evaluation_fixtures import TEXTS, evaluate_as_json

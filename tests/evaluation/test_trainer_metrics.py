@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import Trainer
 
-from alora_trainer.data import Task, get_task
 from alora_trainer.data.domain import collator
 from alora_trainer.data.sources import write_lines
+from alora_trainer.data.tasks import Task, get_task
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.learning_curve import LearningCurve
 from alora_trainer.evaluation.trainer_metrics import choice_rows, label_log_likelihoods, load_metric, perplexity_metrics

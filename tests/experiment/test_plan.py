@@ -213,6 +213,24 @@ def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
     assert plan.download_bytes == 0 and plan.disk_bytes > plan.memory.omega_bytes("float32")
 
 
+def test_looks_at_general_text_are_work_of_what_a_budget_steers(recipe: Callable[..., Recipe]) -> None:
+    """The budget is the default where there is text to watch; each look is a pass forward over the probe's tokens."""
+    flops, known = {}, None
+    for name, more in (("given", {"alora.lam": "0.1"}), ("steered", {}), ("often", {"alora.probe_steps": "1"})):
+        more = {"alora.lam": "null"} | more
+        planned = recipe(methods="lora,kfac", **{"general.probe_tokens": "480", "tune.max_steps": "20"} | more)
+        plan = plan_recipe(planned, HOST, memory=known)
+        known = plan.memory
+        found = {stage.name: stage.flops for stage in plan.stages}
+        flops[name] = found["tune kfac"]
+        assert found["tune lora"] == flops.setdefault("lora", found["tune lora"])
+    assert known is not None
+    forward = known.trace(Pass(6, 96, train=False), False).flops / (6 * 96)
+    # At the start, where lambda is first found (step 2), and every ten steps.
+    assert flops["steered"] - flops["given"] == pytest.approx(4 * 480 * forward, rel=1e-6)
+    assert flops["often"] - flops["given"] == pytest.approx(21 * 480 * forward, rel=1e-6)
+
+
 def test_the_choice_of_first_directions(recipe: Callable[..., Recipe]) -> None:
     """Each way of keeping what is summed up, by the bytes of the weights; the sketch saves most of them."""
     peaks, known = {}, None

@@ -16,6 +16,8 @@ from alora_trainer.importance.origin import ImportanceInfo
 from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.penalty.strength.budget import CONFIDENCE, BudgetController, Rise
+from alora_trainer.penalty.strength.probe import Probe
+from alora_trainer.penalty.strength.schedule import looks
 from alora_trainer.trainer.publishing import describe_tuning
 from alora_trainer.weights.adapted import adapted_weights
 from tests.penalty.test_budget import logged
@@ -71,6 +73,21 @@ def test_the_log_has_the_mean_over_steps(lora_model: Any, held: Any, application
     means = [sum(expected[i : i + 2]) / 2 for i in (0, 2)]
     assert logged(trainer, "predicted_rise") == pytest.approx(means, rel=1e-4)
     assert not logged(trainer, "calibrated_rise") and not logged(trainer, "measured_rise")
+
+
+@pytest.mark.parametrize(("budget", "calibrates"), [(None, False), (10.0, True)])
+def test_a_training_looks_at_general_text_as_often_as_is_planned(
+    lora_model: Any, held: Any, monkeypatch: pytest.MonkeyPatch, budget: float | None, calibrates: bool
+) -> None:
+    """The budget here is kept without a pull at the end, which looks further times."""
+    seen: list[Any] = []
+    original = Probe.evaluate
+    monkeypatch.setattr(Probe, "evaluate", lambda self, *args: seen.append(None) or original(self, *args))
+    monkeypatch.setattr("alora_trainer.trainer.config.check_rise", lambda *_: None)
+    model = lora_model(moved=True)
+    settings = {"lam": 0.5, "probe_steps": 5, "budget": budget}
+    held(model, kronecker(model), settings, token_rows(6, 10, seed=12), max_steps=12).train()
+    assert len(seen) == looks(12, 5, calibrates=calibrates) == (5 if calibrates else 4)
 
 
 @pytest.mark.parametrize("budget", [None, 0.002])

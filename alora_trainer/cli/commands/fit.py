@@ -111,6 +111,26 @@ def _add_guards_and_trials(command: argparse.ArgumentParser) -> None:
     )
 
 
+def find_named(arguments: argparse.Namespace) -> None:
+    """Look for the model and all data that are named, before anything heavy is loaded; they are opened later.
+
+    Raises:
+        ALoRAError: one of them is not there, or is of no known format.
+    """
+    from alora_trainer.data.detection.finding import find_data
+    from alora_trainer.experiment.recipe.model_place import model_place
+
+    if not _is_demo(arguments.model):
+        model_place(arguments.model, Path())
+    find_data(parted(arguments.data)[0])
+    for name in ("test", "general", "unseen"):
+        find_data(getattr(arguments, name) or ())
+
+
+def _is_demo(model: str) -> bool:
+    return model == "demo" and not Path("demo").exists()
+
+
 def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitRequest:
     """What the arguments ask for."""
     from alora_trainer.experiment.fit.request import FitRequest
@@ -123,7 +143,7 @@ def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitR
     given |= {name: tuple(getattr(arguments, name)) for name in _LISTS if getattr(arguments, name)}
     files, assigned = parted(arguments.data)
     model, data = arguments.model, tuple(files)
-    if model == "demo" and not Path("demo").exists():
+    if _is_demo(model):
         model, data, given = _demo(folder, data, given)
     return FitRequest(
         model=model,
@@ -158,6 +178,7 @@ def _demo(folder: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[s
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
+    find_named(arguments)
     tell_loading()
     from transformers.utils.logging import disable_progress_bar
 

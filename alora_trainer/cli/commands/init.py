@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from alora_trainer.basics.output import say
+from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.cli.answer import Answer
 from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
-from alora_trainer.cli.commands.fit import add_arguments, request_of
+from alora_trainer.cli.commands.fit import add_arguments, find_named, request_of
 
 
 def add(commands: Subcommands) -> None:
@@ -16,6 +16,8 @@ def add(commands: Subcommands) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
+    find_named(arguments)
+    tell_loading()
     from alora_trainer.experiment.fit.whole_fit import init
 
     path = init(request_of(arguments, overrides), overwrite=arguments.overwrite, told=say)

@@ -1,51 +1,17 @@
-"""What a person points at, read: a file, a folder, a pattern or a data set of the Hub, each file's records by its name."""
+"""What was found of a person's data, read: the records of each file or data set of the Hub, by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.basics.hub_ids import is_hub_id
+from alora_trainer.basics.hub_ids import HUB_PREFIX
 from alora_trainer.data.detection import columns
-from alora_trainer.data.local_files import FORMATS, find_files, read_rows
+from alora_trainer.data.local_files import read_rows
 from alora_trainer.data.records import Row, check_characters, listed, string_field
-from alora_trainer.data.sources import HUB_PREFIX, load_source
+from alora_trainer.data.sources import load_source
 from alora_trainer.errors import ALoRAError
-
-# Beginnings of the names of files in a folder that are no training data.
-_TEST, _VALIDATION = ("test", "eval"), ("valid", "val.", "dev")
-
-
-def find_data(given: Sequence[str | Path], base: Path | str = ".") -> tuple[list[str], list[str]]:
-    """What is to be read for each thing that was named: (training, test), paths and ids of the Hub.
-
-    A folder is its files of known formats, those whose names begin with ``test`` being the test, and those of a validation
-    being left aside.
-
-    Raises:
-        ALoRAError: one of them is not there, has an unknown format, or is a folder without data.
-    """
-    train, test = [], []
-    for one in map(str, given):
-        path = Path(base) / Path(one).expanduser()
-        if path.is_dir():
-            files = [file for file in sorted(path.iterdir()) if file.is_file() and file.name.lower().endswith(FORMATS)]
-            own = [str(file) for file in files if not file.name.lower().startswith((*_TEST, *_VALIDATION))]
-            if not own:
-                raise ALoRAError(f"the folder {one} has no training data: put files in it of {', '.join(FORMATS)}")
-            train += own
-            test += [str(file) for file in files if file.name.lower().startswith(_TEST)]
-        elif one.startswith(HUB_PREFIX) or (not path.exists() and _on_hub(one)):
-            train.append(one if one.startswith(HUB_PREFIX) else f"{HUB_PREFIX}{one}")
-        else:
-            train += map(str, find_files(one, Path(base)))
-    return train, test
-
-
-def _on_hub(name: str) -> bool:
-    """Whether a name can be that of a data set on the Hub: organisation/name or organisation/name:split, no file's ending."""
-    return is_hub_id(name.partition(":")[0]) and not name.lower().endswith(FORMATS)
 
 
 def read_named(found: Iterable[str]) -> dict[str, list[Row]]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alora_trainer.basics.hub_ids import HUB_PREFIX
 from alora_trainer.data.detection.examine import LONGEST, Examined, examine
-from alora_trainer.data.detection.reading import find_data, read_named, texts_of
+from alora_trainer.data.detection.finding import find_data
+from alora_trainer.data.detection.reading import read_named, texts_of
 from alora_trainer.data.items import split_records
 from alora_trainer.data.local_files import TEXT_FORMATS
 from alora_trainer.data.records import Row
-from alora_trainer.data.sources import HUB_PREFIX
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import is_prompt_file
 from alora_trainer.experiment.fit.findings import Findings

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.disclosure import disclosed
+from alora_trainer.basics.hub_ids import HUB_PREFIX
 from alora_trainer.data.general import SELF
 from alora_trainer.data.local_files import find_files
-from alora_trainer.data.sources import HUB_PREFIX
 
 _SOURCES = {"general": ("train", "test", "probe"), "domain": ("train", "test", "source")}
 # Settings of the Trainer that may be the name of a file.

@@ -120,6 +120,11 @@ class Recipe:
         """What `alora record` measures; None where it records in a training."""
         return MEASURED.get(self.importance)
 
+    @property
+    def watches_general_text(self) -> bool:
+        """Whether a protected training by this recipe, as it is `for_method`, looks at its loss on general text."""
+        return self.alora.budget is not None or self.general.probe is not None
+
     def each_domain(self) -> list[Recipe]:
         """This recipe for each of its domains alone, in their order."""
         if not self.domains:

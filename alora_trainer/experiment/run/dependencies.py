@@ -20,7 +20,7 @@ from alora_trainer.experiment.methods.method import SECTIONS
 from alora_trainer.experiment.recipe.contents import by_content
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.stage import digest, plain
-from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh, watches_probe
+from alora_trainer.experiment.run.training_recipe import as_trained, starts_fresh
 from alora_trainer.importance.recording.measured import RECORDED, Measured
 from alora_trainer.trainer.config import PROTECTING
 from alora_trainer.trainer.initialization.settings import DEFAULT
@@ -321,7 +321,7 @@ def _before_the_domain(others: Sequence[str], reason: str) -> dict[str, str]:
 
 def _without_general_text(recipe: Recipe, method: Method) -> dict[str, str]:
     """What of `general` and `evaluation` a training on the domain does not depend on."""
-    watched = method.penalty and watches_probe(recipe)
+    watched = method.penalty and recipe.watches_general_text
     curve = recipe.evaluation.curve_steps is not None
     without = _each(_in("evaluation", _SCORES), "it is for the scores after the training")
     if not curve:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from alora_trainer.basics.disclosure import FromEnvironment, disclosed
+from alora_trainer.basics.hub_ids import HUB_PREFIX
 from alora_trainer.data.general import SELF
-from alora_trainer.data.sources import HUB_PREFIX
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.base_model import commit_of
 

@@ -33,11 +33,6 @@ def check_one_domain(recipe: Recipe) -> None:
         raise ALoRAError("a recipe with several domains is run as a whole: alora run RECIPE")
 
 
-def watches_probe(recipe: Recipe) -> bool:
-    """Whether a protected training by this recipe watches its loss on general text."""
-    return recipe.alora.budget is not None or recipe.general.probe is not None
-
-
 def as_trained(recipe: Recipe, method: Method, *, later: bool = False, recorded: LoraConfig | None = None) -> Recipe:
     """The recipe as a method's training on a domain goes by it.
 

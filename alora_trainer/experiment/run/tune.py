@@ -25,7 +25,7 @@ from alora_trainer.experiment.run.observe import learning_curve, probe_history
 from alora_trainer.experiment.run.prepare import PreparedData
 from alora_trainer.experiment.run.start import starting_model
 from alora_trainer.experiment.run.train import train
-from alora_trainer.experiment.run.training_recipe import as_trained, recorded_adapter, watches_probe
+from alora_trainer.experiment.run.training_recipe import as_trained, recorded_adapter
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.publishing import save_protected_adapter
 
@@ -81,7 +81,7 @@ def tune(
         trainer.add_callback(curve)
     before = StartingPoint(adapter.model)
     outcome = train(trainer) | {"drift": before.drift()}
-    if held is not None and watches_probe(own):
+    if held is not None and own.watches_general_text:
         outcome["probe"] = probe_history(trainer.state.log_history)
     if is_main():
         _save(own, method, trainer, adapter, folder, held)
@@ -118,7 +118,7 @@ def _trainer(
     )
     held, settings = _holding(recipe, method, beginning, records)
     watched = None
-    if held is not None and watches_probe(recipe):
+    if held is not None and recipe.watches_general_text:
         watched = text_to_watch(recipe, tokenizer, beginning.sampled or folder)
     trainer = method.make_trainer(
         options=options.own,

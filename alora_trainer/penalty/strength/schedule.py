@@ -15,6 +15,29 @@ from alora_trainer.weights.trained_weight import Matrices, TrainedWeight, whole
 FREE_SHARE = 0.1
 
 
+def free_steps(steps: int) -> int:
+    """Optimizer steps of `steps` before lambda is first found."""
+    return max(1, math.ceil(FREE_SHARE * steps))
+
+
+def look_is_due(completed: int, steps: int, every: int, *, calibrates: bool) -> bool:
+    """Whether general text is looked at after so many of `steps` optimizer steps.
+
+    Args:
+        every: as often as this (`probe_steps`).
+        calibrates: a look calibrates what steers lambda: there is one where lambda is first found, too.
+    """
+    return completed == steps or completed % every == 0 or (calibrates and completed == free_steps(steps))
+
+
+def looks(steps: int, every: int, *, calibrates: bool) -> int:
+    """How often a training of so many steps looks at general text: before the first step, and whenever it is due.
+
+    What keeps a budget at the very end looks further times, if it was not kept by then.
+    """
+    return 1 + sum(look_is_due(step, steps, every, calibrates=calibrates) for step in range(1, steps + 1))
+
+
 def schedule_factor(schedule: str, end_factor: float, step: int, steps: int) -> float:
     """What lambda is multiplied by at optimizer step `step` (from 0) of `steps`: 1 at the first, `end_factor` at the last."""
     if schedule == "constant":
@@ -48,7 +71,7 @@ class GradientBalance:
         self._before: list[torch.Tensor] | None = None
         self._squares = 0.0
         self._count = 0
-        self.free_steps = max(1, math.ceil(FREE_SHARE * steps))
+        self.free_steps = free_steps(steps)
         self.lam: float | None = None
 
     def before_step(self, gradients: Mapping[str, Matrices]) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from alora_trainer.data.sources import hub_settings, stream_records
 from alora_trainer.data.tasks import get_task
+from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
+from alora_trainer.penalty.strength.schedule import looks
 
 # Bytes of English text in a token, about; only for the tokens that evaluation reads.
 _BYTES_PER_TOKEN = 4
@@ -80,6 +82,19 @@ def evaluation_tokens(recipe: Recipe, test_items: int | None) -> int | None:
         return None
     choices = get_task(recipe.domain.task).choice_count or 1
     return len(recipe.general.test) * limit // _BYTES_PER_TOKEN + test_items * choices * recipe.domain.max_length
+
+
+def watched_tokens(recipe: Recipe, method: Method, steps: int) -> int:
+    """Tokens of general text that a protected training of so many steps looks at in all, to steer its strength.
+
+    Args:
+        recipe: as it is `for_method`.
+    """
+    if not (method.penalty and recipe.watches_general_text):
+        return 0
+    by_curvature = method.measured is not None and method.measured.is_curvature
+    calibrates = by_curvature and recipe.alora.budget is not None
+    return looks(steps, recipe.alora.probe_steps, calibrates=calibrates) * recipe.general.probe_tokens
 
 
 def _count(recipe: Recipe, split: str) -> int | None:

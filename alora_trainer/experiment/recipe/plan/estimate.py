@@ -19,6 +19,7 @@ from alora_trainer.experiment.recipe.plan.amounts import (
     evaluation_tokens,
     general_blocks,
     training_amount,
+    watched_tokens,
 )
 from alora_trainer.experiment.recipe.plan.curvature import CurvatureModel
 from alora_trainer.experiment.recipe.plan.devices import Device
@@ -268,16 +269,17 @@ class _Planner:
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
             return self._stage(name, amount, shape, self.variant, self.memory.plain, 0, 0)
+        watched = self._watching(recipe, method, amount)
         bases = self._in_a_basis(method)
         if bases is not None:
             # Each direction meets the drift's thin factors, twice and in both ways.
-            products = 16 * self._rank * bases / 4
+            products = 16 * self._rank * bases / 4 + watched
             return self._stage(
                 name, amount, shape, self.variant, partial(self.memory.held_in_basis, omega=bases), bases, products,
                 host=bases,
             )  # fmt: skip
         # The penalty reads Omega once a step and multiplies a drift of rank 2 r out, and its products with A and B.
-        flops = 8 * self._rank * self.memory.adapted_elements
+        flops = 8 * self._rank * self.memory.adapted_elements + watched
         omega = self.memory.omega_bytes(self.variant.storage)
         return self._stage(
             name,
@@ -289,6 +291,14 @@ class _Planner:
             flops,
             host=omega,
         )
+
+    def _watching(self, recipe: Recipe, method: Method, amount: Amount) -> float:
+        """Operations a step of the looks at general text, which every device has its share of."""
+        if not amount.steps:
+            return 0.0
+        shape = Pass(amount.batch_size, recipe.general.block_length, train=False)
+        per_token = self.memory.trace(shape, False).flops / (shape.batch_size * shape.length)
+        return per_token * watched_tokens(recipe, method, amount.steps) / amount.steps / self.sharding.gpus
 
     def _in_a_basis(self, method: Method) -> int | None:
         """Bytes of the importance that holds a method's training, if it is in a basis."""
