@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from alora_trainer.experiment.recipe.plan.memory import MemoryModel, Pass, Varia
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.plan.report import format_plan
 from alora_trainer.experiment.recipe.plan.sharding import Sharding
+from alora_trainer.experiment.recipe.plan.step_trace import trace_step
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.models import with_fresh_adapter
@@ -46,6 +47,23 @@ SHAPE = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """The tests here plan much the same passes through much the same model, and a trace takes seconds."""
+    traces: dict[Any, Any] = {}
+
+    def remembered(model: Any, **shape: Any) -> Any:
+        dtypes = tuple((name, p.dtype, p.requires_grad) for name, p in model.named_parameters())
+        key = (str(model.config), str(model), dtypes, tuple(sorted(shape.items())))
+        if key not in traces:
+            traces[key] = trace_step(model, **shape)
+        return traces[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alora_trainer.experiment.recipe.plan.memory.trace_step", remembered)
+        yield
 
 
 @pytest.fixture
@@ -225,7 +243,8 @@ def test_looks_at_general_text_are_work_of_what_a_budget_steers(recipe: Callable
         flops[name] = found["tune kfac"]
         assert found["tune lora"] == flops.setdefault("lora", found["tune lora"])
     assert known is not None
-    forward = known.trace(Pass(6, 96, train=False), False).flops / (6 * 96)
+    scoring = Pass(planned.evaluation.batch_size, 96, train=False)
+    forward = known.trace(scoring, False).flops / (scoring.batch_size * scoring.length)
     # At the start, where lambda is first found (step 2), and every ten steps.
     assert flops["steered"] - flops["given"] == pytest.approx(4 * 480 * forward, rel=1e-6)
     assert flops["often"] - flops["given"] == pytest.approx(21 * 480 * forward, rel=1e-6)

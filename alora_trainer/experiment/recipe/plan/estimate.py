@@ -296,9 +296,22 @@ class _Planner:
         """Operations a step of the looks at general text, which every device has its share of."""
         if not amount.steps:
             return 0.0
-        shape = Pass(amount.batch_size, recipe.general.block_length, train=False)
-        per_token = self.memory.trace(shape, False).flops / (shape.batch_size * shape.length)
-        return per_token * watched_tokens(recipe, method, amount.steps) / amount.steps / self.sharding.gpus
+        tokens = watched_tokens(recipe, method, amount.steps)
+        return self._forward_flops * tokens / amount.steps / self.sharding.gpus if tokens else 0.0
+
+    @cached_property
+    def _scoring(self) -> Pass:
+        """What an evaluation passes through the model at a time."""
+        settings = self.recipe.evaluation
+        size = settings.batch_size if isinstance(settings.batch_size, int) else 16
+        longest = max(each.domain.max_length for each in self.recipe.each_domain())
+        return Pass(size, settings.max_length or longest, train=False)
+
+    @cached_property
+    def _forward_flops(self) -> float:
+        """Operations of a token's pass forward, in an evaluation."""
+        shape = self._scoring
+        return self.memory.trace(shape, False).flops / (shape.batch_size * shape.length)
 
     def _in_a_basis(self, method: Method) -> int | None:
         """Bytes of the importance that holds a method's training, if it is in a basis."""
@@ -336,18 +349,15 @@ class _Planner:
 
     def _evaluate(self, domains: list[Recipe]) -> StagePlan:
         """All evaluations: one a method, and with several domains one before the first and after each of them."""
-        settings = self.recipe.evaluation
-        size = settings.batch_size if isinstance(settings.batch_size, int) else 16
-        shape = Pass(size, settings.max_length or max(domain.domain.max_length for domain in domains), train=False)
+        settings, shape = self.recipe.evaluation, self._scoring
         held = self.memory.evaluation(shape, self.variant)
         each = [evaluation_tokens(domain, domain_items(domain)[1]) for domain in domains]
         known = [tokens for tokens in each if tokens is not None]
         flops = None
         if len(known) == len(domains):
             tokens = sum(known) * (len(domains) + 1 if len(domains) > 1 else 1)
-            per_token = self.memory.trace(shape, False).flops / (shape.batch_size * shape.length)
             scaled = len(settings.scales) * sum(method.can_be_scaled for method in self.recipe.methods)
-            flops = per_token * tokens * (len(self.recipe.methods) + scaled)
+            flops = self._forward_flops * tokens * (len(self.recipe.methods) + scaled)
         seconds = None if flops is None else flops / (self.device.flops * self.device.efficiency)
         host = self.libraries + (held.total if self.device.host else 0)
         return StagePlan("evaluate", held, host, None, flops, seconds, lambda v: self.memory.evaluation(shape, v))
