@@ -105,6 +105,21 @@ def test_a_missing_section_is_named(section: str) -> None:
         build_recipe({key: value for key, value in SETTINGS.items() if key != section})
 
 
+def test_what_is_compared_and_made_where_a_recipe_does_not_say() -> None:
+    """As the board decided: curvature. A recipe with methods makes what they are held by, and one that says what makes that."""
+    silent = {key: value for key, value in SETTINGS.items() if key not in ("methods", "importance")}
+    recipe = build_recipe(silent)
+    assert [method.name for method in recipe.methods] == ["base", "lora", "kfac"] and recipe.importance == "kronecker"
+    for methods, made in (
+        (["base", "lora"], "kronecker"),
+        (["base", "lora_ab", "kfac"], "recorded"),
+        (["ewclora_true", "alora"], "fisher_true"),
+        (["si_full", "ekfac"], "ekfac"),  # full tuning takes no map
+    ):
+        assert build_recipe(silent | {"methods": methods}).importance == made
+        assert build_recipe(silent | {"methods": methods, "importance": "covariance"}).importance == "covariance"
+
+
 def test_overrides_take_the_type_of_their_field(recipe_file: Path) -> None:
     overrides = {
         "tune.learning_rate": "1e-4",

@@ -37,6 +37,7 @@ from alora_trainer.experiment.recipe.settings import (
     interpolate,
 )
 from alora_trainer.experiment.recipe.written import read_written
+from alora_trainer.importance.kinds.kronecker import KRONECKER
 from alora_trainer.importance.recording.curvature_config import CurvatureConfig
 from alora_trainer.importance.recording.fisher import FisherConfig
 from alora_trainer.importance.recording.measured import MEASURED, RECORDED
@@ -87,11 +88,12 @@ def build_recipe(
     evaluation = _located(_checked(EvaluationConfig, sections["evaluation"], "evaluation"), ("task_folder",), folder)
     if evaluation.get("task_folder"):
         _warn_of_code(evaluation["task_folder"])
+    methods = _methods(given.get("methods", list(_DEFAULT_METHODS)))
     recipe = Recipe(
         name=coerce(given.get("name", default_name), str, "name"),
         seed=coerce(given.get("seed", 0), int, "seed"),
         output_dir=coerce(given.get("output_dir"), str | None, "output_dir"),
-        methods=_methods(given.get("methods", list(_DEFAULT_METHODS))),
+        methods=methods,
         model=_section(ModelConfig, sections, "model"),
         lora=_checked(LoraConfig, sections["lora"], "lora"),
         fresh_lora=_checked(LoraConfig, sections["fresh_lora"], "fresh_lora"),
@@ -106,7 +108,7 @@ def build_recipe(
         map=_section(RecordedMapConfig, sections, "map"),
         fisher=_section(FisherConfig, sections, "fisher"),
         curvature=_section(CurvatureConfig, sections, "curvature"),
-        importance=_importance(given.get("importance", RECORDED)),
+        importance=_importance(given.get("importance"), methods),
         method_options=read_method_options(
             sections["method_options"],
             {
@@ -174,8 +176,11 @@ def _warn_of_code(folder: str) -> None:
     )
 
 
-def _importance(value: Any) -> str:
-    """What `alora record` makes."""
+def _importance(value: Any, methods: Sequence[Method]) -> str:
+    """What `alora record` makes: as it is said, else what the first of the methods that are held by a map is held by."""
+    if value is None:
+        held = next((method for method in methods if method.takes_map), None)
+        return _DEFAULT_IMPORTANCE if held is None else held.measured.name if held.measured else RECORDED
     name, known = coerce(value, str, "importance"), [RECORDED, *MEASURED]
     if name not in known:
         raise ALoRAError(f"importance={name!r} is unknown: use one of {', '.join(known)}")
@@ -237,4 +242,6 @@ def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> A
     return kind(**values)
 
 
-_DEFAULT_METHODS = ("base", "lora", "lora_ab", "alora")
+# As the small board decided (docs/board.md): what is trained and made where a recipe does not say.
+_DEFAULT_METHODS = ("base", "lora", "kfac")
+_DEFAULT_IMPORTANCE = KRONECKER

@@ -80,6 +80,7 @@ class Recipe:
         fisher: how Fisher information is estimated, for the methods that need it.
         curvature: how curvature in a basis is, likewise.
         importance: what `alora record` makes: "recorded" in a training on general text, or a name in `MEASURED`, without one.
+            Left out, it is what the first of the methods that take a map is held by, and "kronecker" where none does.
         method_options: what is set for one method alone, by its name.
         evaluation: how both kinds of text are scored.
         base: the recipe's folder, which its relative paths start from.

@@ -114,7 +114,7 @@ def recipe_schema() -> dict[str, Any]:
         "seed": {"type": "integer", "default": 0, "minimum": 0, "maximum": 2**32 - 1},
         "output_dir": {"type": ["string", "null"]},
         "methods": {"type": "array", "minItems": 1, "items": _methods()},
-        "importance": {"type": "string", "default": RECORDED, "enum": [RECORDED, *MEASURED]},
+        "importance": {"type": "string", "enum": [RECORDED, *MEASURED]},
         "domains": {
             "type": "array",
             "minItems": 2,
