@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
 from alora_trainer.experiment.board.board_json import read_board_json
+from alora_trainer.experiment.board.page import render_picture
 from alora_trainer.experiment.board.text_table import board_tables
 from tests.docs.pages import ROOT
 
@@ -44,30 +46,93 @@ def test_the_fit_of_the_demo() -> None:
     assert found["promise"]["kept"] and f"{found['wall_seconds']:.0f} seconds on two" in page
 
 
-def test_the_small_board() -> None:
-    board = read_board_json(ROOT / "results" / "board-small.json")
-    page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
-    assert board_tables(board) in page
-    said = " ".join(page.split())
-    figures = {
-        (result["task"], final["row"], final["trial"]): {
-            name: statistics.fmean(seed[name] for seed in final["seeds"].values()) for name in ("learned", "rise")
+SCIQ, OPENBOOK = "sciq-passages", "openbookqa"
+
+
+class SmallBoard:
+    """The committed board, and what its page says of it."""
+
+    def __init__(self) -> None:
+        self.whole = read_board_json(ROOT / "results" / "board-small.json")
+        self.page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
+        self.said = " ".join(self.page.split())
+        results = self.whole["results"]
+        self.base = results[0]["base"]["cross_entropy"]
+        self.figures = {
+            (result["task"], final["row"], final["trial"]): {
+                name: statistics.fmean(seed[name] for seed in final["seeds"].values()) for name in ("learned", "rise")
+            }
+            for result in results
+            for final in result["finals"]
         }
-        for result in board["results"]
-        for final in result["finals"]
+        self.rows = {(result["task"], row["row"]): row for result in results for row in result["rows"]}
+        self.area = {key: f"{row['hypervolume']['mean']:.2f}" for key, row in self.rows.items()}
+        self.tested = {
+            (result["task"], one["measure"], one["row"]): one["p_holm"]
+            for result in results
+            for one in result["comparisons"]
+            if one["against"] == "lora"
+        }
+
+
+@pytest.fixture(scope="module")
+def board() -> SmallBoard:
+    return SmallBoard()
+
+
+def test_the_tables_of_the_small_board(board: SmallBoard) -> None:
+    assert board_tables(board.whole) in board.page
+
+
+def test_the_picture_of_the_small_board(tmp_path: Path) -> None:
+    """README's first picture is drawn from the committed figures."""
+    drawn = render_picture([ROOT / "results" / "board-small.json"], tmp_path / "board.svg")
+    assert drawn.read_text(encoding="utf-8") == (ROOT / "results" / "board-small.svg").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "](results/board-small.svg)](docs/board.md#the-small-board-so-far)" in readme
+
+
+def test_what_the_small_board_says_of_equal_learning(board: SmallBoard) -> None:
+    said, area, tested = board.said, board.area, board.tested
+    at = {
+        row: f"{board.rows[OPENBOOK, row]['equal']['rise_at_90']['mean']:.3f}"
+        for row in ("kfac", "replay", "ewclora_true", "lora")
     }
-    fast, slow = (figures["sciq-passages", "lora", f"learning_rate={rate}"] for rate in ("0.002", "0.001"))
-    held, other = (figures[task, "kfac", "learning_rate=0.002, lam=0.001"] for task in ("sciq-passages", "openbookqa"))
+    assert (
+        f"{at['kfac']} nats a token with `kfac`, {at['replay']} with `replay`, {at['ewclora_true']} with EWCLoRA"
+        in said
+    )
+    assert f"EWCLoRA and {at['lora']} with LoRA" in said
+    assert f"(P = {tested[OPENBOOK, 'rise_at_90', 'kfac']:.3f}); its area" in said
+    (both,) = {f"{tested[OPENBOOK, 'hypervolume', row]:.3f}" for row in ("kfac", "replay")}
+    areas = ", LoRA ".join((f"{area[OPENBOOK, 'kfac']}, {area[OPENBOOK, 'replay']}", area[OPENBOOK, "lora"]))
+    assert f"({areas}; both P = {both})" in said
+    assert f"(area {area[SCIQ, 'replay']} for {area[SCIQ, 'lora']})" in said
+    held = [f"{area[task, 'kfac']} and {area[task, 'ewclora_true']}" for task in (SCIQ, OPENBOOK)]
+    assert f"(areas {held[0]}, {held[1]})" in said
+    noise = board.whole["results"][0]["noise"]["learned"]["difference"]
+    assert f"learned is {noise:.3f}," in said
+    mlp = [f"{area[task, 'mlp_only']} for {area[task, 'lora']}" for task in (SCIQ, OPENBOOK)]
+    assert f"(areas {mlp[0]} on SciQ, {mlp[1]} on OpenBookQA)" in said
+    alone = board.rows[OPENBOOK, "mlp_only"]["equal"]["rise_at_90"]["mean"]
+    assert f"equal learning ({alone:.3f} for {at['lora']} at 90 %" in said
+    paper = [f"{area[task, 'alora']} for {area[task, 'lora']}" for task in (SCIQ, OPENBOOK)]
+    chance = f"{tested[OPENBOOK, 'hypervolume', 'alora']:.2f}"
+    assert f"areas {paper[0]} on SciQ, {paper[1]} on OpenBookQA (P = {chance})" in said
+
+
+def test_what_the_small_board_says_of_settings(board: SmallBoard) -> None:
+    said, figures = board.said, board.figures
+    fisher = figures[SCIQ, "ewclora_true", "learning_rate=0.004, lam=0.01"]
+    curvature = figures[SCIQ, "kfac", "learning_rate=0.002, lam=0.0003"]
+    assert f"learned {fisher['learned']:.3f} where general loss rose by {fisher['rise']:.3f}" in said
+    assert f"and `kfac` {curvature['learned']:.3f} where" in said and abs(fisher["rise"] - curvature["rise"]) < 0.001
+    fast, slow = (figures[SCIQ, "lora", f"learning_rate={rate}"] for rate in ("0.002", "0.001"))
     assert f"LoRA forgets {fast['rise']:.3f} at 0.002 and {slow['rise']:.3f} at 0.001" in said
     assert f"and learns {fast['learned']:.3f} and {slow['learned']:.3f}" in said
-    assert f"learns {held['learned']:.3f} there and forgets {held['rise']:.3f}" in said
-    shares = [100 * one["rise"] / board["results"][0]["base"]["cross_entropy"] for one in (held, other)]
+    one, other = (figures[task, "kfac", "learning_rate=0.002, lam=0.001"] for task in (SCIQ, OPENBOOK))
+    assert f"learns {one['learned']:.3f} there and forgets {one['rise']:.3f}" in said
+    shares = [100 * each["rise"] / board.base for each in (one, other)]
     assert f"forgot {shares[0]:.1f} % of general loss on SciQ and {shares[1]:.1f} % on OpenBookQA" in said
-    tested = {
-        (result["task"], one["measure"]): one["p_holm"]
-        for result in board["results"]
-        for one in result["comparisons"]
-        if one["row"] == "kfac" and one["against"] == "lora"
-    }
-    assert f"(P = {tested['openbookqa', 'rise_at_90']:.3f} after" in said
-    assert f"P = {tested['sciq-passages', 'hypervolume']:.3f})" in said
+    elementwise = 100 * figures[SCIQ, "alora", "learning_rate=0.002, lam=0.01"]["rise"] / board.base
+    assert f"with 0.01 `alora` forgot {elementwise:.1f} % on SciQ" in said
