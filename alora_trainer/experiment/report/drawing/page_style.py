@@ -39,7 +39,7 @@ a { color: var(--accent); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; margin: 8px 0; }
 th, td { padding: 4px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; white-space: normal; min-width: 66px; color: var(--quiet); font-weight: 600;
+thead th { vertical-align: bottom; white-space: normal; min-width: 6.5rem; color: var(--quiet); font-weight: 600;
   border-bottom: 1.5px solid var(--strong); }
 th.text, td.text { text-align: left; }
 th button { all: unset; cursor: pointer; }
@@ -87,7 +87,7 @@ dd { margin: 0 0 6px 0; color: var(--quiet); max-width: 90ch; }
   .tools, .methods, nav, .tip { display: none !important; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; width: 100%; }
-  th, td { padding: 2px 4px; white-space: normal; min-width: 0; overflow-wrap: anywhere; }
+  th, thead th, td { padding: 2px 4px; white-space: normal; min-width: 0; overflow-wrap: break-word; }
   th:first-child, td:first-child { white-space: nowrap; }
   thead { display: table-header-group; }
   th button { display: contents; }
