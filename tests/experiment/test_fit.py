@@ -323,6 +323,16 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("verb", ["fit", "init"])
+def test_a_mistyped_model_is_told_before_anything_heavy_is_loaded(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    assert main([verb, str(tmp_path / "modle"), "items.jsonl"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there is no model folder" in line and "did you mean" in line
+
+
 def test_parts_have_their_shares_whatever_the_sources() -> None:
     chance = random.Random(1)
     sources = {name: [said(chance, 30) for _ in range(500)] for name in ("a", "b")}
