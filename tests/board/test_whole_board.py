@@ -133,3 +133,66 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(tiny: Path, tmp_
     with pytest.raises(ALoRAError, match="--workers 0"):
         run_board(board, output_dir=tmp_path / "out", workers=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_finished_elsewhere_are_taken_over_and_the_file_is_the_same(
+    tiny: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stay_in_this_process(monkeypatch)
+    step, trained = transformers.Trainer.training_step, set()
+
+    def noted(self: Any, *arguments: Any, **settings: Any) -> Any:
+        trained.add("curved" in self.args.output_dir)
+        return step(self, *arguments, **settings)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", noted)
+    board = read_board(tiny)
+    again = run_board(board, output_dir=tmp_path / "all", resamples=99, finished=made)
+    assert trained == {False} and again.read_bytes() == made.read_bytes()
+
+    # The other way round: what is missing there is trained here.
+    part = run_board(board, output_dir=tmp_path / "part", only=["lora"], resamples=99)
+    trained.clear()
+    rest = run_board(board, output_dir=tmp_path / "rest", resamples=99, finished=part)
+    assert trained == {False, True} and rest.read_bytes() == made.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["written"].update(trials=3), "another trials than"),
+        (lambda content: content["written"]["settings"].update({"tune.max_steps": 5}), "another settings than"),
+        (lambda content: content["environment"].update(torch="1.0"), r"torch 1\.0 \(here"),
+        (lambda content: content["results"][0].update(task="products"), "other models or tasks"),
+        (lambda content: content["results"][0].update(not_finished=["lora"]), "no finished row lora"),
+        (lambda content: content["written"]["rows"]["lora"].update(text="other"), "no finished row lora"),
+        (lambda content: content.pop("written"), "does not say what board"),
+    ],
+)
+def test_rows_of_another_board_are_refused_before_anything_is_trained(
+    tiny: Path, made: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    content = json.loads(made.read_text())
+    change(content)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.raises(ALoRAError, match=message):
+        run_board(read_board(tiny), output_dir=tmp_path / "out", finished=other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_a_machine_that_computes_otherwise_are_refused_once_the_reference_is_there(
+    tiny: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stay_in_this_process(monkeypatch)
+    content = json.loads(made.read_text())
+    content["results"][0]["finals"][0]["seeds"]["0"]["rise"] += 1e-9
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.raises(ALoRAError, match="lora does not come out as in .*other.json"):
+        run_board(read_board(tiny), output_dir=tmp_path / "out", resamples=99, finished=other)
+    assert not (tmp_path / "out" / "board.json").exists()
+    content["results"][0]["base"]["cross_entropy"] += 1e-9
+    other.write_text(json.dumps(content))
+    with pytest.raises(ALoRAError, match="the untouched model does not come out"):
+        run_board(read_board(tiny), output_dir=tmp_path / "out", resamples=99, finished=other)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from alora_trainer.artefact.importance_map import ImportanceMap
+from alora_trainer.basics.progress import ShownProgress
 from alora_trainer.cli.command_line import main
 from alora_trainer.data.domain import collator
 from alora_trainer.errors import ALoRAError
@@ -26,6 +27,7 @@ from alora_trainer.experiment.run.models import load_base, load_tokenizer, with_
 from alora_trainer.experiment.run.whole_recipe import record_recipe, tune_recipe
 from alora_trainer.importance.kinds.factored import WideFactoredOmega
 from alora_trainer.importance.kinds.kronecker import KroneckerOmega
+from alora_trainer.importance.recording import curvature_passes
 from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.importance.recording.measured import MEASURED
 from tests.dense_metric import dense_metric
@@ -67,6 +69,22 @@ def test_a_record_without_training(recipe: Callable[..., Recipe], kronecker: Pat
     for name, importance in estimate.importance.items():
         for part, values in importance.parts.items():
             assert torch.equal(values, made.stored(name).parts[part]), (name, part)
+
+
+def test_text_shorter_than_asked_for_is_told_by_its_batches(
+    recipe: Callable[..., Recipe], kronecker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tokens, which end before the number that was asked for, the time left would be too long."""
+    told: list[tuple[int, str]] = []
+
+    def noted(what: str, total: int, logger: object, *, unit: str, **settings: object) -> ShownProgress:
+        told.append((total, unit))
+        return ShownProgress(what, total, logger, unit=unit, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(curvature_passes, "ShownProgress", noted)
+    one = recipe(importance="kronecker", **{"curvature.tokens": "100000"})
+    made = ImportanceMap.from_pretrained(record_recipe(one, output_dir=one.base / "short"))
+    assert told == [(made.info.steps, "batches")] and 100 < made.info.tokens < 100_000
 
 
 def test_no_measurement_is_kept_where_a_method_trains() -> None:

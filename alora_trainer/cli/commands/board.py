@@ -34,6 +34,12 @@ def add(commands: Subcommands) -> None:
         "--only", metavar="ROWS", help="run these rows alone, such as kfac,replay; the reference is always run"
     )
     board.add_argument(
+        "--finished",
+        metavar="JSON",
+        help="an earlier board.json of this board: its finished rows are taken over and not trained again; the reference is, "
+        "and must come out as it is there",
+    )
+    board.add_argument(
         "--overwrite", action="store_true", help="make anew what other settings made in the output folder"
     )
     board.add_argument("--picture", metavar="FILE.svg", help="of render: write the curves as a picture, too")
@@ -59,7 +65,8 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.board.board_file import read_board
     from alora_trainer.experiment.board.dry_run import estimate_text, estimated
     from alora_trainer.experiment.board.page import PAGE_FILE, render_boards
-    from alora_trainer.experiment.board.whole_board import run_board
+    from alora_trainer.experiment.board.taken_over import FinishedRows
+    from alora_trainer.experiment.board.whole_board import rows_to_train, run_board
     from alora_trainer.experiment.recipe.plan.devices import get_device
     from alora_trainer.experiment.run.run import check_single_process
 
@@ -68,13 +75,19 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     only = None if arguments.only is None else arguments.only.split(",")
     if arguments.dry_run:
         device = None if arguments.device is None else get_device(arguments.device)
-        rows = list(board.rows) if only is None else board.only(only)
+        finished = None if arguments.finished is None else FinishedRows(board, Path(arguments.finished))
+        rows = rows_to_train(board, only, finished)
         found = estimated(board, rows, device)
         text = estimate_text(board, found, device, arguments.workers)
         return Answer(text, {"board": board.name, "places": [asdict(one) for one in found]})
     folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{board.name}-board"
     written = run_board(
-        board, output_dir=folder, workers=workers_of(arguments), overwrite=arguments.overwrite, only=only
+        board,
+        output_dir=folder,
+        workers=workers_of(arguments),
+        overwrite=arguments.overwrite,
+        only=only,
+        finished=arguments.finished,
     )
     page = render_boards([written], folder / PAGE_FILE)
     return Answer(
@@ -83,7 +96,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
 
 
 def _render(arguments: argparse.Namespace) -> Answer:
-    for name in ("only", "device", "overwrite", "dry_run"):
+    for name in ("only", "finished", "device", "overwrite", "dry_run"):
         if getattr(arguments, name):
             raise ALoRAError(f"--{name} is of a board that is run, not of render")
     from alora_trainer.experiment.board.page import PAGE_FILE, render_boards, render_picture

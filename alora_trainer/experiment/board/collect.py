@@ -13,6 +13,7 @@ from alora_trainer.experiment.board.cells import Place
 from alora_trainer.experiment.board.measures import Measuring, Samples
 from alora_trainer.experiment.board.rows import BoardRow
 from alora_trainer.experiment.board.summary import RowFound, Rules, summarise
+from alora_trainer.experiment.board.taken_over import FinishedRows
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.method_result import MethodResult
 
@@ -28,11 +29,17 @@ class PlaceFound:
     def __init__(self, validation: Place, bases: Mapping[Place, tuple[MethodResult, Path]]) -> None:
         self.place = validation
         self.rows: dict[str, RowFound] = {}
+        self.finished: FinishedRows | None = None
         self.recorded = frozenset(_recorded(validation))
         self._measuring = {
             place: Measuring(validation.task.learning, self.recorded, result, Samples.read(folder).choices)
             for place, (result, folder) in bases.items()
         }
+
+    def take_over(self, finished: FinishedRows) -> None:
+        """Rows that were finished elsewhere; whether they fit is looked at as soon as the reference is there."""
+        self.finished = finished
+        self.rows |= {row.name: row for row in finished.rows(self.place.model, self.place.task.name)}
 
     def add_trials(self, row: BoardRow, results: Sequence[MethodResult]) -> None:
         """The results of a row's trials, in their order."""
@@ -91,26 +98,33 @@ class PlaceFound:
         base = self._measuring[first].base
         kinds = list(base.general.subsets or {})
         (score,) = base.tasks.values()
+        untouched = {
+            "learning": self.place.task.learning.figure(base),
+            "accuracy": score.acc,
+            "choices": score.choice_cross_entropy,
+            "chance": score.chance,
+            "items": score.items,
+            "cross_entropy": base.general.token_cross_entropy,
+            "tokens": base.general.tokens,
+            "correct": score.correct,
+        }
+        known = None
+        if self.finished is not None:
+            where = self.place.model, self.place.task.name
+            reference = {one["trial"]: one["seeds"] for one in finals if one["row"] == board.reference}
+            self.finished.check(*where, untouched, reference)
+            known = self.finished.known(*where)
         return {
             "model": self.place.model,
             "task": self.place.task.name,
             "learning": self.place.task.learning.name,
             "recorded": [kind for kind in kinds if kind in self.recorded],
             "other": [kind for kind in kinds if kind not in self.recorded],
-            "base": {
-                "learning": self.place.task.learning.figure(base),
-                "accuracy": score.acc,
-                "choices": score.choice_cross_entropy,
-                "chance": score.chance,
-                "items": score.items,
-                "cross_entropy": base.general.token_cross_entropy,
-                "tokens": base.general.tokens,
-                "correct": score.correct,
-            },
+            "base": untouched,
             "not_finished": [name for name in order if name not in [row.name for row in rows]],
             "trials": trials,
             "finals": finals,
-            **summarise(rows, rules),
+            **summarise(rows, rules, known),
         }
 
 

@@ -17,11 +17,23 @@ RowData = tuple[Mapping[str, Spread], Mapping[int, Samples]]
 _MORE_IS_BETTER = ("hypervolume", "accuracy")
 
 
-def compared(rows: Mapping[str, RowData], against: Sequence[str], resamples: int) -> list[dict[str, Any]]:
+# (row, against, measure) -> what was found earlier, by whoever has the answers item by item; None: nothing could be tested.
+KnownComparisons = Mapping[tuple[str, str, str], Mapping[str, Any] | None]
+
+
+def compared(
+    rows: Mapping[str, RowData], against: Sequence[str], resamples: int, known: KnownComparisons | None = None
+) -> list[dict[str, Any]]:
     """All rows against each of `against`.
 
     Over seeds: Student's t-test of paired differences of what a curve gives. Over items (or documents, for the rise): a
     bootstrap of paired differences, each item's answers averaged over seeds first, since items are what is drawn.
+
+    Args:
+        rows: the numbers of each.
+        against: names of those that all are compared with.
+        resamples: of the bootstrap.
+        known: comparisons over items that were made where their answers are; they are corrected anew with all others.
 
     Returns:
         One entry a measure and pair: ``row``, ``against``, ``measure``, ``over`` ("seeds", "items" or "documents"),
@@ -35,9 +47,15 @@ def compared(rows: Mapping[str, RowData], against: Sequence[str], resamples: int
         for row in rows
         if row != other and row not in against[:place]
     ]
+    earlier = known or {}
     entries: list[dict[str, Any]] = []
     for measure in [*next(iter(rows.values()))[0], "rise", "choices", "accuracy"]:
-        own = [_one(measure, rows[row], rows[other], resamples) for row, other in pairs]
+        own = [
+            earlier[row, other, measure]
+            if (row, other, measure) in earlier
+            else _one(measure, rows[row], rows[other], resamples)
+            for row, other in pairs
+        ]
         corrected = holm([None if one is None else one["p"] for one in own])
         for (row, other), found, p in zip(pairs, own, corrected, strict=True):
             tested = found or dict.fromkeys(("difference", "low", "high", "p"))
@@ -51,7 +69,7 @@ def compared(rows: Mapping[str, RowData], against: Sequence[str], resamples: int
     return entries
 
 
-def _one(measure: str, row: RowData, other: RowData, resamples: int) -> dict[str, Any] | None:
+def _one(measure: str, row: RowData, other: RowData, resamples: int) -> Mapping[str, Any] | None:
     if measure not in _BY_ITEM:
         return paired_t(row[0][measure].each, other[0][measure].each)
     seeds = sorted(set(row[1]) & set(other[1]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alora_trainer.experiment.board.choose import chosen_trials, operating_point
-from alora_trainer.experiment.board.comparisons import compared
+from alora_trainer.experiment.board.comparisons import KnownComparisons, compared
 from alora_trainer.experiment.board.equal_learning import Spread, forgotten_at_equal_learning
 from alora_trainer.experiment.board.fronts import Point, hypervolume
 from alora_trainer.experiment.board.measures import MEASURES, Samples
@@ -82,12 +82,13 @@ def choose_finals(row: RowFound, reference: RowFound, rules: Rules) -> list[int]
     return chosen_trials(row.points, target, rules.points, top=row.name == reference.name)
 
 
-def summarise(rows: Sequence[RowFound], rules: Rules) -> dict[str, Any]:
+def summarise(rows: Sequence[RowFound], rules: Rules, known: KnownComparisons | None = None) -> dict[str, Any]:
     """Everything that is computed from the trainings of one model and task.
 
     Args:
         rows: the reference among them, with their finals.
         rules: of the board.
+        known: see `compared`.
 
     Returns:
         ``reference``, by seed what it learned and forgot; ``rows``, ``comparisons`` and ``noise``, as docs/board.md
@@ -118,11 +119,12 @@ def summarise(rows: Sequence[RowFound], rules: Rules) -> dict[str, Any]:
         "comparisons": compared(
             {
                 name: ({f"rise_at_{_percent(share)}": spread for share, spread in one.equal.items()}
-                       | {"hypervolume": one.area}, one.row.samples[one.taken])
+                       | {"hypervolume": one.area}, one.row.samples.get(one.taken, {}))
                 for name, one in found.items()
             },
             [name for name in rules.against if name in found],
             rules.resamples,
+            known,
         ),
         "noise": _noise(reference, rules.seeds),
     }  # fmt: skip

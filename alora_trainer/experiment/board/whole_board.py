@@ -17,6 +17,7 @@ from alora_trainer.experiment.board.cells import Place, check_cells, final_place
 from alora_trainer.experiment.board.collect import PlaceFound, collected
 from alora_trainer.experiment.board.rows import BoardRow
 from alora_trainer.experiment.board.summary import Rules, choose_finals
+from alora_trainer.experiment.board.taken_over import FinishedRows
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
 from alora_trainer.experiment.run.scheduling.work_progress import WorkProgress
@@ -36,6 +37,7 @@ def run_board(
     overwrite: bool = False,
     only: Sequence[str] | None = None,
     resamples: int = 9999,
+    finished: str | Path | None = None,
 ) -> Path:
     """Run a board, row by row, and write ``board.json`` anew after each.
 
@@ -49,6 +51,8 @@ def run_board(
         overwrite: make anew what other settings made there.
         only: names of rows to run; the reference is always run.
         resamples: of the bootstrap over items.
+        finished: an earlier ``board.json`` of this board, whose finished rows are taken over and not trained (see
+            `FinishedRows`); the reference is trained again, and must come out as it is there.
 
     Returns:
         The path of ``board.json``.
@@ -58,8 +62,8 @@ def run_board(
             finished and in the JSON then).
     """
     where = Workers(workers) if isinstance(workers, int) else workers
-    rows = list(board.rows) if only is None else board.only(list(only))
-    rows.sort(key=lambda row: row.name != board.reference)
+    earlier = None if finished is None else FinishedRows(board, Path(finished))
+    rows = sorted(rows_to_train(board, only, earlier), key=lambda row: row.name != board.reference)
     folder = Path(output_dir)
     check_folder(folder)
     places = [(place, final_places(board, place)) for place in validation_places(board)]
@@ -68,7 +72,7 @@ def run_board(
         check_cells(board, rows, folder, overwrite=overwrite)
         work = _Work(board, folder, where, overwrite, Rules(
             board.reference, board.against, board.shares, board.points, board.seeds, resamples
-        ))  # fmt: skip
+        ), earlier)  # fmt: skip
         work.expect(places, rows)
         at_once = math.ceil(where.count / board.trials)
         for start in range(0, len(rows), at_once):
@@ -83,10 +87,26 @@ def run_board(
     return folder / BOARD_FILE
 
 
+def rows_to_train(board: Board, only: Sequence[str] | None, finished: FinishedRows | None) -> list[BoardRow]:
+    """The rows that are asked for, in the board's order, without those that were finished elsewhere; with the reference."""
+    rows = list(board.rows) if only is None else board.only(list(only))
+    done = set() if finished is None else {*finished.names} - {board.reference}
+    return [row for row in rows if row.name not in done]
+
+
 class _Work:
     """The work on a board: what is finished, by cell, and which rows are whole."""
 
-    def __init__(self, board: Board, folder: Path, workers: Workers, overwrite: bool, rules: Rules) -> None:
+    def __init__(
+        self,
+        board: Board,
+        folder: Path,
+        workers: Workers,
+        overwrite: bool,
+        rules: Rules,
+        finished: FinishedRows | None = None,
+    ) -> None:
+        self.finished = finished
         self.board, self.folder, self.workers, self.overwrite, self.rules = board, folder, workers, overwrite, rules
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, BaseException] = {}
@@ -147,6 +167,8 @@ class _Work:
             self._found[place.folder] = PlaceFound(
                 place, {one: (self._result(one.base), self._folder_of(one.base)) for one in (place, *finals)}
             )
+            if self.finished is not None:
+                self._found[place.folder].take_over(self.finished)
         return self._found[place.folder]
 
     def _train(self, cells: Iterable[Cell]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,9 @@ def _curvature(
 ) -> CurvatureEstimate:
     settings, processes = recipe.curvature, Processes()
     tokens = settings.tokens
+    if tokens is not None and isinstance(data, Sized) and len(data) * recipe.general.block_length <= tokens:
+        # All of it is passed through, and progress by its batches knows the time left, which by tokens it would not.
+        tokens = None
     if processes.count > 1:
         if recipe.general.streaming:
             raise ALoRAError(
