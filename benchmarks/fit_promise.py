@@ -7,7 +7,9 @@ Afterwards the adapter is scored on the kinds' test files, which were given to n
 were given (which the promise is about) and of the others. The chat file is made of the demo's questions on elements; of the
 other tasks --items items are learned. The map of a seed and task is measured once, and the base model scored once. A cell
 that is finished in --runs is not done again, and one that was stopped goes on; after --minutes none is begun. Runs on one
-thread. Writes results/studies/fit-promise.json; --quick is one short cell, on the demo's model and data.
+thread. On two cores start it twice, with the same --runs and other --tasks and --output, and then once with all of them and
+--minutes 0, which brings together what is finished. Writes results/studies/fit-promise.json, and takes over the cells that
+are in it, if they were made with the same settings and libraries; --quick is one short cell, on the demo's model and data.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from alora_trainer.penalty.strength.probe import Probe
 GIVEN = ("books", "openstax_social", "wikipedia_boolq")
 OTHERS = ("code_python", "docs_python", "docs_rust_git")
 _BEFORE: dict[str, list[float]] = {}  # the base model's losses, by test file
+_ASKED = ("max_steps", "items", "test_items", "general_tokens", "block_length")  # what all cells depend on
 _PASSAGES = {True: 150, False: 40}  # of each kind that was given, and of each other one, of its test file
 
 
@@ -67,20 +70,35 @@ def main() -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
     cells = [_quick(options.runs)] if options.quick else list(_cells(options))
+    asked = {key: getattr(options, key) for key in _ASKED}
+    here = environment() | {"threads": 1}
+    earlier = {} if options.quick else _taken_over(options.output, asked, here)
     done, start = [], time.monotonic()
     for cell in cells:
-        if time.monotonic() - start < 60 * options.minutes or (options.runs / cell["name"] / "cell.json").exists():
+        if cell["name"] in earlier:
+            done.append(earlier[cell["name"]])
+        elif time.monotonic() - start < 60 * options.minutes or (options.runs / cell["name"] / "cell.json").exists():
             done.append(_cell(cell, options.runs))
     report = {
         "schema": 1,
         "command": shlex.join(["python", "benchmarks/fit_promise.py", *sys.argv[1:]]),
-        "environment": environment() | {"threads": 1},
+        "environment": here,
+        "asked": asked,
         "fits": {"planned": len(cells), "done": len(done)},
         "summary": _summary(done),
     }
     if not options.quick:
         write_json(options.output, report | {"cells": done})
     print(json.dumps(report["summary"], indent=1))
+
+
+def _taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """By name, the cells of an earlier report, if it asked for the same and had the same libraries."""
+    report = read_json(path) or {}
+    there = report.get("environment", {})
+    # The platform's name has the kernel's number in it.
+    same = report.get("asked") == asked and all(there.get(key) == here[key] for key in here if key != "platform")
+    return {cell["name"]: cell for cell in report["cells"]} if same else {}
 
 
 def _cells(options: argparse.Namespace) -> Any:
