@@ -99,8 +99,9 @@ def _check_same(board: Board, content: Mapping[str, Any], path: Path) -> None:
             raise ALoRAError(f"{path} was made with another {key} than {board.path} has: its rows cannot be taken over")
     there, here = content.get("environment"), environment()
     there = there if isinstance(there, dict) else {}
-    # A platform's name has the kernel's number in it; whether the processor computes alike is seen on the reference.
-    different = [key for key in sorted({*there, *here} - {"platform"}) if there.get(key) != here.get(key)]
+    # A platform's name has the kernel's number in it, and the threads are this process's, not its workers'. Whether those and
+    # the processor compute alike is seen on the reference.
+    different = [key for key in sorted({*there, *here} - {"platform", "threads"}) if there.get(key) != here.get(key)]
     if different:
         names = ", ".join(f"{key} {there.get(key)} (here {here.get(key)})" for key in different)
         raise ALoRAError(f"{path} was made with {names}: its rows cannot be taken over")
