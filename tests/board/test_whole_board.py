@@ -139,22 +139,26 @@ def test_rows_finished_elsewhere_are_taken_over_and_the_file_is_the_same(
     tiny: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stay_in_this_process(monkeypatch)
-    step, trained = transformers.Trainer.training_step, set()
+    train, trained = transformers.Trainer.train, []
 
     def noted(self: Any, *arguments: Any, **settings: Any) -> Any:
-        trained.add("curved" in self.args.output_dir)
-        return step(self, *arguments, **settings)
+        place = Path(self.args.output_dir).as_posix()
+        trained.append(("curved" if "curved" in place else "lora", "final" if "/final/" in place else "validation"))
+        return train(self, *arguments, **settings)
 
-    monkeypatch.setattr(transformers.Trainer, "training_step", noted)
+    monkeypatch.setattr(transformers.Trainer, "train", noted)
     board = read_board(tiny)
     again = run_board(board, output_dir=tmp_path / "all", resamples=99, finished=made)
-    assert trained == {False} and again.read_bytes() == made.read_bytes()
+    assert trained == [("lora", "final")] * 2 and again.read_bytes() == made.read_bytes()
 
     # The other way round: what is missing there is trained here.
     part = run_board(board, output_dir=tmp_path / "part", only=["lora"], resamples=99)
     trained.clear()
     rest = run_board(board, output_dir=tmp_path / "rest", resamples=99, finished=part)
-    assert trained == {False, True} and rest.read_bytes() == made.read_bytes()
+    assert (
+        set(trained) == {("lora", "final"), ("curved", "validation"), ("curved", "final")}
+        and rest.read_bytes() == made.read_bytes()
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ _TESTED = ("difference", "low", "high", "p")
 class FinishedRows:
     """The rows of an earlier ``board.json`` that are whole, checked against the board that goes on.
 
-    The reference is trained again all the same, and must come out as it is there, number for number: that is what shows that
-    code, libraries and processor give here what they gave there, so that the rows may stand in one table.
+    The reference's finals are trained again all the same, and must come out as they are there, number for number: that is what
+    shows that code, libraries and processor give here what they gave there, so that the rows may stand in one table.
 
     Args:
         board: what is run now.
@@ -53,11 +53,11 @@ class FinishedRows:
             raise ALoRAError(f"{path} has no finished row {board.reference}, by which it is seen whether it fits")
 
     def rows(self, model: str, task: str) -> list[RowFound]:
-        """Those of one model and task, but the reference."""
+        """Those of one model and task; the reference with its trials alone."""
         result = self._results[model, task]
-        return [
-            _row_found(self._board.row(name), result, self.path) for name in self.names if name != self._board.reference
-        ]
+        found = [_row_found(self._board.row(name), result, self.path) for name in self.names]
+        next(row for row in found if row.name == self._board.reference).finals.clear()
+        return found
 
     def known(self, model: str, task: str) -> KnownComparisons:
         """Comparisons of these rows with each other over items and documents, whose answers only the other folder has."""

@@ -52,7 +52,7 @@ def run_board(
         only: names of rows to run; the reference is always run.
         resamples: of the bootstrap over items.
         finished: an earlier ``board.json`` of this board, whose finished rows are taken over and not trained (see
-            `FinishedRows`); the reference is trained again, and must come out as it is there.
+            `FinishedRows`); the reference's finals are trained again, and must come out as they are there.
 
     Returns:
         The path of ``board.json``.
@@ -117,7 +117,9 @@ class _Work:
     def expect(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> None:
         """All that these rows may take, so that what is told of the progress is of the whole board."""
         bases = [one.base for place, finals in places for one in (place, *finals)]
-        trials = [place.trained(row, trial) for place, _ in places for row in rows for trial in row.trials]
+        tuned = () if self.finished is None else self.finished.names
+        untried = [row for row in rows if row.name not in tuned]
+        trials = [place.trained(row, trial) for place, _ in places for row in untried for trial in row.trials]
         self._progress.expect({cell.name: cell.size for cell in (*bases, *trials)})
         self._progress.later = self._most_finals(places, rows)
 
@@ -127,12 +129,14 @@ class _Work:
 
     def do(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> None:
         """Train some rows on all models and tasks: their trials, and those of them that are chosen."""
-        trials = [(row, trial) for row in rows for trial in row.trials]
+        tuned = [row for row in rows if self.finished is not None and row.name in self.finished.names]
+        untried = [row for row in rows if row not in tuned]
+        trials = [(row, trial) for row in untried for trial in row.trials]
         self._train(cell for place, _ in places for cell in place.cells(trials, self._makers))
         chosen: list[Cell] = []
         for place, finals in places:
             found = self._found_at(place, finals)
-            whole = [row for row in rows if self._finished(place.trained(row, trial) for trial in row.trials)]
+            whole = [row for row in untried if self._finished(place.trained(row, trial) for trial in row.trials)]
             for row in whole:
                 found.add_trials(row, [self._result(place.trained(row, trial)) for trial in row.trials])
             reference = found.rows.get(self.board.reference)
@@ -140,7 +144,7 @@ class _Work:
                 raise ALoRAError(f"the reference {self.board.reference} could not be trained: {self._first_failure()}")
             for row in whole:
                 found.rows[row.name].chosen = choose_finals(found.rows[row.name], reference, self.rules)
-            wanted = [(row, row.trials[at]) for row in whole for at in found.rows[row.name].chosen]
+            wanted = [(row, row.trials[at]) for row in (*tuned, *whole) for at in found.rows[row.name].chosen]
             chosen += [cell for final in finals for cell in final.cells(wanted, self._makers)]
         self._progress.later -= self._most_finals(places, rows)
         self._train(chosen)
