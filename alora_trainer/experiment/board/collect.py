@@ -85,7 +85,7 @@ class PlaceFound:
             for row in tried
             for place, label in enumerate(row.labels)
         ]
-        finals = [
+        finals: list[dict[str, Any]] = [
             {
                 "row": row.name,
                 "trial": row.labels[place],
