@@ -76,7 +76,7 @@ def fitted(tiny: Path) -> Path:
 
         patched.setattr(whole_fit, "keep_promise", stopped)
         assert command(tiny, output, *settings) == 130
-    trained = output / "run" / "kfac" / "training.json"
+    trained = output / "run" / "kfac_natural" / "training.json"
     before = trained.stat().st_mtime_ns
     assert not (output / "adapter").exists()
     assert command(tiny, output, *settings) == 0
@@ -143,14 +143,14 @@ def test_the_recipe_is_an_ordinary_one_and_says_why(fitted: Path) -> None:
     text = (fitted / "recipe.yaml").read_text()
     assert "budget: 0.5 # the largest rise of general cross-entropy" in text
     recipe = load_recipe(fitted / "recipe.yaml")
-    assert recipe.alora.budget == 0.5 and [method.name for method in recipe.methods] == ["base", "kfac"]
+    assert recipe.alora.budget == 0.5 and [method.name for method in recipe.methods] == ["base", "kfac_natural"]
     assert recipe.tune["use_cpu"] is True  # an override is in it, too
 
 
 def test_a_finished_fit_is_not_done_again_and_other_data_are_refused(
     tiny: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = [fitted / "run" / "kfac" / "training.json", fitted / "promise" / "promise.json"]
+    files = [fitted / "run" / "kfac_natural" / "training.json", fitted / "promise" / "promise.json"]
     before = [path.stat().st_mtime_ns for path in files]
     settings = ["--max-general-rise", "50%", "--unseen", str(tiny / "other.jsonl")]
     assert command(tiny, fitted, *settings) == 0
@@ -215,10 +215,10 @@ def test_short_trainings_find_what_learns_and_hold_the_long_one_by_their_map(tin
         assert command(tiny, tmp_path / "out", *written) == 0
     outcome = json.loads((tmp_path / "out" / "probes" / "choice" / "choice.json").read_text())
     assert [one["steps"] for one in outcome["tried"]] == [2, 2, 2, 2, 4, 4]
-    assert {one["method"] for one in outcome["tried"]} == {"kfac", "covariance"}
+    assert {one["method"] for one in outcome["tried"]} == {"kfac_natural", "covariance"}
     losses = {(one["method"], one["rate"]): one["loss"] for one in outcome["tried"][4:]}
     best = min(losses, key=losses.__getitem__)
-    assert best == tuple(outcome["best"].values()) == ("kfac", pytest.approx(0.02))
+    assert best == tuple(outcome["best"].values()) == ("kfac_natural", pytest.approx(0.02))
     recipe = load_recipe(tmp_path / "out" / "recipe.yaml")
     assert recipe.tune["learning_rate"] == outcome["best"]["rate"]
     # What judges is neither trained on nor in the test.

@@ -106,10 +106,14 @@ def test_a_missing_section_is_named(section: str) -> None:
 
 
 def test_what_is_compared_and_made_where_a_recipe_does_not_say() -> None:
-    """As the board decided: curvature. A recipe with methods makes what they are held by, and one that says what makes that."""
+    """As the board decided: curvature, which also says where to start.
+
+    A recipe with methods makes what they are held by, and one that says what makes that.
+    """
     silent = {key: value for key, value in SETTINGS.items() if key not in ("methods", "importance")}
     recipe = build_recipe(silent)
-    assert [method.name for method in recipe.methods] == ["base", "lora", "kfac"] and recipe.importance == "kronecker"
+    assert [method.name for method in recipe.methods] == ["base", "lora", "kfac_natural"]
+    assert recipe.importance == "kronecker"
     for methods, made in (
         (["base", "lora"], "kronecker"),
         (["base", "lora_ab", "kfac"], "recorded"),

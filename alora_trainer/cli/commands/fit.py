@@ -71,7 +71,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="an earlier fit, whose items are learned together with DATA, held by its map; in the --output_dir it "
         "is set aside as earlier/1",
     )
-    command.add_argument("--method", help="kfac, ekfac, covariance or another that is held to the base (default: kfac)")
+    command.add_argument(
+        "--method",
+        help="kfac_natural, kfac, ekfac, covariance or another that is held to the base (default: kfac_natural, which also "
+        "starts where the domain is learned and forgetting is cheapest)",
+    )
     command.add_argument(
         "--prompt", metavar="TEMPLATE", help="of the columns, such as '{question}', where none is recognised"
     )

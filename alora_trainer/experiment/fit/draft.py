@@ -19,9 +19,11 @@ from alora_trainer.experiment.fit.files import KEPT
 from alora_trainer.experiment.fit.findings import Findings
 from alora_trainer.experiment.fit.general_parts import PARTS
 from alora_trainer.experiment.fit.request import FitRequest
+from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.reading import build_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.recipe.settings import set_override
+from alora_trainer.trainer.initialization.settings import DEFAULT
 
 BLOCK = 256  # tokens of a passage of general text, if the model takes as many
 # Of the adapter's learning rate, by the number of the model's parameters: smaller models take larger steps.
@@ -29,6 +31,8 @@ _RATES = ((2e7, 2e-3), (2e8, 1e-3), (1.5e9, 5e-4))
 _LARGE_RATE = 2e-4
 _BATCH = 8
 _PROBES = 10  # in a training; between two of them lambda follows what the map predicts
+# Items that the adapter's first directions are chosen by: an eighth of those that are trained on, within these bounds.
+_LEAST_ITEMS, _MOST_ITEMS = 64, 512
 
 _COMMENTS = {
     "methods": "the base model, and LoRA held to it by a map that is measured before the training",
@@ -45,6 +49,7 @@ _COMMENTS = {
     "alora.budget": "the largest rise of general cross-entropy, as a share of the base model's",
     "alora.application": "the pull beside the optimizer's step is stable for any strength that the budget asks for",
     "alora.probe_steps": "how often the budget is looked at",
+    "alora.init_items": "that choose the directions which the adapter starts in, by their gradient and the map",
     "curvature.tokens": "that the map is measured on",
 }
 
@@ -114,12 +119,19 @@ def draft(request: FitRequest, found: Findings, recipe: Recipe, *, context: int)
             "budget": request.max_general_rise,
             "application": "decoupled",
             "probe_steps": max(5, steps // _PROBES),
-        },
+        }
+        | _first_directions(request, steps),
         "curvature": {"tokens": min(100_000, request.general_tokens)},
         "evaluation": {"batch_size": 16} | _kept(request),
     }
     _override(written, request.overrides)
     return written
+
+
+def _first_directions(request: FitRequest, steps: int) -> dict[str, Any]:
+    """How many items choose them, of a method that does: not so many that it takes long beside the training."""
+    chosen = get_method(request.method).alora.get("init_adapter", DEFAULT) != DEFAULT
+    return {"init_items": max(_LEAST_ITEMS, min(_MOST_ITEMS, steps * _BATCH // 8))} if chosen else {}
 
 
 def _kept(request: FitRequest) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class FitRequest:
     max_general_rise: float = 0.01
     importance: str | None = None
     after: Path | None = None
-    method: str = "kfac"
+    method: str = "kfac_natural"
     prompt: str | None = None
     completion: str | None = None
     epochs: float = 3.0

@@ -243,5 +243,5 @@ def _section(kind: type, sections: Mapping[str, dict[str, Any]], name: str) -> A
 
 
 # As the small board decided (docs/board.md): what is trained and made where a recipe does not say.
-_DEFAULT_METHODS = ("base", "lora", "kfac")
+_DEFAULT_METHODS = ("base", "lora", "kfac_natural")
 _DEFAULT_IMPORTANCE = KRONECKER
