@@ -107,6 +107,24 @@ def test_what_the_small_board_says_of_equal_learning(board: SmallBoard) -> None:
     (both,) = {f"{tested[OPENBOOK, 'hypervolume', row]:.3f}" for row in ("kfac", "replay")}
     areas = ", LoRA ".join((f"{area[OPENBOOK, 'kfac']}, {area[OPENBOOK, 'replay']}", area[OPENBOOK, "lora"]))
     assert f"({areas}; both P = {both})" in said
+    chosen = [area[task, "kfac_natural"] for task in (SCIQ, OPENBOOK)]
+    assert f"largest area on SciQ ({chosen[0]}; `kfac` {area[SCIQ, 'kfac']}) and the same" in said
+    assert f"on OpenBookQA ({chosen[1]})." in said and chosen[1] == area[OPENBOOK, "kfac"]
+    error = board.rows[SCIQ, "kfac_natural"]["hypervolume"]["error"]
+    assert f"varies too much ({chosen[0]} ± {error:.2f})" in said
+    far = [board.rows[OPENBOOK, row]["equal"]["rise_at_95"] for row in ("kfac_natural", "lora", "kfac")]
+    assert f"at {far[0]['mean']:.3f} for LoRA's {far[1]['mean']:.3f}" in said and far[2]["mean"] is None
+    assert f"(P = {tested[OPENBOOK, 'rise_at_95', 'kfac_natural']:.3f}), where `kfac` did not" in said
+    assert (
+        f"area {chosen[0]} for {area[SCIQ, 'kfac']} on SciQ and {chosen[1]} for {area[OPENBOOK, 'kfac']} on Open"
+        in said
+    )
+    alone = "lora_contrastive_frozen"
+    near = board.rows[OPENBOOK, alone]["equal"]["rise_at_90"]["mean"]
+    sure = tested[OPENBOOK, "rise_at_90", alone]
+    assert f"an area of {area[OPENBOOK, alone]} on OpenBookQA ({near:.3f} at 90 %, P = {sure:.3f})" in said
+    assert f"and of {area[SCIQ, alone]} on SciQ (LoRA {area[SCIQ, 'lora']}), where no seed" in said
+    assert not any(each is not None for each in board.rows[SCIQ, alone]["equal"]["rise_at_90"]["each"].values())
     assert f"(area {area[SCIQ, 'replay']} for {area[SCIQ, 'lora']})" in said
     held = [f"{area[task, 'kfac']} and {area[task, 'ewclora_true']}" for task in (SCIQ, OPENBOOK)]
     assert f"(areas {held[0]}, {held[1]})" in said
@@ -127,6 +145,13 @@ def test_what_the_small_board_says_of_settings(board: SmallBoard) -> None:
     curvature = figures[SCIQ, "kfac", "learning_rate=0.002, lam=0.0003"]
     assert f"learned {fisher['learned']:.3f} where general loss rose by {fisher['rise']:.3f}" in said
     assert f"and `kfac` {curvature['learned']:.3f} where" in said and abs(fisher["rise"] - curvature["rise"]) < 0.001
+    natural = [figures[task, "kfac_natural", "learning_rate=0.002, lam=0.0003"] for task in (SCIQ, OPENBOOK)]
+    here, there = (f"{one['learned']:.3f} where general loss rose by {one['rise']:.3f}" for one in (natural[0], fisher))
+    assert f"on SciQ {here} (`kfac` {curvature['learned']:.3f} and {curvature['rise']:.3f})" in said and there in said
+    held = figures[OPENBOOK, "kfac", "learning_rate=0.004, lam=0.001"]
+    free = figures[OPENBOOK, "lora", "learning_rate=0.002"]
+    both = [f"{one['learned']:.3f} and {one['rise']:.3f}" for one in (natural[1], held, free)]
+    assert f"on OpenBookQA {both[0]} (`kfac` {both[1]}, LoRA {both[2]})" in said
     fast, slow = (figures[SCIQ, "lora", f"learning_rate={rate}"] for rate in ("0.002", "0.001"))
     assert f"LoRA forgets {fast['rise']:.3f} at 0.002 and {slow['rise']:.3f} at 0.001" in said
     assert f"and learns {fast['learned']:.3f} and {slow['learned']:.3f}" in said
