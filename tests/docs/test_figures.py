@@ -46,6 +46,16 @@ def test_the_fit_of_the_demo() -> None:
     assert found["promise"]["kept"] and f"{found['wall_seconds']:.0f} seconds on two" in page
 
 
+def test_how_many_items_choose_first_directions(board: SmallBoard) -> None:
+    notes = (ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "results" / "studies" / "first-directions-items.json").read_text())
+    rows = [(row["items"], row["learned"]["mean"], row["rise"]["mean"]) for row in found["rows"]]
+    whole = board.figures[SCIQ, "kfac_natural", "learning_rate=0.002, lam=0.0001"]
+    assert len(rows) == 3
+    for items, learned, rise in (*rows, (512, whole["learned"], whole["rise"])):
+        assert f"| {items} | {learned:.3f} | {rise:.4f} |" in notes
+
+
 SCIQ, OPENBOOK = "sciq-passages", "openbookqa"
 
 
