@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import os
 import shlex
@@ -90,7 +89,7 @@ def main() -> None:
     }
     if not options.quick:
         write_json(options.output, report | {"cells": done})
-    print(json.dumps(report["summary"], indent=1))
+    print(format_table(report["summary"]))
 
 
 def _taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +181,6 @@ def _cell(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
     finished = read_json(folder / "cell.json")
     if finished is not None:
         return dict(finished)
-    begun = time.process_time()
     first = runs / cell["map"] / "run"
     measured = first / "curvature_kronecker" / "map"
     if cell["name"] != cell["map"] and not (folder / "run").exists() and (first / "base" / "result.json").is_file():
@@ -199,12 +197,7 @@ def _cell(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
         output_dir=folder,
         **cell["settings"],
     )
-    seconds = time.process_time() - begun
-    found = (
-        {key: cell[key] for key in ("name", "task", "seed", "budget")}
-        | {"core_seconds": seconds}
-        | _figures(cell, result)
-    )
+    found = {key: cell[key] for key in ("name", "task", "seed", "budget")} | _figures(cell, result)
     write_json(folder / "cell.json", found)
     return found
 
@@ -228,6 +221,8 @@ def _figures(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
         "accuracy": after.acc,
         "answer_loss_base": before.answer_loss,
         "answer_loss": after.answer_loss,
+        "choices_base": before.choice_cross_entropy,
+        "choices": after.choice_cross_entropy,
         "items": after.items,
     }
 
@@ -252,10 +247,14 @@ def _rises(cell: Mapping[str, Any], result: FitResult) -> dict[str, Any]:
 
 
 def _learned(own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy gained in questions with choices; of free answers, the nats a token that they have become likelier by."""
+    """Of questions with choices, accuracy gained and the fall of the cross-entropy over choices; of free answers, the nats a
+    token that they have become likelier by."""
     if own[0]["answer_loss"] is not None:
         return {"answer_loss_fell": spread(one["answer_loss_base"] - one["answer_loss"] for one in own)}
-    return {"accuracy_gained": spread(one["accuracy"] - one["accuracy_base"] for one in own)}
+    return {
+        "accuracy_gained": spread(one["accuracy"] - one["accuracy_base"] for one in own),
+        "choices_fell": spread(one["choices_base"] - one["choices"] for one in own),
+    }
 
 
 def _summary(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -277,6 +276,39 @@ def _summary(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def format_table(summary: Sequence[Mapping[str, Any]]) -> str:
+    """The summary in Markdown, a line a task and budget; means over seeds."""
+    head = (
+        "task",
+        "budget (%)",
+        "fits",
+        "promised",
+        "held on test text",
+        "rise there (%)",
+        "on other kinds (%)",
+        "learned",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in summary:
+        rises = (f"{100 * row[key]['mean']:.2f}" for key in ("rise_on_test", "rise_on_other_kinds"))
+        if "accuracy_gained" in row:
+            nats = f"{row['choices_fell']['mean']:.3f} nats over choices"
+            learned = f"{nats}, accuracy {100 * row['accuracy_gained']['mean']:+.1f} points"
+        else:
+            learned = f"answers {row['answer_loss_fell']['mean']:.3f} nats a token likelier"
+        told = (
+            row["task"],
+            f"{100 * row['budget']:g}",
+            row["fits"],
+            row["promised"],
+            row["held_on_test"],
+            *rises,
+            learned,
+        )
+        lines.append("| " + " | ".join(map(str, told)) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
