@@ -144,6 +144,7 @@ def test_the_recipe_is_an_ordinary_one_and_says_why(fitted: Path) -> None:
     assert "budget: 0.5 # the largest rise of general cross-entropy" in text
     recipe = load_recipe(fitted / "recipe.yaml")
     assert recipe.alora.budget == 0.5 and [method.name for method in recipe.methods] == ["base", "kfac_natural"]
+    assert recipe.alora.init_items == 64 and "init_items: 64 # that choose the directions" in text
     assert recipe.tune["use_cpu"] is True  # an override is in it, too
 
 
