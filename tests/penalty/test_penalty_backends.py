@@ -198,7 +198,7 @@ def test_a_backend_that_does_not_fit_is_refused(monkeypatch):
 def test_triton_in_the_interpreter():
     """The interpreter is chosen when triton is imported, so that its tests need a process of their own."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "interpreted", "-p", "no:cacheprovider", str(Path(__file__))],
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-k", "interpreted", "-p", "no:cacheprovider", __file__],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
