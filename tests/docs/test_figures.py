@@ -46,6 +46,18 @@ def test_the_fit_of_the_demo() -> None:
     assert found["promise"]["kept"] and f"{found['wall_seconds']:.0f} seconds on two" in page
 
 
+def test_the_fits_and_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    fit_promise = importlib.import_module("fit_promise")
+    found = json.loads((ROOT / "results" / "studies" / "fit-promise.json").read_text())
+    page = (ROOT / "docs" / "fit.md").read_text(encoding="utf-8")
+    assert fit_promise.format_table(found["summary"]) in page
+    promised, held = (sum(row[key] for row in found["summary"]) for key in ("promised", "held_on_test"))
+    done, planned = found["fits"]["done"], found["fits"]["planned"]
+    said = f"{done} of {planned} fits are made, {promised} of them could promise, and {held} of these held"
+    assert said in " ".join(page.split()) and done == len(found["cells"])
+
+
 def test_how_many_items_choose_first_directions(board: SmallBoard) -> None:
     notes = (ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "results" / "studies" / "first-directions-items.json").read_text())
