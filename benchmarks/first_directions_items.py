@@ -72,13 +72,14 @@ def _cell(place: Place, items: int, folder: Path) -> dict[str, Any]:
     (before,), (after,) = base.tasks.values(), found.tasks.values()
     learning = place.task.learning
     before_loss, after_loss = base.general.token_cross_entropy, found.general.token_cross_entropy
-    assert before_loss is not None and after_loss is not None
+    figures = learning.figure(base), learning.figure(found), before.acc, after.acc, before_loss, after_loss
+    assert None not in figures, f"seed {place.seed}, {items} items: something was not measured"
     return {
         "seed": place.seed,
         "items": items,
-        "learned": learning.learned(learning.figure(base) or 0.0, learning.figure(found) or 0.0),
+        "learned": learning.learned(figures[0], figures[1]),
         "rise": after_loss - before_loss,
-        "accuracy": (after.acc or 0.0) - (before.acc or 0.0),
+        "accuracy": after.acc - before.acc,
     }
 
 

@@ -56,6 +56,11 @@ def test_the_fits_and_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     done, planned = found["fits"]["done"], found["fits"]["planned"]
     said = f"{done} of {planned} fits are made, {promised} of them could promise, and {held} of these held"
     assert said in " ".join(page.split()) and done == len(found["cells"])
+    rows = [row for row in found["summary"] if row["task"] == "openbookqa"]
+    times = [row["rise_on_other_kinds"]["mean"] / row["rise_on_test"]["mean"] for row in rows]
+    assert "forget two to three times as much" in page and all(2 <= one <= 3 for one in times)
+    widest = [cell for cell in found["cells"] if (cell["task"], cell["budget"]) == ("openbookqa", 0.02)]
+    assert all(cell["scale"] <= 1 and cell["promised_limit"] < 0.02 for cell in widest)
 
 
 def test_how_many_items_choose_first_directions(board: SmallBoard) -> None:

@@ -77,9 +77,9 @@ def test_text_shorter_than_asked_for_is_told_by_its_batches(
     """By tokens, which end before the number that was asked for, the time left would be too long."""
     told: list[tuple[int, str]] = []
 
-    def noted(what: str, total: int, logger: object, *, unit: str, **settings: object) -> ShownProgress:
+    def noted(what: str, total: int, logger: Any, *, unit: str, **settings: Any) -> ShownProgress:
         told.append((total, unit))
-        return ShownProgress(what, total, logger, unit=unit, **settings)  # type: ignore[arg-type]
+        return ShownProgress(what, total, logger, unit=unit, **settings)
 
     monkeypatch.setattr(curvature_passes, "ShownProgress", noted)
     one = recipe(importance="kronecker", **{"curvature.tokens": "100000"})
