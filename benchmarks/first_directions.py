@@ -1,21 +1,28 @@
 """Does it pay to choose where a new adapter starts? Every start, alone and held by curvature.
 
-    python benchmarks/first_directions.py --work_dir runs/first-directions [--tasks sciq-passages openbookqa] [--seeds 0,1,2]
+    python benchmarks/first_directions.py [--tasks sciq-passages openbookqa] [--seeds 0,1,2] [--workers 2] [--minutes N]
 
-Tasks, sizes and kinds of text are the small board's (recipes/boards/small.yaml): curvature is measured on half of the kinds of
-general text, and forgetting on all of them, the two halves apart. All strengths that are tried are in the table, and none is
-chosen. The starts: PEFT's own (which is LoRA, or kfac), the domain's gradient alone (LoRA-GA's directions), general inputs'
-null space alone (LoRA-Null's), contrastive and natural; beside them EWCLoRA with the true Fisher information. What was finished
-in the work folder is not done again. Writes results/first-directions.json and prints its table; `--quick` makes a few steps,
-to see that it runs.
+Tasks, lengths of training and kinds of text are the small board's (recipes/boards/small.yaml), with the first 300 of its test
+items: curvature is measured on half of the kinds of general text, and forgetting on all of them, the two halves apart. All
+strengths that are tried are in the table, and none is chosen. The starts: PEFT's own (which is LoRA, or kfac), the domain's
+gradient alone (LoRA-GA's directions), general inputs' null space alone (LoRA-Null's), contrastive and natural, by 64 items of
+the domain (benchmarks/first_directions_items.py says why); beside them EWCLoRA with the true Fisher information.
+
+One task and one seed are 25 trainings, and written when they are done; what the report has is not done again, if it was made
+with the same settings and libraries, nor is what was finished in the work folder. After --minutes no further one is begun.
+Writes results/first-directions.json and prints its table; `--quick` makes a few steps, to see that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +30,12 @@ from typing import Any
 
 from comparison import ROOT, figures, results_of
 from curvature_comparison import choice_losses
+from studies import spread
 
+from alora_trainer.basics.files import read_json, write_json
 from alora_trainer.basics.output import configure_output
 from alora_trainer.experiment.board.board_file import Board, read_board
+from alora_trainer.experiment.report.results import environment
 from alora_trainer.experiment.run.sweep import Grid, run_sweep
 
 BOARD = ROOT / "recipes" / "boards" / "small.yaml"
@@ -34,7 +44,8 @@ STRENGTHS = (0.0, 0.0003, 0.001, 0.003)
 FISHER_STRENGTHS = (0.003, 0.01)
 FROZEN = ("default", "contrastive", "natural_gradient")
 # All eigenvectors, so that a null space is one.
-COMMON = {"curvature.keep": "null"}
+COMMON = {"curvature.keep": "null", "alora.init_items": "64", "domain.test_items": "300"}
+FIGURES = ("rise_recorded", "rise_other", "choices", "accuracy")
 
 
 def recorded(board: Board) -> list[str]:
@@ -42,9 +53,8 @@ def recorded(board: Board) -> list[str]:
     return list(json.loads(board.settings["general.train"]))
 
 
-def grids(board: Board, task: str, seeds: Sequence[int], quick: bool) -> dict[str, Grid]:
-    """What is trained, by group."""
-    limit = 1 if quick else None
+def grids(board: Board, task: str, seed: int, quick: bool) -> dict[str, Grid]:
+    """What is trained with one seed, by group."""
     learned = {one.name: one for one in board.tasks}[task]
     (model,) = board.models.values()
     overrides = {**board.settings, **learned.settings, "model": model, **COMMON}
@@ -54,14 +64,12 @@ def grids(board: Board, task: str, seeds: Sequence[int], quick: bool) -> dict[st
         overrides |= {"general.train_tokens": "12800"}
 
     def grid(name: str, methods: str, over: Mapping[str, Sequence[Any]], **more: str) -> Grid:
-        varied = {
-            setting: [str(value) for value in values][-limit if limit else None :] for setting, values in over.items()
-        }
+        varied = {setting: [str(value) for value in values][-1 if quick else 0 :] for setting, values in over.items()}
         return Grid(
             learned.recipe,
             overrides=overrides | {"methods": methods} | more,
             over=varied,
-            seeds=seeds,
+            seeds=[seed],
             name=f"{task}-{name}",
         )
 
@@ -91,44 +99,68 @@ def measured(run: Path, name: str, kinds: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def collected(work: Path, made: Mapping[str, Grid], seeds: Sequence[int], kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry a training and strength, over seeds; `rise_...` are over the base model's cross-entropy."""
-    base = measured(work / str(made["base"].name) / f"seed-{seeds[0]}", "base", kinds)
-    entries = []
-    for group, grid in made.items():
-        if group == "base":
-            continue
-        runs = [work / str(grid.name) / f"seed-{seed}" for seed in seeds]
-        for name in results_of(runs[0]):
-            each = [measured(run, name, kinds) for run in runs]
-            for one in each:
-                one |= {f"rise_{half}": one[half] - base[half] for half in ("recorded", "other")}
-            summary = {key: _summary([one[key] for one in each]) for key in each[0]}
-            entries.append({"group": group, "name": name, **summary})
-    return [{"group": "base", "name": "base", **{key: _summary([value]) for key, value in base.items()}}, *entries]
+def trained(work: Path, made: Mapping[str, Grid], kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The figures of every training of one task and seed, by group and name; `rise_...` over the base's cross-entropy."""
+    runs = {group: work / grid.name / f"seed-{grid.seeds[0]}" for group, grid in made.items()}
+    base = measured(runs["base"], "base", kinds)
+    found = {
+        f"{group} {name}": measured(run, name, kinds)
+        for group, run in runs.items()
+        for name in results_of(run)
+        if name != "base" or group == "base"
+    }
+    for one in found.values():
+        one |= {f"rise_{half}": one[half] - base[half] for half in ("recorded", "other")}
+    return found
 
 
-def _summary(values: Sequence[float]) -> dict[str, Any]:
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"each": list(values), "mean": statistics.mean(values), "sd": sd}
+def summary(trainings: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """One entry a training, over the seeds that are done."""
+    names = dict.fromkeys(name for seed in trainings.values() for name in seed)
+    return [
+        {"name": name}
+        | {key: spread(seed[name][key] for seed in trainings.values() if name in seed) for key in FIGURES}
+        for name in names
+    ]
 
 
 def format_table(entries: Sequence[Mapping[str, Any]]) -> str:
-    """One row a training."""
-    keys = ("rise_recorded", "rise_other", "choices", "accuracy")
+    """One row a training, mean and standard deviation over seeds."""
     lines = [
-        "| what | rise on recorded kinds (nats a token) | rise on others | cross-entropy over choices | accuracy (%) |",
-        "|---|---|---|---|---|",
+        "| what | seeds | rise on recorded kinds (nats a token) | rise on others | cross-entropy over choices | accuracy (%) |",
+        "|---|---|---|---|---|---|",
     ]
     for entry in entries:
-        cells = [f"{entry['group']} {entry['name']}"]
-        for key, factor, digits in zip(keys, (1, 1, 1, 100), (4, 4, 3, 1), strict=True):
-            value = entry.get(key)
-            text = "0" if value is None else f"{factor * value['mean']:.{digits}f}"
-            spread = "" if value is None or value["sd"] is None else f" ± {factor * value['sd']:.{digits}f}"
-            cells.append(text + spread)
+        cells = [entry["name"], str(entry["choices"]["seeds"])]
+        for key, factor, digits in zip(FIGURES, (1, 1, 1, 100), (4, 4, 3, 1), strict=True):
+            mean, deviation = entry[key]["mean"], entry[key]["standard_deviation"]
+            error = "" if deviation is None else f" ± {factor * deviation:.{digits}f}"
+            cells.append(f"{factor * mean:.{digits}f}{error}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def asked(board: Board) -> dict[str, Any]:
+    """What the figures depend on, beside seed and task."""
+    files = [BOARD, *(Path(task.recipe) for task in board.tasks)]
+    return {
+        "starts": STARTS,
+        "strengths": STRENGTHS,
+        "fisher_strengths": FISHER_STRENGTHS,
+        "frozen": FROZEN,
+        "settings": COMMON,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+
+
+def taken_over(path: Path, wanted: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainings of an earlier report, by task and seed, if it asked for the same and had the same libraries."""
+    report = read_json(path) or {}
+    there = report.get("environment", {})
+    # The platform's name has the kernel's number in it.
+    same = all(there.get(key) == here[key] for key in here if key != "platform")
+    same = same and report.get("asked") == json.loads(json.dumps(wanted))
+    return dict(report["trainings"]) if same else {}
 
 
 def main() -> None:
@@ -140,30 +172,41 @@ def main() -> None:
     known = [task.name for task in board.tasks]
     parser.add_argument("--tasks", nargs="+", choices=known, default=known)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further task and seed after so many")
     parser.add_argument("--quick", action="store_true", help="a few steps and items, to see that it runs")
     options = parser.parse_args()
-    seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
-    began = time.perf_counter()
+    began = time.monotonic()
     configure_output()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    report: dict[str, Any] = {
-        "schema": 1,
-        "command": f"python benchmarks/first_directions.py --tasks {' '.join(options.tasks)} --seeds {options.seeds}",
-        "seeds": seeds,
-        "quick": options.quick,
-        "recorded": recorded(board),
-        "tasks": {},
-    }
-    for task in options.tasks:
-        made = grids(board, task, seeds, options.quick)
-        run_sweep(list(made.values()), output_dir=options.work_dir, workers=options.workers)
-        report["tasks"][task] = collected(options.work_dir, made, seeds, recorded(board))
-        print(f"{task}\n{format_table(report['tasks'][task])}")
-    default = options.work_dir if options.quick else ROOT / "results"
-    path = options.output or default / "first-directions.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{(time.perf_counter() - began) / 60:.1f} min; written: {path}")
+    path = options.output or (options.work_dir if options.quick else ROOT / "results") / "first-directions.json"
+    here, wanted, kinds = environment() | {"threads": 1}, asked(board), recorded(board)
+    done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here)
+
+    def write() -> None:
+        report = {
+            "schema": 1,
+            "command": shlex.join(["python", "benchmarks/first_directions.py", *sys.argv[1:]]),
+            "environment": here,
+            "asked": wanted,
+            "recorded": kinds,
+            "summary": {task: summary(seeds) for task, seeds in done.items()},
+            "trainings": done,
+        }
+        write_json(path, report)
+
+    for seed in options.seeds.split(",")[: 1 if options.quick else None]:
+        for task in options.tasks:
+            late = time.monotonic() - began >= 60 * options.minutes
+            if seed in done.get(task, {}) or late:
+                continue
+            made = grids(board, task, int(seed), options.quick)
+            run_sweep(list(made.values()), output_dir=options.work_dir, workers=options.workers)
+            done[task] = done.get(task, {}) | {seed: trained(options.work_dir, made, kinds)}
+            write()
+    write()
+    for task, seeds in done.items():
+        print(f"{task}\n{format_table(summary(seeds))}")
+    print(f"\n{(time.monotonic() - began) / 60:.1f} min; written: {path}")
 
 
 if __name__ == "__main__":
