@@ -48,6 +48,9 @@ def test_the_small_board_is_checked_without_training() -> None:
     found = estimated(board, board.rows, None)
     assert [(one.task, one.trials, one.finals) for one in found] == [("sciq-passages", 48, 72), ("openbookqa", 48, 72)]
     assert "at most 240 trainings; nothing was trained" in estimate_text(board, found, None, 1)
+    # What was tried elsewhere is not tried again: of the reference its finals alone.
+    left = estimated(board, board.only(["lora", "ekfac"]), None, tried=["lora", "kfac"])
+    assert [(one.trials, one.finals) for one in left] == [(4, 12), (4, 12)]
     tasks = {task.name: task for task in board.tasks}
     for task in tasks.values():
         assert "validation" in task.validation["domain.test"]

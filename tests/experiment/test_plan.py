@@ -231,6 +231,21 @@ def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
     assert plan.download_bytes == 0 and plan.disk_bytes > plan.memory.omega_bytes("float32")
 
 
+def test_equal_work_takes_fewer_steps(recipe: Callable[..., Recipe]) -> None:
+    """As many rows of general text as of the domain, of as many tokens: half of the steps, fewer for what distilling costs."""
+    steps = {}
+    for equal in ("false", "true"):
+        options = {
+            f"method_options.{name}": f"{{fraction: 1.0, equal_work: {equal}}}" for name in ("replay", "kl_anchor")
+        }
+        planned = recipe(
+            methods="lora,replay,kl_anchor", **{"tune.max_steps": "70", "general.block_length": "96"} | options
+        )
+        stages = {stage.name: stage.amount for stage in plan_recipe(planned, HOST).stages}
+        steps[equal] = [stages[f"tune {name}"].steps for name in ("lora", "replay", "kl_anchor")]
+    assert steps == {"false": [70, 70, 70], "true": [70, 35, 30]}
+
+
 def test_looks_at_general_text_are_work_of_what_a_budget_steers(recipe: Callable[..., Recipe]) -> None:
     """The budget is the default where there is text to watch; each look is a pass forward over the probe's tokens."""
     flops, known = {}, None

@@ -77,7 +77,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
         device = None if arguments.device is None else get_device(arguments.device)
         finished = None if arguments.finished is None else FinishedRows(board, Path(arguments.finished))
         rows = rows_to_train(board, only, finished)
-        found = estimated(board, rows, device)
+        found = estimated(board, rows, device, () if finished is None else finished.names)
         text = estimate_text(board, found, device, arguments.workers)
         return Answer(text, {"board": board.name, "places": [asdict(one) for one in found]})
     folder = Path(arguments.output_dir) if arguments.output_dir is not None else Path("runs") / f"{board.name}-board"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from alora_trainer.experiment.board.board_file import Board
@@ -36,37 +36,43 @@ class PlaceEstimate:
     unknown: tuple[str, ...]
 
 
-def estimated(board: Board, rows: Sequence[BoardRow], device: Device | None) -> list[PlaceEstimate]:
+def estimated(
+    board: Board, rows: Sequence[BoardRow], device: Device | None, tried: Collection[str] = ()
+) -> list[PlaceEstimate]:
     """What a board takes, by model and task. Every setting of every trial is read and checked on the way.
 
     Args:
         board: the board.
         rows: those that are to run.
         device: what times are of; None for none.
+        tried: names of rows whose trials were finished elsewhere (`FinishedRows`), so that only their finals run.
 
     Raises:
         ALoRAError: a recipe or a trial's settings cannot be used; the plan does not know the model.
     """
-    return [_place(board, place, rows, device) for place in validation_places(board)]
+    return [_place(board, place, rows, device, tried) for place in validation_places(board)]
 
 
-def _place(board: Board, place: Place, rows: Sequence[BoardRow], device: Device | None) -> PlaceEstimate:
+def _place(
+    board: Board, place: Place, rows: Sequence[BoardRow], device: Device | None, tried: Collection[str]
+) -> PlaceEstimate:
     final = final_places(board, place)[0]
     for row in rows:
         for one, trial in [*((place, trial) for trial in row.trials), (final, row.trials[0])]:
             recipe = load_recipe(place.task.recipe, one.overrides | row.overrides(trial) | {"methods": row.method})
             recipe.for_method(get_method(row.method))
     each = len(board.seeds) * min(board.points or board.trials, board.trials)
-    trials, finals = len(rows) * board.trials, len(rows) * each
+    trials_of = {row.name: 0 if row.name in tried else board.trials for row in rows}
+    trials, finals = sum(trials_of.values()), len(rows) * each
     if device is None:
         return PlaceEstimate(place.model, place.task.name, trials, finals, None, ())
-    tried = _plan(place, rows, device)
-    tested = _plan(final, rows, device)
-    seconds = {"validation": _seconds(tried), "final": _seconds(tested)}
+    seconds = {name: _seconds(_plan(one, rows, device)) for name, one in (("validation", place), ("final", final))}
     total, unknown = 0.0, []
     for row in rows:
-        for name, count in (("validation", board.trials), ("final", each)):
+        for name, count in (("validation", trials_of[row.name]), ("final", each)):
             training = _of_training(seconds[name], row)
+            if not count:
+                continue
             if training is None:
                 unknown.append(row.name)
             else:

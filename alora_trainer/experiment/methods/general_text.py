@@ -13,7 +13,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.extra_loss import ExtraLossTrainer
 from alora_trainer.experiment.methods.method import Method
 
-# Rows that a mean length is taken over, evenly spaced.
+# Rows that a mean length is taken over, evenly spaced; and micro-batches, of rows beside one.
 _MEASURED = 1000
 
 
@@ -47,6 +47,21 @@ class GeneralTextOptions:
         """The most rows of general text beside a micro-batch of `batch_size` rows of the domain."""
         share = self.fraction * batch_size
         return max(1, math.ceil(share - 1e-9) if self.spread else round(share))
+
+    def mean_rows(self, batch_size: int) -> float:
+        """Rows of general text beside a micro-batch, on average."""
+        return self.rows_before(_MEASURED, batch_size) / _MEASURED
+
+    def share_of_steps(self, batch_size: int, domain: float, general: float, passes: float) -> float:
+        """With `equal_work`, the share of the steps that takes as many tokens as all of them on the domain alone; else 1.
+
+        Args:
+            batch_size: rows of the domain in a micro-batch.
+            domain, general: tokens of a row.
+            passes: what a token of general text costs, in tokens of the domain.
+        """
+        own = batch_size * domain
+        return own / (own + self.mean_rows(batch_size) * general * passes) if self.equal_work else 1.0
 
     def rows_before(self, number: int, batch_size: int) -> int:
         """Rows of general text beside all micro-batches before that of this number, counted from 0."""
@@ -114,17 +129,12 @@ class GeneralTextTrainer(ExtraLossTrainer):
         )
         self._place_in_window = 0
         if options.equal_work:
-            self._make_fewer_steps(mean_length(self.train_dataset), mean_length(general))
-
-    def _make_fewer_steps(self, domain: float, general: float) -> None:
-        """As many as take the tokens of a training on the domain alone, from the mean lengths of rows."""
-        size = self.args.per_device_train_batch_size
-        extra = self.options.rows_before(1000, size) / 1000 * general * self.passes
-        share = size * domain / (size * domain + extra)
-        if self.args.max_steps > 0:
-            self.args.max_steps = max(1, round(share * self.args.max_steps))
-        else:
-            self.args.num_train_epochs *= share
+            lengths = mean_length(self.train_dataset), mean_length(general)
+            share = options.share_of_steps(size, *lengths, self.passes)
+            if self.args.max_steps > 0:
+                self.args.max_steps = max(1, round(share * self.args.max_steps))
+            else:
+                self.args.num_train_epochs *= share
 
     def general_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss on a batch of general text (its mean over tokens)."""
@@ -168,3 +178,6 @@ class GeneralTextMethod(Method):
 
     def general_rows(self, options: GeneralTextOptions, batch_size: int) -> int:
         return options.rows(batch_size)
+
+    def share_of_steps(self, options: GeneralTextOptions, batch_size: int, domain: float, general: float) -> float:
+        return options.share_of_steps(batch_size, domain, general, self.trainer_class.passes)

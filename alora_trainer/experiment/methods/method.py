@@ -166,6 +166,14 @@ class Method:
         """Rows of general text beside a micro-batch of `batch_size` rows of the domain."""
         return 0
 
+    def share_of_steps(self, options: Any, batch_size: int, domain: float, general: float) -> float:
+        """What is left of a training's steps where general text beside the domain makes them fewer.
+
+        Args:
+            domain, general: tokens of a row.
+        """
+        return 1.0
+
     # ---- what follows ----
 
     def settings(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alora_trainer.data.sources import hub_settings, stream_records
 from alora_trainer.data.tasks import get_task
@@ -37,6 +37,10 @@ class Amount:
     def tokens(self) -> int | None:
         """Tokens of all steps, padding to `length` included."""
         return None if self.steps is None else self.steps * self.micro_batches * self.batch_size * self.length
+
+    def shortened(self, share: float) -> Amount:
+        """With so large a share of the steps, one at least."""
+        return self if self.steps is None else replace(self, steps=max(1, round(share * self.steps)))
 
 
 def training_amount(recipe: Recipe, section: str, items: int | None, length: int, *, processes: int = 1) -> Amount:

@@ -264,8 +264,10 @@ class _Planner:
         recipe = each.for_method(method)
         name = f"tune {method.name}" + (f" on {get_task(each.domain.task).name}" if self.recipe.domains else "")
         amount = self._training(recipe, "tune", domain_items(each)[0], self.length or each.domain.max_length)
-        extra = method.general_rows(self.recipe.options(method).own, amount.batch_size)
-        length = max(amount.length, recipe.general.block_length) if extra else amount.length
+        own, block = self.recipe.options(method).own, recipe.general.block_length
+        extra = method.general_rows(own, amount.batch_size)
+        amount = amount.shortened(method.share_of_steps(own, amount.batch_size, amount.length, block))
+        length = max(amount.length, block) if extra else amount.length
         shape = Pass(amount.batch_size + extra, length)
         if not method.penalty:
             return self._stage(name, amount, shape, self.variant, self.memory.plain, 0, 0)
