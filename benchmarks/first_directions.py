@@ -45,6 +45,16 @@ FISHER_STRENGTHS = (0.003, 0.01)
 FROZEN = ("default", "contrastive", "natural_gradient")
 # All eigenvectors, so that a null space is one.
 COMMON = {"curvature.keep": "null", "alora.init_items": "64", "domain.test_items": "300"}
+# A few steps and items, to see that it runs.
+QUICK = {
+    "tune.max_steps": "2",
+    "evaluation.limit": "4",
+    "general.test_bytes": "2000",
+    "fisher.samples": "8",
+    "curvature.tokens": "1000",
+    "alora.init_items": "8",
+    "general.train_tokens": "12800",
+}
 FIGURES = ("rise_recorded", "rise_other", "choices", "accuracy")
 
 
@@ -53,36 +63,32 @@ def recorded(board: Board) -> list[str]:
     return list(json.loads(board.settings["general.train"]))
 
 
-def grids(board: Board, task: str, seed: int, quick: bool) -> dict[str, Grid]:
-    """What is trained with one seed, by group."""
+def grid(
+    board: Board, task: str, seed: int, name: str, methods: str, over: Mapping[str, Sequence[Any]], **more: str
+) -> Grid:
+    """Some trainings of a task of the board with one seed; of several values the last alone with `QUICK` among the settings."""
     learned = {one.name: one for one in board.tasks}[task]
     (model,) = board.models.values()
-    overrides = {**board.settings, **learned.settings, "model": model, **COMMON}
-    if quick:
-        overrides |= {"tune.max_steps": "2", "evaluation.limit": "4", "general.test_bytes": "2000"}
-        overrides |= {"fisher.samples": "8", "curvature.tokens": "1000", "alora.init_items": "8"}
-        overrides |= {"general.train_tokens": "12800"}
+    first = -1 if more.keys() >= QUICK.keys() else 0
+    return Grid(
+        learned.recipe,
+        overrides={**board.settings, **learned.settings, "model": model, **COMMON, "methods": methods, **more},
+        over={setting: [str(value) for value in values][first:] for setting, values in over.items()},
+        seeds=[seed],
+        name=f"{task}-{name}",
+    )
 
-    def grid(name: str, methods: str, over: Mapping[str, Sequence[Any]], **more: str) -> Grid:
-        varied = {setting: [str(value) for value in values][-1 if quick else 0 :] for setting, values in over.items()}
-        return Grid(
-            learned.recipe,
-            overrides=overrides | {"methods": methods} | more,
-            over=varied,
-            seeds=[seed],
-            name=f"{task}-{name}",
-        )
 
+def grids(board: Board, task: str, seed: int, quick: bool) -> dict[str, Grid]:
+    """What is trained with one seed, by group."""
+    more = QUICK if quick else {}
+    starts, frozen = {"alora.init_adapter": STARTS}, {"alora.init_adapter": FROZEN, "alora.lam": STRENGTHS[:1]}
+    fisher = {"method_options.ewclora_true.alora.lam": FISHER_STRENGTHS}
     return {
-        "base": grid("base", "base", {}),
-        "held": grid("held", "kfac", {"alora.init_adapter": STARTS, "alora.lam": STRENGTHS}),
-        "frozen": grid(
-            "frozen",
-            "kfac",
-            {"alora.init_adapter": FROZEN, "alora.lam": STRENGTHS[:1]},
-            **{"alora.freeze_a": "true"},
-        ),
-        "fisher": grid("fisher", "ewclora_true", {"method_options.ewclora_true.alora.lam": FISHER_STRENGTHS}),
+        "base": grid(board, task, seed, "base", "base", {}, **more),
+        "held": grid(board, task, seed, "held", "kfac", starts | {"alora.lam": STRENGTHS}, **more),
+        "frozen": grid(board, task, seed, "frozen", "kfac", frozen, **more, **{"alora.freeze_a": "true"}),
+        "fisher": grid(board, task, seed, "fisher", "ewclora_true", fisher, **more),
     }
 
 

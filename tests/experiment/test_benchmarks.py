@@ -15,3 +15,13 @@ def test_it_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     module = importlib.import_module(name)
     assert module.__doc__ and Path(str(module.__file__)).parent == FOLDER
+
+
+def test_a_figure_at_the_rise_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Straight lines from the base model on; past the last point nothing more is learned, and a rise below zero is no trouble."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    at_rise = importlib.import_module("fit_beside").at_rise
+    points = [{"rise": 0.04, "nats": 0.3}, {"rise": 0.01, "nats": 0.2}, {"rise": -0.001, "nats": 0.05}]
+    found = [at_rise(points, rise, "nats") for rise in (0.0, 0.01, 0.025, 0.04, 0.1)]
+    assert found == pytest.approx([0.05 + 0.15 / 11, 0.2, 0.25, 0.3, 0.3])
+    assert at_rise(points[:2], 0.005, "nats") == pytest.approx(0.1)
