@@ -73,6 +73,29 @@ def test_how_many_items_choose_first_directions(board: SmallBoard) -> None:
         assert f"| {items} | {learned:.3f} | {rise:.4f} |" in notes
 
 
+def test_the_learning_rate_of_a_chosen_start(board: SmallBoard) -> None:
+    notes = (ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8")
+    tried = {
+        (result["task"], trial["row"], trial["trial"]): (trial["validation"]["learned"], trial["validation"]["rise"])
+        for result in board.whole["results"]
+        for trial in result["trials"]
+    }
+    rows = {"kfac": ["lam=0.0003"], "kfac_natural": ["lam=0.0003", "lam=0.0001"], "lora_contrastive_frozen": [""]}
+    for row, strengths in rows.items():
+        for strength in strengths:
+            more = f", {strength}" if strength else ""
+            each = [
+                tried[task, row, f"learning_rate={rate}{more}"] for task in (SCIQ, OPENBOOK) for rate in (0.002, 0.004)
+            ]
+            figures = " | ".join(f"{learned:.3f} / {rise:.3f}" for learned, rise in each)
+            assert f"| {row}{more.replace('=', ' ')} | {figures} |" in notes
+    natural = [[tried[task, "kfac_natural", f"learning_rate={rate}, lam={lam}"] for rate in (0.002, 0.004)]
+               for task in (SCIQ, OPENBOOK) for lam in (0.0001, 0.0003)]  # fmt: skip
+    assert all(twice[0] < once[0] and 1.6 < twice[1] / once[1] < 2.9 for once, twice in natural)
+    learned, rise = tried[SCIQ, "lora_contrastive_frozen", "learning_rate=0.016"]
+    assert f"(learned {learned:.3f} on SciQ, at a rise of {rise:.3f})" in notes
+
+
 SCIQ, OPENBOOK = "sciq-passages", "openbookqa"
 
 

@@ -18,7 +18,7 @@ def test_it_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_figure_at_the_rise_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Straight lines from the base model on; past the last point nothing more is learned, and a rise below zero is no trouble."""
+    """Straight lines from the base model on; past the last point nothing more is learned; a rise below zero is no trouble."""
     monkeypatch.syspath_prepend(str(FOLDER))
     at_rise = importlib.import_module("fit_beside").at_rise
     points = [{"rise": 0.04, "nats": 0.3}, {"rise": 0.01, "nats": 0.2}, {"rise": -0.001, "nats": 0.05}]
