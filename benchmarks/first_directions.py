@@ -130,14 +130,38 @@ def summary(trainings: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[
     ]
 
 
+NAMES = {
+    "default": "PEFT's own",
+    "gradient": "the domain's gradient",
+    "null_space": "general text's null space",
+    "contrastive": "contrastive",
+    "natural_gradient": "natural",
+}
+
+
+def described(name: str) -> tuple[str, str]:
+    """Start and penalty of a training, for people."""
+    group, _, method = name.partition(" ")
+    method, _, variant = method.partition("@")
+    settings = dict(part.split("=") for part in variant.split(",") if part)
+    if method == "base":
+        return "the base model", ""
+    if method == "ewclora_true":
+        return NAMES["default"], f"EWCLoRA {settings['lam']}"
+    start = NAMES[settings["init_adapter"]] + (", A frozen" if group.endswith("frozen") else "")
+    penalty = f"Kronecker {settings['lam']}" if float(settings["lam"]) else "none"
+    kind = group.removesuffix("frozen").rstrip("-")
+    return start if kind in ("held", "") else f"{kind}: {start}", penalty
+
+
 def format_table(entries: Sequence[Mapping[str, Any]]) -> str:
     """One row a training, mean and standard deviation over seeds."""
     lines = [
-        "| what | seeds | rise on recorded kinds (nats a token) | rise on others | cross-entropy over choices | accuracy (%) |",
-        "|---|---|---|---|---|---|",
+        "| start | penalty | seeds | rise, recorded kinds | rise, other kinds | cross-entropy over choices | accuracy (%) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for entry in entries:
-        cells = [entry["name"], str(entry["choices"]["seeds"])]
+        cells = [*described(entry["name"]), str(entry["choices"]["seeds"])]
         for key, factor, digits in zip(FIGURES, (1, 1, 1, 100), (4, 4, 3, 1), strict=True):
             mean, deviation = entry[key]["mean"], entry[key]["standard_deviation"]
             error = "" if deviation is None else f" ± {factor * deviation:.{digits}f}"
