@@ -10,7 +10,7 @@ the domain (benchmarks/first_directions_items.py says why); beside them EWCLoRA 
 
 One task and one seed are 25 trainings, and written when they are done; what the report has is not done again, if it was made
 with the same settings and libraries, nor is what was finished in the work folder. After --minutes no further one is begun.
-Writes results/first-directions.json and prints its table; `--quick` makes a few steps, to see that it runs.
+Writes results/studies/first-directions.json and prints its table; `--quick` makes a few steps, to see that it runs.
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ def taken_over(path: Path, wanted: Mapping[str, Any], here: Mapping[str, Any]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/first-directions"))
-    parser.add_argument("--output", type=Path, help="default: results/first-directions.json; with --quick, in work_dir")
+    parser.add_argument(
+        "--output", type=Path, help="default: results/studies/first-directions.json; with --quick, in work_dir"
+    )
     parser.add_argument("--workers", type=int, default=2)
     board = read_board(BOARD)
     known = [task.name for task in board.tasks]
@@ -208,7 +210,10 @@ def main() -> None:
     began = time.monotonic()
     configure_output()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    path = options.output or (options.work_dir if options.quick else ROOT / "results") / "first-directions.json"
+    path = (
+        options.output
+        or (options.work_dir if options.quick else ROOT / "results" / "studies") / "first-directions.json"
+    )
     here, wanted, kinds = environment() | {"threads": 1}, asked(board), recorded(board)
     done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here)
 
