@@ -65,8 +65,13 @@ def test_the_fits_and_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"those of the chat file {min(times['chat']):.1f} to {max(times['chat']):.1f} times" in said
     used = [row["rise_on_test"]["mean"] / row["budget"] for row in found["summary"]]
     assert f"{min(used):.1f} to {max(used):.1f} of it was used on test text" in said
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"of {done} fits on that model" in readme and f"{promised} promised and kept it" in readme and held == promised
+    )
     gained = {row["budget"]: row["accuracy_gained"]["mean"] for row in found["summary"] if row["task"] == "sciq"}
     assert f"gains {100 * gained[0.005]:.1f} points of accuracy for 0.5 % and {100 * gained[0.02]:.1f} for 2 %" in said
+    assert f"with 1 % SciQ gained {100 * gained[0.01]:.1f} points of accuracy" in readme
     assert {f"{100 * cell['accuracy_base']:.1f}" for cell in found["cells"] if cell["task"] == "sciq"} == {"37.3"}
 
 
