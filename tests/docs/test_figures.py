@@ -85,6 +85,58 @@ def test_how_many_items_choose_first_directions(board: SmallBoard) -> None:
         assert f"| {items} | {learned:.3f} | {rise:.4f} |" in notes
 
 
+def test_what_chosen_starts_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    first_directions = importlib.import_module("first_directions")
+    found = json.loads((ROOT / "results" / "studies" / "first-directions.json").read_text())
+    page = (ROOT / "docs" / "methods" / "first_directions.md").read_text(encoding="utf-8")
+    said = " ".join(page.split())
+    for task in (SCIQ, OPENBOOK):
+        assert first_directions.format_table(found["summary"][task]) in page
+
+    def rises(task: str, *starts: tuple[str, ...]) -> tuple[list[str], list[float], list[list[float]]]:
+        """Of each (start, penalty): both rises as the page has them, what was learned, and the rises."""
+        rows = {first_directions.described(row["name"]): row for row in found["summary"][task]}
+        base = rows["the base model", ""]["choices"]["mean"]
+        each = [[rows[start][key]["mean"] for key in ("rise_recorded", "rise_other")] for start in starts]
+        learned = [base - rows[start]["choices"]["mean"] for start in starts]
+        return [f"{recorded:.3f} and {other:.3f}" for recorded, other in each], learned, each
+
+    plain, natural, contrastive = ((start, "none") for start in ("PEFT's own", "natural", "contrastive"))
+    told, learned, _ = rises(SCIQ, natural, contrastive, plain)
+    assert f"{told[0]} (natural), {told[1]} (contrastive) for {told[2]}" in said
+    assert (
+        f"where {100 * learned[0] / learned[2]:.0f} and {100 * learned[1] / learned[2]:.0f} % as much is learned"
+        in said
+    )
+    told, learned, _ = rises(OPENBOOK, natural, contrastive, plain)
+    assert f"OpenBookQA: {told[0]}, {told[1]} for {told[2]}, where more is learned" in said
+    assert min(learned[:2]) > learned[2]
+    held = ("natural", "Kronecker 0.001"), ("PEFT's own", "Kronecker 0.001")
+    told, learned, each = rises(SCIQ, *held, ("PEFT's own", "EWCLoRA 0.01"))
+    assert f"forgets {told[0]}, PEFT's own start {told[1]}, EWCLoRA (0.01) {told[2]}" in said
+    assert f"({learned[0]:.3f}, {learned[1]:.3f}, {learned[2]:.3f})" in said
+    times = [other / recorded for recorded, other in each]
+    assert (
+        f"{times[0]:.1f} times as much is forgotten there with natural and 0.001 on SciQ, {times[1]:.1f} with PEFT's"
+        in said
+    )
+    assert f"start and {times[2]:.1f} with EWCLoRA" in said
+    assert (
+        2.4 < each[2][0] / each[0][0] < 2.6 and 0.6 < each[0][1] / each[2][1] < 0.7
+    )  # by two and a half times; a third
+    told, learned, _ = rises(OPENBOOK, *held)
+    assert f"on OpenBookQA {told[0]} for {told[1]}, with more learned" in said and learned[0] > learned[1]
+    frozen = ("contrastive, A frozen", "none")
+    told, learned, _ = rises(OPENBOOK, frozen, plain)
+    assert f"contrastive {told[0]}, where plain LoRA forgets {told[1]} and learns as much" in said
+    assert f"({learned[0]:.3f}, {learned[1]:.3f})" in said
+    _, learned, _ = rises(SCIQ, frozen, plain)
+    assert f"({learned[0]:.3f} for {learned[1]:.3f})" in said
+    told, _, each = rises(SCIQ, ("the domain's gradient", "none"), plain, ("general text's null space", "none"))
+    assert f"(SciQ {told[0]})" in said and each[0][0] > each[1][0] and each[2][0] > 0.97 * each[1][0]
+
+
 def test_the_learning_rate_of_a_chosen_start(board: SmallBoard) -> None:
     notes = (ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8")
     tried = {
