@@ -4,17 +4,17 @@
 
 After benchmarks/fit_promise.py, for each task and seed of which a fit's folder is in --runs: the board's methods are trained on
 the items that the fit trained on, for as many steps, at settings that the board chose, and scored on its test items and on the
-text that its promise rests on, whole and scaled to .25, .5 and .75. What each has at the rise of a fit is read off the straight
-lines between these points and the base model. A fit had its lambda steered and its scale chosen; none of the others had.
-What is finished in the folders is not done again. Runs on one thread. Writes results/studies/fit-beside.json, and takes over
-what is in it of other seeds and tasks, if it was made by the same settings and libraries.
+text that its promise rests on (whole documents, where the promise takes a passage of each), as they are and scaled to .25, .5
+and .75. What each has at the rise of a fit is read off the straight lines between these points and the base model. A fit had
+its lambda steered and its scale chosen by validation; none of the others had. What is finished in the folders is not repeated.
+Runs on one thread. Writes results/studies/fit-beside.json, and takes over what is in it, if it was made by the same settings
+and libraries.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import sys
@@ -58,17 +58,18 @@ def main() -> None:
     promised = json.loads(options.fits.read_text())
     here = environment() | {"threads": 1}
     asked = {"rivals": RIVALS, "scales": list(SCALES), "fits": promised["asked"]}
-    rivals = _taken_over(options.output, asked, here)
+    rivals, fits = _taken_over(options.output, asked, here)
     for task in options.tasks:
         for seed in options.seeds:
             name = f"{task}-{seed}"
             folders = sorted(options.runs.glob(f"{task}-*-{seed}/recipe.yaml"))
             if name not in rivals and folders:
                 rivals[name] = _trained(folders[0], options.runs / "beside" / name)
-    fits = [
-        cell for cell in json.loads(options.fits.read_text())["cells"] if f"{cell['task']}-{cell['seed']}" in rivals
-    ]
-    compared = [_beside(cell, rivals[f"{cell['task']}-{cell['seed']}"]) for cell in fits]
+    for cell in promised["cells"]:
+        run = options.runs / cell["name"] / "run"
+        if f"{cell['task']}-{cell['seed']}" in rivals and (run / "results.json").exists():
+            fits[cell["name"]] = _fit(cell, run)
+    compared = [_beside(fit, rivals[f"{fit['task']}-{fit['seed']}"]) for fit in fits.values()]
     report = {
         "schema": 1,
         "command": shlex.join(["python", "benchmarks/fit_beside.py", *sys.argv[1:]]),
@@ -76,18 +77,35 @@ def main() -> None:
         "asked": asked,
         "summary": _summary(compared),
         "compared": compared,
+        "fits": fits,
         "rivals": rivals,
     }
     write_json(options.output, report)
     print(format_table(report["summary"]))
 
 
-def _taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+def _taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rivals and fits of an earlier report, by name."""
     report = read_json(path) or {}
     there = report.get("environment", {})
     # The platform's name has the kernel's number in it.
     same = report.get("asked") == asked and all(there.get(key) == here[key] for key in here if key != "platform")
-    return dict(report["rivals"]) if same else {}
+    return (dict(report["rivals"]), dict(report["fits"])) if same else ({}, {})
+
+
+def _fit(cell: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """What a fit's adapter lost and learned, by the measure that the others have: its own run's evaluation."""
+    results = results_of(run)
+    base, after = _figures(results["base"]), _figures(results["adapter"])
+    return {key: cell[key] for key in ("name", "task", "budget", "seed", "promised_rise")} | _learned(base, after)
+
+
+def _learned(base: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {
+        "rise": after["loss"] / base["loss"] - 1,
+        "choices_fell": base["choices"] - after["choices"],
+        "accuracy_gained": after["accuracy"] - base["accuracy"],
+    }
 
 
 def _trained(recipe: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -105,16 +123,7 @@ def _trained(recipe: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name in RIVALS:
         places = {**{scale: f"{name}@scale={scale}" for scale in SCALES}, 1.0: name}
-        found[name] = [
-            {
-                "scale": scale,
-                "rise": after["loss"] / base["loss"] - 1,
-                "choices_fell": base["choices"] - after["choices"],
-                "accuracy_gained": after["accuracy"] - base["accuracy"],
-            }
-            for scale, place in places.items()
-            for after in [_figures(results[place])]
-        ]
+        found[name] = [{"scale": scale} | _learned(base, _figures(results[place])) for scale, place in places.items()]
     return found
 
 
@@ -138,22 +147,12 @@ def at_rise(points: Sequence[Mapping[str, float]], rise: float, key: str) -> flo
     return before[key]
 
 
-def _beside(cell: Mapping[str, Any], rivals: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(fit: Mapping[str, Any], rivals: Mapping[str, Any]) -> dict[str, Any]:
     """A fit, and every rival at its rise."""
-    accuracy, items = cell["accuracy"], cell["items"]
+    keys = ("choices_fell", "accuracy_gained")
     return {
-        "name": cell["name"],
-        "task": cell["task"],
-        "budget": cell["budget"],
-        "seed": cell["seed"],
-        "rise": cell["promised_rise"],
-        "choices_fell": cell["choices_base"] - cell["choices"],
-        "accuracy_gained": accuracy - cell["accuracy_base"],
-        "accuracy_error": math.sqrt(accuracy * (1 - accuracy) / items),
-        "rivals": {
-            name: {key: at_rise(points, cell["promised_rise"], key) for key in ("choices_fell", "accuracy_gained")}
-            for name, points in rivals.items()
-        },
+        **fit,
+        "rivals": {name: {key: at_rise(points, fit["rise"], key) for key in keys} for name, points in rivals.items()},
     }
 
 

@@ -75,6 +75,20 @@ def test_the_fits_and_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {f"{100 * cell['accuracy_base']:.1f}" for cell in found["cells"] if cell["task"] == "sciq"} == {"37.3"}
 
 
+def test_fits_beside_the_boards_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    fit_beside = importlib.import_module("fit_beside")
+    found = json.loads((ROOT / "results" / "studies" / "fit-beside.json").read_text())
+    page = (ROOT / "docs" / "fit.md").read_text(encoding="utf-8")
+    assert fit_beside.format_table(found["summary"]) in page and list(found["rivals"]) == ["sciq-0"]
+    fits = sorted(found["compared"], key=lambda fit: fit["budget"])
+    for fit in fits:
+        assert fit["choices_fell"] > max(rival["choices_fell"] for rival in fit["rivals"].values())
+    whole, passages = ([f"{100 * fit[key]:.2f}" for fit in fits] for key in ("rise", "promised_rise"))
+    said = f"rose by {whole[0]}, {whole[1]} and {whole[2]} %, where their promises' passages rose by "
+    assert said + f"{passages[0]}, {passages[1]} and {passages[2]} %" in " ".join(page.split())
+
+
 def test_how_many_items_choose_first_directions(board: SmallBoard) -> None:
     notes = (ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "results" / "studies" / "first-directions-items.json").read_text())
