@@ -151,6 +151,16 @@ def test_what_chosen_starts_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"(SciQ {told[0]})" in said and each[0][0] > each[1][0] and each[2][0] > 0.97 * each[1][0]
 
 
+def test_what_choosing_a_start_costs() -> None:
+    found = json.loads((ROOT / "results" / "benchmarks" / "first-directions-cost-cpu.json").read_text())["ways"]
+    page = (ROOT / "docs" / "methods" / "first_directions.md").read_text(encoding="utf-8")
+    seconds = {name: way["seconds"]["median"] for name, way in found.items()}
+    for name, way in found.items():
+        assert f"| {name} | {seconds[name]:.1f} | {way['peak_bytes'] / 2**20:.0f} |" in page and way["finished"]
+    assert f"takes {seconds['natural_gradient'] / seconds['lora_ga']:.1f} times what LoRA-GA takes" in page
+    assert min(seconds, key=lambda name: seconds[name]) == "contrastive"
+
+
 def test_the_learning_rate_of_a_chosen_start(board: SmallBoard) -> None:
     notes = (ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8")
     tried = {
