@@ -25,14 +25,15 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from comparison import ROOT, figures, results_of
 from curvature_comparison import choice_losses
-from studies import spread
+from studies import spread, taken_over
 
-from alora_trainer.basics.files import read_json, write_json
+from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
 from alora_trainer.experiment.board.board_file import Board, read_board
 from alora_trainer.experiment.report.results import environment
@@ -64,16 +65,24 @@ def recorded(board: Board) -> list[str]:
 
 
 def grid(
-    board: Board, task: str, seed: int, name: str, methods: str, over: Mapping[str, Sequence[Any]], **more: str
+    board: Board,
+    task: str,
+    seed: int,
+    name: str,
+    methods: str,
+    over: Mapping[str, Sequence[Any]],
+    settings: Mapping[str, str] | None = None,
+    *,
+    quick: bool = False,
 ) -> Grid:
-    """Some trainings of a task of the board with one seed; of several values the last alone with `QUICK` among the settings."""
+    """Some trainings of a task of the board with one seed; `quick` takes the last of several values alone, and few steps."""
     learned = {one.name: one for one in board.tasks}[task]
     (model,) = board.models.values()
-    first = -1 if more.keys() >= QUICK.keys() else 0
+    overrides = {**board.settings, **learned.settings, "model": model, **COMMON, "methods": methods, **(settings or {})}
     return Grid(
         learned.recipe,
-        overrides={**board.settings, **learned.settings, "model": model, **COMMON, "methods": methods, **more},
-        over={setting: [str(value) for value in values][first:] for setting, values in over.items()},
+        overrides=overrides | (QUICK if quick else {}),
+        over={setting: [str(value) for value in values][-1 if quick else 0 :] for setting, values in over.items()},
         seeds=[seed],
         name=f"{task}-{name}",
     )
@@ -81,14 +90,14 @@ def grid(
 
 def grids(board: Board, task: str, seed: int, quick: bool) -> dict[str, Grid]:
     """What is trained with one seed, by group."""
-    more = QUICK if quick else {}
+    make = partial(grid, board, task, seed, quick=quick)
     starts, frozen = {"alora.init_adapter": STARTS}, {"alora.init_adapter": FROZEN, "alora.lam": STRENGTHS[:1]}
     fisher = {"method_options.ewclora_true.alora.lam": FISHER_STRENGTHS}
     return {
-        "base": grid(board, task, seed, "base", "base", {}, **more),
-        "held": grid(board, task, seed, "held", "kfac", starts | {"alora.lam": STRENGTHS}, **more),
-        "frozen": grid(board, task, seed, "frozen", "kfac", frozen, **more, **{"alora.freeze_a": "true"}),
-        "fisher": grid(board, task, seed, "fisher", "ewclora_true", fisher, **more),
+        "base": make("base", "base", {}),
+        "held": make("held", "kfac", starts | {"alora.lam": STRENGTHS}),
+        "frozen": make("frozen", "kfac", frozen, {"alora.freeze_a": "true"}),
+        "fisher": make("fisher", "ewclora_true", fisher),
     }
 
 
@@ -183,16 +192,6 @@ def asked(board: Board) -> dict[str, Any]:
     }
 
 
-def taken_over(path: Path, wanted: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """The trainings of an earlier report, by task and seed, if it asked for the same and had the same libraries."""
-    report = read_json(path) or {}
-    there = report.get("environment", {})
-    # The platform's name has the kernel's number in it.
-    same = all(there.get(key) == here[key] for key in here if key != "platform")
-    same = same and report.get("asked") == json.loads(json.dumps(wanted))
-    return dict(report["trainings"]) if same else {}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/first-directions"))
@@ -215,7 +214,7 @@ def main() -> None:
         or (options.work_dir if options.quick else ROOT / "results" / "studies") / "first-directions.json"
     )
     here, wanted, kinds = environment() | {"threads": 1}, asked(board), recorded(board)
-    done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here)
+    done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here).get("trainings", {})
 
     def write() -> None:
         report = {

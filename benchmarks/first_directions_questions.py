@@ -24,18 +24,16 @@ from typing import Any
 import torch
 from first_directions import (
     BOARD,
-    QUICK,
     asked,
     format_table,
     grid,
     recorded,
     results_of,
     summary,
-    taken_over,
     trained,
 )
 from safetensors.torch import load_file
-from studies import spread
+from studies import spread, taken_over
 
 from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
@@ -64,21 +62,15 @@ START = ("longer", "rank-2", "rank-32", "half-rate", "double-rate")
 NOTHING = {"tune.max_steps": "1", "tune.learning_rate": "1e-12"}
 
 
-_SHORT = {"tune.max_steps": "2"}  # of any group, where only whether it runs is to be seen
-
-
 def grids(board: Board, task: str, seed: int, quick: bool) -> dict[str, Grid]:
     """What is trained with one seed, by group; the groups `begin-...` are where the others start."""
-    make = partial(grid, board, task, seed)
-    more = QUICK if quick else {}
-    made = {"base": make("base", "base", {}, **more)}
+    make = partial(grid, board, task, seed, quick=quick)
+    made = {"base": make("base", "base", {})}
     for name, (starts, strengths, settings) in GROUPS.items():
         frozen = {"alora.freeze_a": "true"} if name.endswith("frozen") else {}
-        over = {INIT: starts, LAM: strengths}
-        made[name] = make(name, "kfac", over, **more | settings | frozen | (_SHORT if quick else {}))
+        made[name] = make(name, "kfac", {INIT: starts, LAM: strengths}, settings | frozen)
         if name in START:
-            begin = more | settings | NOTHING
-            made[f"begin-{name}"] = make(f"begin-{name}", "kfac", {INIT: starts, LAM: (0.0,)}, **begin)
+            made[f"begin-{name}"] = make(f"begin-{name}", "kfac", {INIT: starts, LAM: (0.0,)}, settings | NOTHING)
     return made
 
 
@@ -142,7 +134,7 @@ def main() -> None:
         "task": options.task,
         "groups": {name: list(map(str, one)) for name, one in GROUPS.items()},
     }
-    done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here)
+    done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here).get("trainings", {})
     for seed in options.seeds.split(",")[: 1 if options.quick else None]:
         if seed not in done:
             made = grids(board, options.task, int(seed), options.quick)

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from comparison import results_of
-from studies import spread
+from studies import spread, taken_over
 
-from alora_trainer.basics.files import read_json, write_json
+from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.method_result import MethodResult
@@ -58,7 +58,8 @@ def main() -> None:
     promised = json.loads(options.fits.read_text())
     here = environment() | {"threads": 1}
     asked = {"rivals": RIVALS, "scales": list(SCALES), "fits": promised["asked"]}
-    rivals, fits = _taken_over(options.output, asked, here)
+    earlier = taken_over(options.output, asked, here)
+    rivals, fits = earlier.get("rivals", {}), earlier.get("fits", {})
     for task in options.tasks:
         for seed in options.seeds:
             name = f"{task}-{seed}"
@@ -82,15 +83,6 @@ def main() -> None:
     }
     write_json(options.output, report)
     print(format_table(report["summary"]))
-
-
-def _taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rivals and fits of an earlier report, by name."""
-    report = read_json(path) or {}
-    there = report.get("environment", {})
-    # The platform's name has the kernel's number in it.
-    same = report.get("asked") == asked and all(there.get(key) == here[key] for key in here if key != "platform")
-    return (dict(report["rivals"]), dict(report["fits"])) if same else ({}, {})
 
 
 def _fit(cell: Mapping[str, Any], run: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from studies import spread
+from studies import spread, taken_over
 from transformers import AutoTokenizer
 
 from alora_trainer.basics.files import read_json, write_json
@@ -72,7 +72,8 @@ def main() -> None:
     cells = [_quick(options.runs)] if options.quick else list(_cells(options))
     asked = {key: getattr(options, key) for key in _ASKED}
     here = environment() | {"threads": 1}
-    earlier = {} if options.quick else _taken_over(options.output, asked, here)
+    report = {} if options.quick else taken_over(options.output, asked, here)
+    earlier = {cell["name"]: cell for cell in report.get("cells", [])}
     done, start = [], time.monotonic()
     for cell in cells:
         if cell["name"] in earlier:
@@ -93,15 +94,6 @@ def main() -> None:
     if not options.quick:
         write_json(options.output, report | {"cells": done})
     print(format_table(report["summary"]))
-
-
-def _taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """By name, the cells of an earlier report, if it asked for the same and had the same libraries."""
-    report = read_json(path) or {}
-    there = report.get("environment", {})
-    # The platform's name has the kernel's number in it.
-    same = report.get("asked") == asked and all(there.get(key) == here[key] for key in here if key != "platform")
-    return {cell["name"]: cell for cell in report["cells"]} if same else {}
 
 
 def _cells(options: argparse.Namespace) -> Any:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alora_trainer.basics.files import write_json
+from alora_trainer.basics.files import read_json, write_json
 from alora_trainer.basics.output import configure_output
 from alora_trainer.basics.scores import Score
 from alora_trainer.experiment.methods import get_method
@@ -130,6 +130,21 @@ def _figures(score: Score) -> dict[str, Any]:
 def rise(entry: Mapping[str, Any]) -> float:
     """How much general cross-entropy on the test text rose over theta*, as a share of it."""
     return entry["cross_entropy"] / entry["reference"]["cross_entropy"] - 1
+
+
+def taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier report, to go on from; empty unless it asked for the same and had the same libraries.
+
+    Args:
+        path: of its JSON, which may not be there.
+        asked: all settings that its figures depend on.
+        here: what `environment` says now, and the threads.
+    """
+    report = read_json(path) or {}
+    there = report.get("environment", {})
+    # The platform's name has the kernel's number in it.
+    same = all(there.get(key) == here[key] for key in here if key != "platform")
+    return dict(report) if same and report.get("asked") == json.loads(json.dumps(asked)) else {}
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def test_what_chosen_starts_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     said = " ".join(page.split())
     for task in (SCIQ, OPENBOOK):
         assert first_directions.format_table(found["summary"][task]) in page
+    assert {task: len(seeds) for task, seeds in found["trainings"].items()} == {SCIQ: 2, OPENBOOK: 1}
+    assert "Two seeds of SciQ with its passages and one of OpenBookQA are made so far" in said
 
     def rises(task: str, *starts: tuple[str, ...]) -> tuple[list[str], list[float], list[list[float]]]:
         """Of each (start, penalty): both rises as the page has them, what was learned, and the rises."""

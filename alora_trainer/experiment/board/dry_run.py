@@ -70,9 +70,7 @@ def _place(
     total, unknown = 0.0, []
     for row in rows:
         for name, count in (("validation", trials_of[row.name]), ("final", each)):
-            training = _of_training(seconds[name], row)
-            if not count:
-                continue
+            training = _of_training(seconds[name], row) if count else 0.0
             if training is None:
                 unknown.append(row.name)
             else:
