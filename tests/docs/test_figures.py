@@ -149,6 +149,13 @@ def test_what_chosen_starts_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"({learned[0]:.3f}, {learned[1]:.3f})" in said
     _, learned, _ = rises(SCIQ, frozen, plain)
     assert f"({learned[0]:.3f} for {learned[1]:.3f})" in said
+    starts = [name for name in first_directions.NAMES.values() if "null space" not in name]
+    for task in (SCIQ, OPENBOOK):  # "from there the penalty holds least of what moves"
+        left = {}
+        for start in (*starts, "general text's null space"):
+            _, _, (free, held_back) = rises(task, (start, "none"), (start, "Kronecker 0.003"))
+            left[start] = held_back[0] / free[0]
+        assert max(left, key=lambda start: left[start]) == "general text's null space"
     told, _, each = rises(SCIQ, ("the domain's gradient", "none"), plain, ("general text's null space", "none"))
     assert f"(SciQ {told[0]})" in said and each[0][0] > each[1][0] and each[2][0] > 0.97 * each[1][0]
 
