@@ -19,6 +19,7 @@ from alora_trainer.weights.model_weights import trained_weights
 from alora_trainer.weights.parameterization import Parameterization
 from alora_trainer.weights.theta import FullTheta
 from alora_trainer.weights.trained_weight import whole
+from tests.basis_map import basis_map
 from tests.process_cases import curvature_map, reference_map
 from tests.tiny_tokenizer import make_tokenizer
 from tests.tiny_training import move_factors, quiet_arguments, tiny_llama, token_rows, with_lora
@@ -57,6 +58,7 @@ class Case:
         fsdp: of `fsdp_config`, in two processes alone.
         trainer: "plain", "sft" or "dpo".
         probe: pass a probe_dataset, and begin at theta*.
+        fresh: begin with an adapter that has learned nothing.
         tolerance: of relative errors between two processes and one.
     """
 
@@ -67,6 +69,7 @@ class Case:
     fsdp: dict[str, Any] = field(default_factory=dict)
     trainer: str = "plain"
     probe: bool = False
+    fresh: bool = False
     tolerance: float = 1e-5
 
 
@@ -89,6 +92,17 @@ def of_tokenizer() -> Any:
 
 def stored_as(storage: str) -> Callable[[Any], ImportanceMap]:
     return lambda model: reference_map(model).convert(storage)
+
+
+def first_directions(kind: str, fsdp: dict[str, Any] | None = None, **ours: Any) -> Case:
+    """Of five items, one process has a batch more than the other."""
+    return Case(
+        {"init_adapter": kind, "init_items": 5, "lam": 0.5, **ours},
+        model=lambda: with_lora(tiny_llama(), target_modules=["q_proj", "v_proj", "down_proj"]),
+        importance=lambda model: basis_map(),
+        fsdp=fsdp or {},
+        fresh=True,
+    )
 
 
 def full_map(model: Any) -> ImportanceMap:
@@ -141,6 +155,10 @@ CASES: dict[str, Case] = {
     "auto, decoupled": Case(
         {"lam": "auto", "application": "decoupled"}, model=wide, importance=reference_map, settings=EVALUATED
     ),
+    # where a fresh adapter starts
+    "natural, A frozen": first_directions("natural_gradient", {"cpu_ram_efficient_loading": True}, freeze_a=True),
+    "natural by a sketch": first_directions("natural_gradient", {"reshard_after_forward": False}, init_memory="sketch"),
+    "contrastive": first_directions("contrastive"),
     # Mixed precision: FSDP2 casts whole layers to bfloat16, autocast in one process single operations.
     "bf16": Case(AT_ONCE, importance=reference_map, settings={"bf16": True} | SGD, tolerance=5e-3),
     "budget": Case({"budget": 0.02, "probe_steps": 1}, model=wide, importance=reference_map, probe=True),
@@ -158,7 +176,7 @@ def trainer_of(name: str, folder: Path, *, ours: dict[str, Any] | None = None, *
     model = case.model()
     importance = case.importance(model) if case.importance is not None else None
     probe = probed(model) if case.probe else None
-    if importance is not None and not case.probe:
+    if importance is not None and not (case.probe or case.fresh):
         move(model)
     config = ALoRAConfig(**(case.ours if ours is None else ours))
     common: dict[str, Any] = {

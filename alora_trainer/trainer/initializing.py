@@ -75,12 +75,18 @@ class Initializing(Part):
         self._config = config
         self._trainer: Any = None
         self.facts: dict[str, Any] = {}
+        self._chooses_later = False
         self._norms: dict[str, float] = {}
 
     def before_training(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
-        """Before an optimizer is made, and before an engine has its own copies of the parameters."""
+        """Before an optimizer is made, and before an engine has its own copies of the parameters.
+
+        FSDP2 has none, and before it has spread the model, that is in host memory, if it is anywhere.
+        """
         self._trainer = trainer
-        if self._config.init_adapter != DEFAULT and not resumes:
+        chooses = self._config.init_adapter != DEFAULT and not resumes
+        self._chooses_later = chooses and trainer.is_fsdp_enabled
+        if chooses and not self._chooses_later:
             self._choose(weights)
         if self._config.freeze_a:
             for weight in weights:
@@ -106,9 +112,12 @@ class Initializing(Part):
             )
         self.facts = asdict(found)
         self._norms = {weight.name: float(weight.a.norm()) for weight in chosen}
+        self._chooses_later = False
 
     def begin(self, trainer: Trainer, weights: Sequence[TrainedWeight], *, resumes: bool) -> None:
         """Raises ALoRAError if another model has come into the place of the one that was initialised (`model_init`)."""
+        if self._chooses_later:
+            self._choose(weights)
         for weight in weights:
             assert isinstance(weight, AdaptedWeight)
             known = None if resumes else self._norms.get(weight.name)

@@ -111,7 +111,8 @@ class AdaptedWeight(TrainedWeight):
 
     @property
     def rank(self) -> int:
-        return self.b.shape[1]
+        # Of the parameter itself: to read one that is sharded takes all processes.
+        return self.parameter_a.shape[0] if self.stack is None else self.b.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -38,7 +38,7 @@ from alora_trainer.importance.recording.curvature_parts import CurvatureEstimate
 from alora_trainer.importance.recording.curvature_passes import Passes
 from alora_trainer.importance.recording.curvature_sides import check_sides, decompose, not_finite
 from alora_trainer.importance.recording.drawn_labels import LABELS
-from alora_trainer.importance.recording.layer_moments import LayerMoments, check_layers
+from alora_trainer.importance.recording.layer_moments import LayerMoments, check_layers, check_whole
 from alora_trainer.importance.recording.rotated_squares import Bases, RotatedSquares
 from alora_trainer.importance.recording.squared_gradients import LOCATIONS
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
@@ -110,6 +110,7 @@ def estimate_curvature(
             "DataLoader"
         )
     weights = adapted_weights(model)
+    check_whole(weights)
     check_layers(weights)
     embeddings = frozenset(w.name for w in weights if w.is_embedding)
     check_sides({w.name: w.shape for w in weights}, embeddings, kind != COVARIANCE, keep)

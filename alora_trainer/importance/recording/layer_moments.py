@@ -16,14 +16,19 @@ from alora_trainer.weights.adapted import AdaptedWeight
 INPUTS, GRADIENTS = "inputs", "gradients"
 
 
-def check_layers(weights: Sequence[AdaptedWeight]) -> None:
-    """Raises ALoRAError unless all weights are of linear layers or embeddings, with a matrix of their own."""
+def check_whole(weights: Sequence[AdaptedWeight]) -> None:
+    """Raises ALoRAError for a model that is spread over processes."""
     for weight in weights:
         if weight.is_sharded:
             raise ALoRAError(
                 f"{weight.name} is spread over processes, and curvature needs the whole model on each: give each process the "
                 "model and its share of the text"
             )
+
+
+def check_layers(weights: Sequence[AdaptedWeight]) -> None:
+    """Raises ALoRAError unless all weights are of linear layers or embeddings, with a matrix of their own."""
+    for weight in weights:
         if isinstance(weight.layer, (lora_layers._ConvNd, lora_layers.ParamWrapper)):
             raise ALoRAError(
                 f"curvature knows linear and embedding layers, and {weight.name} is a {type(weight.layer).__name__}: leave it "

@@ -6,13 +6,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from alora_trainer.basics.modes import evaluation_mode
-from alora_trainer.basics.processes import Processes
+from alora_trainer.basics.processes import Processes, together
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.layer_moments import with_float64
 from alora_trainer.trainer.initialization.directions import leading_right_vectors, natural_directions
@@ -20,6 +21,7 @@ from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 from alora_trainer.trainer.initialization.sketch import sketch_width
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.layer_hooks import LayerHooks
+from alora_trainer.weights.sharding import is_sharded, reshard
 
 Batch = Mapping[str, torch.Tensor]
 # The loss of a batch as the trainer has it, a mean over what it counts.
@@ -35,6 +37,10 @@ class Domain:
         batches: on the model's device; the same ones in every pass.
         loss_of: the mean loss of a batch.
         counts: for every batch, over how much its loss is a mean.
+
+    Of several processes all make as many passes: FSDP2 gathers a group of layers at a time, which takes all of them, and TRL's
+    losses count over all. A process with fewer batches passes its first one again for each that it lacks, and what passes then
+    is not looked at.
     """
 
     model: nn.Module
@@ -42,18 +48,44 @@ class Domain:
     loss_of: LossOf
     counts: Sequence[int]
 
+    @cached_property
+    def lacking(self) -> int:
+        """How many batches more another process has. All must ask together.
+
+        Raises:
+            ALoRAError: a process has none at all.
+        """
+        numbers = together({Processes().rank: len(self.batches)}).values()
+        if min(numbers) == 0:
+            raise ALoRAError(
+                f"the adapter's first directions are chosen by the domain's items, and of {len(numbers)} processes some have "
+                "none: raise init_items to the number of processes, or give more items"
+            )
+        return max(numbers) - len(self.batches)
+
     def backward(self, weights: Sequence[AdaptedWeight], see: Callable[..., None]) -> None:
         """Call ``see(weight, features, gradient)`` for every layer and batch, the gradients being those of summed losses."""
-        factors = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         hooks = LayerHooks(weights, see)
         try:
             with evaluation_mode(self.model), torch.enable_grad():
                 for batch, count in zip(self.batches, self.counts, strict=True):
-                    loss = self.loss_of(batch)
-                    # By the factors, which lead back to every layer; what it finds for them is of no use.
-                    torch.autograd.grad(loss * count, factors, allow_unused=True)
+                    self._differentiate(self.loss_of(batch) * count)
         finally:
             hooks.close()
+        with evaluation_mode(self.model), torch.enable_grad():
+            for _ in range(self.lacking):
+                self._differentiate(self.loss_of(self.batches[0]))
+
+    def _differentiate(self, loss: torch.Tensor) -> None:
+        """By the factors, which lead back to every layer; what it finds for them is of no use."""
+        factors = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not is_sharded(self.model):
+            torch.autograd.grad(loss, factors, allow_unused=True)
+            return
+        # FSDP2 computes with whole parameters in the place of these, and lets go of them as gradients come to be.
+        loss.backward()
+        for factor in factors:
+            factor.grad = None
 
     @contextmanager
     def _watching(self, weights: Sequence[AdaptedWeight], see: Callable[..., None]) -> Iterator[None]:
@@ -80,11 +112,18 @@ class Domain:
 
             with self._watching(weights, rows):
                 self.evaluate(batch)
+        self.keep_company()
 
     def evaluate(self, batch: Batch) -> None:
         """Pass a batch forward."""
         with evaluation_mode(self.model), torch.no_grad():
             self.loss_of(batch)
+        reshard(self.model)
+
+    def keep_company(self) -> None:
+        """Pass forward what is lacking, after `batches`."""
+        for _ in range(self.lacking):
+            self.evaluate(self.batches[0])
 
 
 class MeanGradients(Protocol):

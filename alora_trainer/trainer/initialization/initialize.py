@@ -149,10 +149,10 @@ def check_weights(weights: Sequence[Any], importance: ImportanceValues) -> list[
     """
     chosen = [weight for weight in weights if weight.name in importance]
     for weight in chosen:
-        if weight.is_sharded or weight.parameter_a.is_meta or hasattr(weight.parameter_a, "ds_id"):
+        if weight.parameter_a.is_meta or hasattr(weight.parameter_a, "ds_id"):
             raise ALoRAError(
-                f"the factors of {weight.name} are spread over processes or not loaded, and its first directions are chosen "
-                "on each: use data parallelism (torchrun), or initialise the adapter before the model is sharded"
+                f"the factors of {weight.name} are not loaded, or in DeepSpeed's pieces, and its first directions are written "
+                "into them: use FSDP2 or data parallelism (torchrun), or initialise the adapter before"
             )
         plain = weight.stack is None and not weight.is_embedding and weight.parameter_a.ndim == 2
         if not plain:
@@ -221,10 +221,11 @@ def _natural(weights: Sequence[AdaptedWeight], metric_of: Any, domain: Domain, g
 def _scale_over(weights: Sequence[AdaptedWeight], domain: Domain) -> None:
     """Give every A the scale of PEFT's own start, by one more pass forward."""
     squares = {weight.name: torch.zeros(3, dtype=weight.dtype, device=weight.device) for weight in weights}
+    chosen = {weight.name: weight.a.to(weight.dtype) for weight in weights}
 
     def see(weight: AdaptedWeight, rows: torch.Tensor) -> None:
         x = rows.to(weight.dtype)
-        within = (x @ weight.a.to(weight.dtype).T).square().sum()
+        within = (x @ chosen[weight.name].T).square().sum()
         squares[weight.name] += torch.stack([within, x.square().sum(), x.new_tensor(float(len(x)))])
 
     domain.forward(weights, see)
@@ -241,6 +242,7 @@ def _contrastive(weights: Sequence[AdaptedWeight], metric_of: Any, domain: Domai
             moments.begin(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool())
             domain.evaluate(batch)
             moments.end_forward()
+    domain.keep_company()
     moments.agree(Processes())
     add_up(moments.sums.values(), weights[0].device)
 
@@ -266,8 +268,12 @@ def _set(weights: Sequence[AdaptedWeight], directions: Any) -> None:
             # The numbers are of arbitrary scale: of half precision they might leave its range.
             a.copy_(found / found.norm())
         processes.from_owner(a, owners[weight.name])
-        with torch.no_grad():
-            weight.a.copy_(a)
+        _put(weight, a)
+
+
+def _put(weight: AdaptedWeight, a: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight.put((a, weight.b))
 
 
 def _scale(weight: AdaptedWeight, found: float, features: float) -> None:
@@ -281,8 +287,7 @@ def _scale(weight: AdaptedWeight, found: float, features: float) -> None:
         raise ALoRAError(
             f"nothing that {weight.name} is given lies in the directions that were chosen for it: give more items (init_items)"
         )
-    with torch.no_grad():
-        weight.a.mul_((default_mean_square(features, weight.shape[1]) / found) ** 0.5)
+    _put(weight, weight.a * (default_mean_square(features, weight.shape[1]) / found) ** 0.5)
 
 
 def _facts(domain: Domain, kind: str, damping: float, memory: str) -> Initialization:
