@@ -102,6 +102,7 @@ def first_directions(kind: str, fsdp: dict[str, Any] | None = None, **ours: Any)
         importance=lambda model: basis_map(),
         fsdp=fsdp or {},
         fresh=True,
+        tolerance=1e-4,
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -37,31 +36,30 @@ class Domain:
         batches: on the model's device; the same ones in every pass.
         loss_of: the mean loss of a batch.
         counts: for every batch, over how much its loss is a mean.
+        lacking: how many batches more another process has.
+
+    Raises:
+        ALoRAError: a process has no batch at all.
 
     Of several processes all make as many passes: FSDP2 gathers a group of layers at a time, which takes all of them, and TRL's
     losses count over all. A process with fewer batches passes its first one again for each that it lacks, and what passes then
-    is not looked at.
+    is not looked at. So all must make it together.
     """
 
     model: nn.Module
     batches: Sequence[Batch]
     loss_of: LossOf
     counts: Sequence[int]
+    lacking: int = field(init=False)
 
-    @cached_property
-    def lacking(self) -> int:
-        """How many batches more another process has. All must ask together.
-
-        Raises:
-            ALoRAError: a process has none at all.
-        """
+    def __post_init__(self) -> None:
         numbers = together({Processes().rank: len(self.batches)}).values()
         if min(numbers) == 0:
             raise ALoRAError(
                 f"the adapter's first directions are chosen by the domain's items, and of {len(numbers)} processes some have "
                 "none: raise init_items to the number of processes, or give more items"
             )
-        return max(numbers) - len(self.batches)
+        object.__setattr__(self, "lacking", max(numbers) - len(self.batches))
 
     def backward(self, weights: Sequence[AdaptedWeight], see: Callable[..., None]) -> None:
         """Call ``see(weight, features, gradient)`` for every layer and batch, the gradients being those of summed losses."""

@@ -11,6 +11,7 @@ import torch
 from alora_trainer import ImportanceMap, initialize_adapter
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.curvature import estimate_curvature
+from alora_trainer.trainer.initialization import domain_passes
 from alora_trainer.trainer.initialization.directions import contrastive_directions, natural_directions
 from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
@@ -259,6 +260,12 @@ def test_batches_that_say_nothing_are_refused():
     ignored = batches[0] | {"labels": torch.full_like(batches[0]["labels"], -100)}
     with pytest.raises(ALoRAError, match="(?s)(does not depend on|not finite)"):
         initialize_adapter(adapter(), basis_map(), [ignored])
+
+
+def test_a_process_without_items_is_refused(monkeypatch):
+    monkeypatch.setattr(domain_passes, "together", lambda own: {**own, 1: 0})
+    with pytest.raises(ALoRAError, match="of 2 processes some have none: raise init_items"):
+        initialize_adapter(adapter(), basis_map(), domain_batches())
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
