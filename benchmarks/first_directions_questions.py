@@ -3,10 +3,11 @@
     python benchmarks/first_directions_questions.py [--task openbookqa] [--seeds 0,1,2] [--workers 2]
 
 Beside benchmarks/first_directions.py, whose settings are changed one at a time: four times as many steps; ranks 2 and 32; half
-and double the learning rate; curvature of text that the model said itself. Of those that train A it says, too, how much of the
-movement still lies in the directions that A began with, as a share of its squared norm, the mean over weights. One seed is
-written when it is done, and what the report has is not done again, if it was made with the same settings and libraries. Writes
-results/studies/first-directions-questions.json and prints its table; `--quick` makes a few steps, to see that it runs.
+and double the learning rate; curvature of text that the model said itself, also in a quarter and in four times as many tokens,
+and at temperature 0.7. Of those that train A it says, too, how much of the movement still lies in the directions that A began
+with, as a share of its squared norm, the mean over weights. One seed is written when it is done, and what the report has is not
+done again, if it was made with the same settings and libraries. Writes results/studies/first-directions-questions.json and
+prints its table; `--quick` makes a few steps, to see that it runs.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from alora_trainer.experiment.run.sweep import Grid, run_sweep
 
 INIT, LAM, KEPT = "alora.init_adapter", "alora.lam", "kept_of_start"
 PLAIN = ("default", "natural_gradient")
+OWN = "general.self_text.tokens"
+OWN_TEXT = {"general.train": "self", OWN: "16384"}
 # Group -> (starts, strengths, settings over the benchmark's); the names with "frozen" train B alone.
 GROUPS: dict[str, tuple[Sequence[str], Sequence[float], dict[str, str]]] = {
     "longer": (PLAIN, (0.0, 0.001), {"tune.max_steps": "240"}),
@@ -55,7 +58,10 @@ GROUPS: dict[str, tuple[Sequence[str], Sequence[float], dict[str, str]]] = {
     "half-rate-frozen": (("contrastive",), (0.0,), {"tune.learning_rate": "0.001"}),
     "double-rate": (PLAIN, (0.0,), {"tune.learning_rate": "0.004"}),
     "double-rate-frozen": (("contrastive",), (0.0,), {"tune.learning_rate": "0.004"}),
-    "own-text": (PLAIN, (0.001,), {"general.train": "self", "general.self_text.tokens": "16384"}),
+    "own-text": (PLAIN, (0.001,), OWN_TEXT),
+    "own-text-short": (PLAIN[1:], (0.001,), OWN_TEXT | {OWN: "4096", "curvature.tokens": "3072"}),
+    "own-text-long": (PLAIN[1:], (0.001,), OWN_TEXT | {OWN: "65536", "curvature.tokens": "49152"}),
+    "own-text-cool": (PLAIN[1:], (0.001,), OWN_TEXT | {"general.self_text.temperature": "0.7"}),
 }
 # What each of these starts begins with: a step that moves nothing.
 START = ("longer", "rank-2", "rank-32", "half-rate", "double-rate")
