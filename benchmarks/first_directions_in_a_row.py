@@ -1,13 +1,14 @@
 """Where a long training, or a second domain, should start: in directions chosen anew, or where the first ones were.
 
-    python benchmarks/first_directions_in_a_row.py [--parts anew domains] [--seeds 0,1,2] [--workers 2]
+    python benchmarks/first_directions_in_a_row.py [--parts warm cooling domains] [--seeds 0,1,2] [--workers 2]
 
-Beside benchmarks/first_directions.py, with its settings. `anew`: OpenBookQA in four legs of as many steps each. After every leg
-the adapter is merged into the weights, and the next leg begins with a fresh one; PEFT's own start is beside the natural one,
-whose curvature is measured on the merged model. Four legs are as many steps as the longer trainings of
-first_directions_questions.py, at four warm learning rates in the place of one. `domains`: SciQ with its passages, then
-OpenBookQA, in batches of four, one adapter learning both (`alora run` of a recipe with `domains`): the first directions are
-chosen for SciQ. After each the model is measured on both and on general text, recorded and other kinds apart.
+Beside benchmarks/first_directions.py, with its settings. `warm` and `cooling`: OpenBookQA in four legs of as many steps each.
+After every leg the adapter is merged into the weights, and the next leg begins with a fresh one; PEFT's own start is beside the
+natural one, whose curvature is measured on the merged model. Four legs are as many steps as the longer trainings of
+first_directions_questions.py. `warm`: each leg's learning rate begins where the first one's did; `cooling`: it is constant, and
+the mean of that quarter of the longer trainings' linear decay. `domains`: SciQ with its passages, then OpenBookQA, in batches
+of four, one adapter learning both (`alora run` of a recipe with `domains`): the first directions are chosen for SciQ. After
+each the model is measured on both and on general text, recorded and other kinds apart.
 
 One part and one seed are written when they are done, and what the report has is not done again, if it was made with the same
 settings and libraries. Writes results/studies/first-directions-in-a-row.json and prints its tables; `--quick` makes few steps.
@@ -42,6 +43,10 @@ from alora_trainer.experiment.run.whole_recipe import run_recipe
 LEGS = 4
 TASK, DOMAINS = "openbookqa", ("sciq-passages", "openbookqa")
 STARTS = {"default": "lora", "natural": "lora_natural"}
+WARM, COOLING = "warm", "cooling"
+PARTS = (WARM, COOLING, "domains")
+# Of the longer trainings' rate, by leg.
+SHARES = tuple(1 - (leg - 0.5) / LEGS for leg in range(1, LEGS + 1))
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "lora_natural": {},
@@ -51,25 +56,31 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def anew(board: Board, seed: int, work: Path, workers: int, quick: bool) -> dict[str, dict[str, float]]:
+def anew(board: Board, seed: int, rates: str, work: Path, workers: int, quick: bool) -> dict[str, dict[str, float]]:
     """By start and leg, e.g. "natural 2", what was learned and forgotten since the base model."""
     kinds, base = recorded(board), grid(board, TASK, seed, "anew-base", "base", {}, quick=quick)
     run_sweep([base], output_dir=work / "base", workers=workers)
     begun = measured(work / "base" / str(base.name) / f"seed-{seed}", "base", kinds)
     found = {}
     for start, method in STARTS.items():
-        settings: dict[str, str] = {}
+        before: dict[str, str] = {}
         for leg in range(1, LEGS + 1):
+            settings = before | (_constant(board, leg) if rates == COOLING else {})
             one = grid(board, TASK, seed, f"anew-{start}-{leg}", method, {}, settings, quick=quick)
-            folder = work / f"{start}-{seed}-{leg}"
+            folder = work / f"{start}-{seed}-{leg}" if rates == WARM else work / f"{rates}-{start}-{seed}-{leg}"
             run_sweep([one], output_dir=folder, workers=workers)
             run = folder / str(one.name) / f"seed-{seed}"
             found[f"{start} {leg}"] = _since(measured(run, method, kinds), begun)
             merged = run / "merged"
             if not (merged / "config.json").exists():
                 _merge(load_recipe(one.recipe, one.overrides).model.path, run / method / "adapter", merged)
-            settings = {"model": json.dumps({"path": str(merged.resolve())})}
+            before = {"model": json.dumps({"path": str(merged.resolve())})}
     return found
+
+
+def _constant(board: Board, leg: int) -> dict[str, str]:
+    rate = load_recipe({task.name: task for task in board.tasks}[TASK].recipe, {}).tune["learning_rate"]
+    return {"tune.learning_rate": str(rate * SHARES[leg - 1]), "tune.lr_scheduler_type": "constant"}
 
 
 def _since(after: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
@@ -167,7 +178,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("runs/first-directions-in-a-row"))
     parser.add_argument("--output", type=Path, default=Path("results/studies/first-directions-in-a-row.json"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", choices=["anew", "domains"], default=["anew", "domains"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--quick", action="store_true", help="a few steps and items, to see that it runs")
     options = parser.parse_args()
@@ -177,16 +188,16 @@ def main() -> None:
     board = read_board(BOARD)
     path = options.work_dir / "first-directions-in-a-row.json" if options.quick else options.output
     here = environment() | {"threads": 1}
-    wanted = asked(board) | {"legs": LEGS, "starts_of_legs": STARTS, "methods": METHODS, "domains": DOMAINS}
+    wanted = asked(board) | {"legs": SHARES, "starts_of_legs": STARTS, "methods": METHODS, "domains": DOMAINS}
     done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here).get("trainings", {})
     for seed in options.seeds.split(",")[: 1 if options.quick else None]:
         for part in options.parts:
             if seed in done.get(part, {}):
                 continue
-            if part == "anew":
-                found = anew(board, int(seed), options.work_dir, options.workers, options.quick)
-            else:
+            if part == "domains":
                 found = domains(board, int(seed), options.work_dir, options.quick)
+            else:
+                found = anew(board, int(seed), part, options.work_dir, options.workers, options.quick)
             done[part] = done.get(part, {}) | {seed: found}
             report = {
                 "schema": 1,

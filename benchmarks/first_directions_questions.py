@@ -26,7 +26,7 @@ import torch
 from first_directions import (
     BOARD,
     asked,
-    format_table,
+    described,
     grid,
     recorded,
     results_of,
@@ -121,6 +121,33 @@ def summary_of(done: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[di
     return entries
 
 
+def answers_table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The summary in Markdown, means over seeds: both rises and what was learned in nats, and what is left of the start."""
+    base = next(entry for entry in entries if entry["name"].startswith("base"))["choices"]["mean"]
+    lines = [
+        "| setting | start | penalty | seeds | rise, recorded kinds | rise, other kinds | learned | left of the start (%) |",
+        "|" + "---|" * 8,
+    ]
+    for entry in entries:
+        if entry["name"].startswith("base"):
+            continue
+        described_start, penalty = described(entry["name"])
+        setting, _, start = described_start.partition(": ")
+        rises = [f"{entry[key]['mean']:.3f}" for key in ("rise_recorded", "rise_other")]
+        left = f"{100 * entry[KEPT]['mean']:.0f}" if KEPT in entry else ""
+        cells = [
+            setting,
+            start,
+            penalty,
+            entry["choices"]["seeds"],
+            *rises,
+            f"{base - entry['choices']['mean']:.3f}",
+            left,
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/first-directions-questions"))
@@ -155,12 +182,7 @@ def main() -> None:
             "trainings": done,
         }
         write_json(path, report)
-    print(format_table(summary(done)))
-    for entry in summary_of(done):
-        if KEPT in entry:
-            print(
-                f"{entry['name']}: {100 * entry[KEPT]['mean']:.0f} % of the movement in the directions that A began with"
-            )
+    print(answers_table(summary_of(done)))
     print(f"\n{(time.monotonic() - began) / 60:.1f} min; written: {path}")
 
 
