@@ -160,6 +160,62 @@ def test_what_chosen_starts_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"(SciQ {told[0]})" in said and each[0][0] > each[1][0] and each[2][0] > 0.97 * each[1][0]
 
 
+def test_when_a_chosen_start_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    questions = importlib.import_module("first_directions_questions")
+    found = json.loads((ROOT / "results" / "studies" / "first-directions-questions.json").read_text())
+    short = json.loads((ROOT / "results" / "studies" / "first-directions.json").read_text())["trainings"][OPENBOOK]["0"]
+    notes = (ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8")
+    said = " ".join(notes.split())
+    assert questions.answers_table(found["summary"]) in notes and list(found["trainings"]) == ["0"]
+    trainings = {questions.described(name): one for name, one in (short | found["trainings"]["0"]).items()}
+    base = trainings["the base model", ""]["choices"]
+
+    def of(start: str, penalty: str = "none") -> dict[str, float]:
+        one = trainings[start, penalty]
+        return one | {"learned": base - one["choices"]}
+
+    def told(one: dict[str, float]) -> str:
+        return f"{one['rise_recorded']:.3f} and {one['rise_other']:.3f}"
+
+    def times(one: dict[str, float], other: dict[str, float], digits: int = 2) -> list[str]:
+        return [f"{one[key] / other[key]:.{digits}f}" for key in ("rise_recorded", "rise_other")]
+
+    held = "Kronecker 0.001"
+    plain, natural, frozen = of("PEFT's own"), of("natural"), of("contrastive, A frozen")
+    assert f"has {told(plain)} at {plain['learned']:.3f} learned from PEFT's own start, {told(natural)} at" in said
+    assert f"at {natural['learned']:.3f} from the natural one, {told(frozen)} at {frozen['learned']:.3f} with A" in said
+    own, chosen = of("PEFT's own", held), of("natural", held)
+    assert f"(0.001) {told(own)} at {own['learned']:.3f}, and {told(chosen)} at {chosen['learned']:.3f}." in said
+    long, long_natural = of("longer: PEFT's own"), of("longer: natural")
+    recorded, others = times(long_natural, long)
+    assert f"forgets {recorded} times as much as PEFT's own on recorded kinds and {others} times on others" in said
+    recorded, others = times(natural, plain)
+    assert f"({recorded} and {others} at 60 steps), and has learned more" in said
+    assert long_natural["learned"] > long["learned"]
+    long_held = of("longer: PEFT's own", held)
+    recorded, others = times(of("longer: natural", held), long_held)
+    assert f"held by the penalty, {recorded} and {others} times" in said
+    recorded, others = times(long, long_held, 1)
+    assert f"from PEFT's own start {recorded} and {others} times less is forgotten" in said
+    long_frozen = of("longer: contrastive, A frozen")
+    recorded, others = times(long_frozen, long)
+    assert f"{recorded} and {others} of the rises of PEFT's own start" in said
+    assert 0.85 < long_frozen["learned"] / long["learned"] < 0.95
+    thin, thin_natural = of("rank-2: PEFT's own"), of("rank-2: natural")
+    recorded, others = times(thin_natural, thin)
+    assert f"({recorded} and {others} of the rises, more learned)" in said
+    wide = [of(f"rank-32: {start}")["learned"] for start in ("PEFT's own", "natural", "contrastive, A frozen")]
+    assert f"{wide[0]:.3f} and {wide[1]:.3f} learned, where A frozen learns {wide[2]:.3f}" in said
+    half = of("half-rate: natural")
+    assert f"{half['learned']:.3f} learned at {told(half)}" in said
+    texts = [of(f"own-text{kind}: natural", held) for kind in ("", "-short", "-long", "-cool")]
+    assert f"sampled tokens, {told(texts[0])}, from real text {told(chosen)}. A quarter" in said
+    assert f"tokens: {told(texts[1])}; four times as many: {told(texts[2])}, the least" in said
+    assert f"holds less ({told(texts[3])})" in said
+    assert min(texts, key=lambda one: one["rise_other"]) is texts[2]
+
+
 def test_what_choosing_a_start_costs() -> None:
     found = json.loads((ROOT / "results" / "benchmarks" / "first-directions-cost-cpu.json").read_text())["ways"]
     page = (ROOT / "docs" / "methods" / "first_directions.md").read_text(encoding="utf-8")
