@@ -1,14 +1,14 @@
 """Where a long training, or a second domain, should start: in directions chosen anew, or where the first ones were.
 
-    python benchmarks/first_directions_in_a_row.py [--parts warm cooling domains] [--seeds 0,1,2] [--workers 2]
+    python benchmarks/first_directions_in_a_row.py [--parts anew domains] [--seeds 0,1,2] [--workers 2]
 
-Beside benchmarks/first_directions.py, with its settings. `warm` and `cooling`: OpenBookQA in four legs of as many steps each.
-After every leg the adapter is merged into the weights, and the next leg begins with a fresh one; PEFT's own start is beside the
-natural one, whose curvature is measured on the merged model. Four legs are as many steps as the longer trainings of
-first_directions_questions.py. `warm`: each leg's learning rate begins where the first one's did; `cooling`: it is constant, and
-the mean of that quarter of the longer trainings' linear decay. `domains`: SciQ with its passages, then OpenBookQA, in batches
-of four, one adapter learning both (`alora run` of a recipe with `domains`): the first directions are chosen for SciQ. After
-each the model is measured on both and on general text, recorded and other kinds apart.
+Beside benchmarks/first_directions.py, with its settings. `anew`: OpenBookQA in four legs of as many steps each, every leg on a
+quarter of the items of its own. After a leg the adapter is merged into the weights, and the next leg begins with a fresh one;
+PEFT's own start is beside the natural one, whose curvature is measured on the merged model. Four legs are as many steps as the
+longer trainings of first_directions_questions.py; a leg's rate is constant, the mean of that quarter of their linear decay.
+`domains`: SciQ with its passages, then OpenBookQA, in batches of four, one adapter learning both (`alora run` of a recipe with
+`domains`): the first directions are chosen for SciQ. After each the model is measured on both and on general text, recorded and
+other kinds apart.
 
 One part and one seed are written when they are done, and what the report has is not done again, if it was made with the same
 settings and libraries. Writes results/studies/first-directions-in-a-row.json and prints its tables; `--quick` makes few steps.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shlex
 import sys
 import time
@@ -34,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alora_trainer.basics.files import read_json, write_json
 from alora_trainer.basics.output import configure_output
 from alora_trainer.basics.scores import GeneralScore, Score
+from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.experiment.board.board_file import Board, read_board
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.results import environment
@@ -43,8 +45,7 @@ from alora_trainer.experiment.run.whole_recipe import run_recipe
 LEGS = 4
 TASK, DOMAINS = "openbookqa", ("sciq-passages", "openbookqa")
 STARTS = {"default": "lora", "natural": "lora_natural"}
-WARM, COOLING = "warm", "cooling"
-PARTS = (WARM, COOLING, "domains")
+PARTS = ("anew", "domains")
 # Of the longer trainings' rate, by leg.
 SHARES = tuple(1 - (leg - 0.5) / LEGS for leg in range(1, LEGS + 1))
 METHODS: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def anew(board: Board, seed: int, rates: str, work: Path, workers: int, quick: bool) -> dict[str, dict[str, float]]:
+def anew(board: Board, seed: int, work: Path, workers: int, quick: bool) -> dict[str, dict[str, float]]:
     """By start and leg, e.g. "natural 2", what was learned and forgotten since the base model."""
     kinds, base = recorded(board), grid(board, TASK, seed, "anew-base", "base", {}, quick=quick)
     run_sweep([base], output_dir=work / "base", workers=workers)
@@ -65,9 +66,9 @@ def anew(board: Board, seed: int, rates: str, work: Path, workers: int, quick: b
     for start, method in STARTS.items():
         before: dict[str, str] = {}
         for leg in range(1, LEGS + 1):
-            settings = before | (_constant(board, leg) if rates == COOLING else {})
+            settings = before | _leg(board, seed, leg, work)
             one = grid(board, TASK, seed, f"anew-{start}-{leg}", method, {}, settings, quick=quick)
-            folder = work / f"{start}-{seed}-{leg}" if rates == WARM else work / f"{rates}-{start}-{seed}-{leg}"
+            folder = work / f"{start}-{seed}-{leg}"
             run_sweep([one], output_dir=folder, workers=workers)
             run = folder / str(one.name) / f"seed-{seed}"
             found[f"{start} {leg}"] = _since(measured(run, method, kinds), begun)
@@ -78,9 +79,19 @@ def anew(board: Board, seed: int, rates: str, work: Path, workers: int, quick: b
     return found
 
 
-def _constant(board: Board, leg: int) -> dict[str, str]:
-    rate = load_recipe({task.name: task for task in board.tasks}[TASK].recipe, {}).tune["learning_rate"]
-    return {"tune.learning_rate": str(rate * SHARES[leg - 1]), "tune.lr_scheduler_type": "constant"}
+def _leg(board: Board, seed: int, leg: int, work: Path) -> dict[str, str]:
+    """Its rate, and its items, which no other leg has: of one file every leg would see the same ones, in the same order."""
+    recipe = load_recipe({task.name: task for task in board.tasks}[TASK].recipe, {})
+    items = work / f"items-{seed}" / f"{leg}.jsonl"
+    if not items.exists():
+        whole = list(read_lines(Path(str(recipe.domain.train))))
+        random.Random(seed).shuffle(whole)
+        write_lines(items, whole[leg - 1 :: LEGS])
+    return {
+        "tune.learning_rate": str(recipe.tune["learning_rate"] * SHARES[leg - 1]),
+        "tune.lr_scheduler_type": "constant",
+        "domain.train": str(items.resolve()),
+    }
 
 
 def _since(after: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
@@ -197,7 +208,7 @@ def main() -> None:
             if part == "domains":
                 found = domains(board, int(seed), options.work_dir, options.quick)
             else:
-                found = anew(board, int(seed), part, options.work_dir, options.workers, options.quick)
+                found = anew(board, int(seed), options.work_dir, options.workers, options.quick)
             done[part] = done.get(part, {}) | {seed: found}
             report = {
                 "schema": 1,
