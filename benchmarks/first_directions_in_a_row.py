@@ -201,6 +201,18 @@ def main() -> None:
     here = environment() | {"threads": 1}
     wanted = asked(board) | {"legs": SHARES, "starts_of_legs": STARTS, "methods": METHODS, "domains": DOMAINS}
     done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here).get("trainings", {})
+
+    def write() -> None:
+        report = {
+            "schema": 1,
+            "command": shlex.join(["python", "benchmarks/first_directions_in_a_row.py", *sys.argv[1:]]),
+            "environment": here,
+            "asked": wanted,
+            "summary": {name: summary(seeds) for name, seeds in done.items()},
+            "trainings": done,
+        }
+        write_json(path, report)
+
     for seed in options.seeds.split(",")[: 1 if options.quick else None]:
         for part in options.parts:
             if seed in done.get(part, {}):
@@ -210,15 +222,8 @@ def main() -> None:
             else:
                 found = anew(board, int(seed), options.work_dir, options.workers, options.quick)
             done[part] = done.get(part, {}) | {seed: found}
-            report = {
-                "schema": 1,
-                "command": shlex.join(["python", "benchmarks/first_directions_in_a_row.py", *sys.argv[1:]]),
-                "environment": here,
-                "asked": wanted,
-                "summary": {name: summary(seeds) for name, seeds in done.items()},
-                "trainings": done,
-            }
-            write_json(path, report)
+            write()
+    write()
     for name, seeds in done.items():
         print(f"{name}\n{format_table(summary(seeds))}\n")
     print(f"{(time.monotonic() - began) / 60:.1f} min; written: {path}")
