@@ -95,9 +95,9 @@ def stored_as(storage: str) -> Callable[[Any], ImportanceMap]:
 
 
 def first_directions(kind: str, fsdp: dict[str, Any] | None = None, **ours: Any) -> Case:
-    """Of five items, one process has a batch more than the other."""
+    """Of 21 items, in batches of two, one process has a batch more than the other."""
     return Case(
-        {"init_adapter": kind, "init_items": 5, "lam": 0.5, **ours},
+        {"init_adapter": kind, "init_items": 21, "lam": 0.5, **ours},
         model=lambda: with_lora(tiny_llama(), target_modules=["q_proj", "v_proj", "down_proj"]),
         importance=lambda model: basis_map(),
         fsdp=fsdp or {},

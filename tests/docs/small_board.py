@@ -1,0 +1,36 @@
+"""The committed small board, for the tests of what pages say of it."""
+
+from __future__ import annotations
+
+import statistics
+
+from alora_trainer.experiment.board.board_json import read_board_json
+from tests.docs.pages import ROOT
+
+SCIQ, OPENBOOK = "sciq-passages", "openbookqa"
+
+
+class SmallBoard:
+    """The committed board, and what its page says of it."""
+
+    def __init__(self) -> None:
+        self.whole = read_board_json(ROOT / "results" / "board-small.json")
+        self.page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
+        self.said = " ".join(self.page.split())
+        results = self.whole["results"]
+        self.base = results[0]["base"]["cross_entropy"]
+        self.figures = {
+            (result["task"], final["row"], final["trial"]): {
+                name: statistics.fmean(seed[name] for seed in final["seeds"].values()) for name in ("learned", "rise")
+            }
+            for result in results
+            for final in result["finals"]
+        }
+        self.rows = {(result["task"], row["row"]): row for result in results for row in result["rows"]}
+        self.area = {key: f"{row['hypervolume']['mean']:.2f}" for key, row in self.rows.items()}
+        self.tested = {
+            (result["task"], one["measure"], one["row"]): one["p_holm"]
+            for result in results
+            for one in result["comparisons"]
+            if one["against"] == "lora"
+        }
