@@ -38,12 +38,12 @@ class Domain:
         counts: for every batch, over how much its loss is a mean.
         lacking: how many batches more another process has.
 
-    Raises:
-        ALoRAError: a process has no batch at all.
-
     Of several processes all make as many passes: FSDP2 gathers a group of layers at a time, which takes all of them, and TRL's
     losses count over all. A process with fewer batches passes its first one again for each that it lacks, and what passes then
     is not looked at. So all must make it together.
+
+    Raises:
+        ALoRAError: a process has no batch at all.
     """
 
     model: nn.Module

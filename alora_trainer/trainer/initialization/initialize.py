@@ -83,7 +83,7 @@ def initialize_adapter(
         model: the base model with a fresh, trainable LoRA adapter of any rank on linear layers.
         importance: a map of kronecker, ekfac or covariance importance of this base model, or its folder or Hub id.
         dataloader: batches of the domain, as the model takes them: ``input_ids`` (B, T), ``labels``, perhaps
-            ``attention_mask``. Of several processes, each gives its own share.
+            ``attention_mask``. Of several processes, each gives its own share, of a batch at least.
         kind: "natural_gradient", which needs backward passes, or "contrastive", which needs forward passes alone. To compare
             with: "gradient", the domain's own leading directions (LoRA-GA's), and "null_space", where general inputs are
             smallest (LoRA-Null's), whatever the domain.
@@ -144,7 +144,7 @@ def check_weights(weights: Sequence[Any], importance: ImportanceValues) -> list[
     """The weights whose directions are chosen: those that the map has.
 
     Raises:
-        ALoRAError: one is not of a linear layer with a matrix of its own, or is spread over processes, or not there; its B is
+        ALoRAError: one is not of a linear layer with a matrix of its own, or in DeepSpeed's pieces, or not there; its B is
             not zero; its rank is larger than its inputs.
     """
     chosen = [weight for weight in weights if weight.name in importance]
