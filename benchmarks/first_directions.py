@@ -35,6 +35,7 @@ from studies import spread, taken_over
 
 from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
+from alora_trainer.basics.scores import GeneralScore
 from alora_trainer.experiment.board.board_file import Board, read_board
 from alora_trainer.experiment.report.results import environment
 from alora_trainer.experiment.run.sweep import Grid, run_sweep
@@ -107,6 +108,12 @@ def measured(run: Path, name: str, kinds: Sequence[str]) -> dict[str, float]:
     subsets = result.general.subsets or {}
     found = {"accuracy": figures(result)["accuracy"]}
     found["choices"] = statistics.mean(choice_losses(run / name / "samples.jsonl"))
+    return found | halves(subsets, kinds)
+
+
+def halves(subsets: Mapping[str, GeneralScore], kinds: Sequence[str]) -> dict[str, float]:
+    """Cross-entropy in nats a token on the recorded kinds of text, and on the other ones."""
+    found = {}
     for half, names in (("recorded", kinds), ("other", [one for one in subsets if one not in kinds])):
         tokens = [subsets[one].tokens or 0 for one in names]
         losses = [subsets[one].token_cross_entropy or 0.0 for one in names]

@@ -1,6 +1,6 @@
 """Where a long training, or a second domain, should start: in directions chosen anew, or where the first ones were.
 
-    python benchmarks/first_directions_in_a_row.py [--parts anew domains] [--seeds 0,1,2] [--workers 2]
+    python benchmarks/first_directions_in_a_row.py [--parts anew domains] [--seeds 0,1,2]
 
 Beside benchmarks/first_directions.py, with its settings. `anew`: OpenBookQA in four legs of as many steps each, every leg on a
 quarter of the items of its own. After a leg the adapter is merged into the weights, and the next leg begins with a fresh one;
@@ -27,14 +27,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from first_directions import BOARD, COMMON, QUICK, asked, grid, measured, recorded
+from first_directions import BOARD, COMMON, QUICK, asked, grid, halves, measured, recorded
 from peft import PeftModel
 from studies import spread, taken_over
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alora_trainer.basics.files import read_json, write_json
 from alora_trainer.basics.output import configure_output
-from alora_trainer.basics.scores import GeneralScore, Score
+from alora_trainer.basics.scores import Score
 from alora_trainer.data.sources import read_lines, write_lines
 from alora_trainer.experiment.board.board_file import Board, read_board
 from alora_trainer.experiment.recipe.reading import load_recipe
@@ -57,10 +57,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def anew(board: Board, seed: int, work: Path, workers: int, quick: bool) -> dict[str, dict[str, float]]:
+def anew(board: Board, seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
     """By start and leg, e.g. "natural 2", what was learned and forgotten since the base model."""
     kinds, base = recorded(board), grid(board, TASK, seed, "anew-base", "base", {}, quick=quick)
-    run_sweep([base], output_dir=work / "base", workers=workers)
+    run_sweep([base], output_dir=work / "base")
     begun = measured(work / "base" / str(base.name) / f"seed-{seed}", "base", kinds)
     found = {}
     for start, method in STARTS.items():
@@ -69,7 +69,7 @@ def anew(board: Board, seed: int, work: Path, workers: int, quick: bool) -> dict
             settings = before | _leg(board, seed, leg, work)
             one = grid(board, TASK, seed, f"anew-{start}-{leg}", method, {}, settings, quick=quick)
             folder = work / f"{start}-{seed}-{leg}"
-            run_sweep([one], output_dir=folder, workers=workers)
+            run_sweep([one], output_dir=folder)
             run = folder / str(one.name) / f"seed-{seed}"
             found[f"{start} {leg}"] = _since(measured(run, method, kinds), begun)
             merged = run / "merged"
@@ -144,20 +144,11 @@ def domains(board: Board, seed: int, work: Path, quick: bool) -> dict[str, dict[
 def _measured(folder: Path, kinds: Sequence[str]) -> dict[str, float]:
     outcome = {key: value for key, value in (read_json(folder / "result.json") or {}).items() if "settings" not in key}
     score = Score.from_json(outcome, str(folder))
-    subsets = score.general.subsets or {}
-    found = {
-        "recorded": _pooled([subsets[one] for one in kinds]),
-        "other": _pooled([one for name, one in subsets.items() if name not in kinds]),
-    }
+    found = halves(score.general.subsets or {}, kinds)
     for task, one in score.tasks.items():
         assert one.choice_cross_entropy is not None and one.acc is not None
         found |= {f"choices_{task}": one.choice_cross_entropy, f"accuracy_{task}": one.acc}
     return found
-
-
-def _pooled(subsets: Sequence[GeneralScore]) -> float:
-    tokens = [subset.tokens or 0 for subset in subsets]
-    return sum(n * (one.token_cross_entropy or 0.0) for n, one in zip(tokens, subsets, strict=True)) / sum(tokens)
 
 
 def summary(seeds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
@@ -188,7 +179,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/first-directions-in-a-row"))
     parser.add_argument("--output", type=Path, default=Path("results/studies/first-directions-in-a-row.json"))
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--quick", action="store_true", help="a few steps and items, to see that it runs")
@@ -220,7 +210,7 @@ def main() -> None:
             if part == "domains":
                 found = domains(board, int(seed), options.work_dir, options.quick)
             else:
-                found = anew(board, int(seed), options.work_dir, options.workers, options.quick)
+                found = anew(board, int(seed), options.work_dir, options.quick)
             done[part] = done.get(part, {}) | {seed: found}
             write()
     write()

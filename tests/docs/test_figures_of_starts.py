@@ -137,11 +137,18 @@ def test_when_a_chosen_start_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{wide[0]:.3f} and {wide[1]:.3f} learned, where A frozen learns {wide[2]:.3f}" in said
     half = of("half-rate: natural")
     assert f"{half['learned']:.3f} learned at {told(half)}" in said
+    left = [f"{100 * one[questions.KEPT]:.0f} %" for one in (long_natural, of("longer: natural", held), long)]
+    assert (
+        f"{left[0]} of the movement are in the natural directions, {left[1]} if held; from a random start {left[2]}."
+        in said
+    )
     texts = [of(f"own-text{kind}: natural", held) for kind in ("", "-short", "-long", "-cool")]
     assert f"sampled tokens, {told(texts[0])}, from real text {told(chosen)}. A quarter" in said
     assert f"tokens: {told(texts[1])}; four times as many: {told(texts[2])}, the least" in said
     assert f"holds less ({told(texts[3])})" in said
     assert min(texts, key=lambda one: one["rise_other"]) is texts[2]
+    ratios = [f"{one['rise_other'] / one['rise_recorded']:.1f}" for one in (texts[0], chosen)]
+    assert f"the other half rises {ratios[0]} times as much" in said and f"of the first half ({ratios[1]})" in said
 
 
 def test_directions_chosen_anew_and_a_second_domain(monkeypatch: pytest.MonkeyPatch) -> None:
