@@ -80,23 +80,36 @@ def test_fits_beside_the_boards_methods(monkeypatch: pytest.MonkeyPatch) -> None
     fit_beside = importlib.import_module("fit_beside")
     found = json.loads((ROOT / "results" / "studies" / "fit-beside.json").read_text())
     page = (ROOT / "docs" / "fit.md").read_text(encoding="utf-8")
-    assert fit_beside.format_table(found["summary"]) in page and list(found["rivals"]) == ["sciq-0", "sciq-2"]
-    fits = found["compared"]
-    assert len(fits) == 6 and "so far of two seeds of SciQ" in page
-    for fit in fits:
-        assert fit["choices_fell"] > max(rival["choices_fell"] for rival in fit["rivals"].values())
+    said = " ".join(page.split())
+    assert fit_beside.format_table(found["summary"]) in page and "three seeds of each task" in page
+    assert set(found["rivals"]) == {f"{task}-{seed}" for task in ("sciq", "openbookqa") for seed in range(3)}
+    assert len(found["compared"]) == 18
+    sciq, openbook = ([fit for fit in found["compared"] if fit["task"] == task] for task in ("sciq", "openbookqa"))
+    ahead = {
+        fit["name"]: fit["choices_fell"] > max(rival["choices_fell"] for rival in fit["rivals"].values())
+        for fit in found["compared"]
+    }
+    assert all(ahead[fit["name"]] for fit in sciq)
+    assert [ahead[fit["name"]] for fit in openbook] == [fit["seed"] == 2 for fit in openbook]
+    assert all(one["accuracy_gained"] < 0 for fit in openbook for one in (fit, *fit["rivals"].values()))
+    less = [
+        statistics.fmean(f["rivals"]["kfac"]["choices_fell"] - f["choices_fell"] for f in openbook if f["seed"] == seed)
+        for seed in (0, 1)
+    ]
+    assert f"less than `kfac` (by {less[0]:.3f} and {less[1]:.3f} on average" in said
+    lowest = [fit for fit in openbook if fit["budget"] == 0.005]
+    own = statistics.stdev(fit["choices_fell"] for fit in lowest)
+    rival = statistics.stdev(fit["rivals"]["kfac"]["choices_fell"] for fit in lowest)
+    assert f"varies by {own:.3f}, `kfac`'s by {rival:.3f}, at 0.5 %" in said
 
-    def means(key: str) -> list[str]:
-        return [
-            f"{100 * statistics.fmean(fit[key] for fit in fits if fit['budget'] == budget):.2f}"
-            for budget in sorted({fit["budget"] for fit in fits})
-        ]
+    def means(fits: list[dict[str, float]], key: str) -> str:
+        budgets = sorted({fit["budget"] for fit in fits})
+        each = [100 * statistics.fmean(fit[key] for fit in fits if fit["budget"] == budget) for budget in budgets]
+        return f"{each[0]:.2f}, {each[1]:.2f} and {each[2]:.2f} %"
 
-    whole, passages = means("rise"), means("promised_rise")
-    said = (
-        f"rose by {whole[0]}, {whole[1]} and {whole[2]} % (means over seeds), where their promises' passages rose by "
-    )
-    assert said + f"{passages[0]}, {passages[1]} and {passages[2]} %" in " ".join(page.split())
+    assert f"rose by {means(sciq, 'rise')} (means over seeds)" in said
+    assert f"where their promises' passages rose by {means(sciq, 'promised_rise')};" in said
+    assert f"OpenBookQA's by {means(openbook, 'rise')} for {means(openbook, 'promised_rise')}." in said
 
 
 def test_the_tables_of_the_small_board(board: SmallBoard) -> None:
