@@ -1,12 +1,12 @@
-"""Rivals' starts beside ours: PEFT's, and those of papers, each as its method is, at two learning rates.
+"""Rivals' starts beside ours: PEFT's, and those of papers, each as its method is, at several learning rates.
 
-    python benchmarks/first_directions_rivals.py [--tasks ...] [--rates 0.002 0.001] [--seeds 0,1,2] [--workers 2] [--minutes N]
+    python benchmarks/first_directions_rivals.py [--tasks ...] [--rates 0.002 0.001 0.00025] [--seeds 0,1,2] [--workers 2] [--minutes N]
 
 Tasks, steps and kinds of text are those of benchmarks/first_directions.py, and so is the measure: how much the cross-entropy of
 general text rises, on the kinds that curvature, covariances and null spaces are measured on and on the others apart, and the
 cross-entropy over choices. PEFT's own start, natural and contrastive are trained here at the rates that the other benchmark has
 not; at its rate they are read from its report (--starts). A start changes how much is learned at a rate, so that one rate alone
-would be unfair to some.
+would be unfair to some; those that move far are trained at an eighth of it, too.
 
 One task, seed and rate is written when it is done, and what the report has is not done again, if it was made with the same
 settings and libraries, nor is what was finished in the work folder. After --minutes no further one is begun. Writes
@@ -58,11 +58,13 @@ RIVALS = (
     "clora",
 )
 RATE = 0.002  # of benchmarks/first_directions.py
+# Starts that move a base model far within a few steps: they have a rate of an eighth, too.
+FAR, LOW = ("lora_ga", "eva", "pissa", "olora", "orthogonal", "sc_lora"), RATE / 8
 
 
 def grids(board: Board, task: str, seed: int, rate: float, quick: bool) -> dict[str, Grid]:
     """What is trained with one seed at one rate."""
-    methods = [*RIVALS] if rate == RATE else [*OURS, *RIVALS]
+    methods = {RATE: RIVALS, LOW: FAR}.get(rate, (*OURS, *RIVALS))
     return {
         "base": grid(board, task, seed, "base", "base", {}, quick=quick),
         "starts": grid(
@@ -128,7 +130,7 @@ def main() -> None:
     board = read_board(BOARD)
     known = [task.name for task in board.tasks]
     parser.add_argument("--tasks", nargs="+", choices=known, default=known)
-    parser.add_argument("--rates", type=float, nargs="+", default=[RATE, RATE / 2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[RATE, RATE / 2, LOW])
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further cell after so many")
     parser.add_argument("--quick", action="store_true", help="a few steps and items, to see that it runs")
