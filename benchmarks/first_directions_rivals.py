@@ -1,6 +1,6 @@
 """Rivals' starts beside ours: PEFT's, and those of papers, each as its method is, at several learning rates.
 
-    python benchmarks/first_directions_rivals.py [--tasks ...] [--rates 0.002 0.001 0.00025] [--seeds 0,1,2] [--workers 2] [--minutes N]
+    python benchmarks/first_directions_rivals.py [--tasks ...] [--rates 0.002 ...] [--seeds 0,1,2] [--workers 2] [--minutes N]
 
 Tasks, steps and kinds of text are those of benchmarks/first_directions.py, and so is the measure: how much the cross-entropy of
 general text rises, on the kinds that curvature, covariances and null spaces are measured on and on the others apart, and the
