@@ -6,6 +6,7 @@ import logging
 import os
 from concurrent.futures import Future
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from alora_trainer.cli.command_line import make_parser
 from alora_trainer.cli.commands.common import workers_of
 from alora_trainer.errors import ALoRAError
-from alora_trainer.experiment.run.scheduling import work_progress
+from alora_trainer.experiment.run.scheduling import work_progress, workers
 from alora_trainer.experiment.run.scheduling.scheduler import PROGRESS_FILE, Scheduler, WorkUnit
 from alora_trainer.experiment.run.scheduling.slurm import SlurmJobs
 from alora_trainer.experiment.run.scheduling.work_progress import WorkProgress
@@ -141,6 +142,15 @@ def test_ctrl_c_lets_the_workers_save(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "under way: one (" in seen[0] and "s: step 1 of many)" in seen[0]
     assert not (tmp_path / "one" / PROGRESS_FILE).exists() and list(scheduler.failures) == ["two"]
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_worker_that_ends_while_it_is_stopped_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool's thread has reaped it between the look at it and the signal."""
+    ended = get_context("spawn").Process(target=os.getpid)
+    ended.start()
+    ended.join()
+    monkeypatch.setattr(ended, "is_alive", lambda: True)
+    workers._terminate([ended])
 
 
 def test_progress_of_work_is_told_at_its_ends_and_between(

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -117,8 +117,7 @@ def _interrupt(pool: ProcessPoolExecutor) -> None:
     end = time.monotonic() + _PATIENCE
     try:
         for process in processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGINT)
+            _signal(process, signal.SIGINT)
         for process in processes:
             process.join(max(end - time.monotonic(), 0))
     except KeyboardInterrupt:
@@ -136,5 +135,11 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 def _terminate(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGTERM)
+        _signal(process, signal.SIGTERM)
+
+
+def _signal(process: BaseProcess, number: signal.Signals) -> None:
+    """Send a signal to a worker, if it has not ended; the pool's own thread waits for it too, and may be first to know."""
+    if process.is_alive() and process.pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
