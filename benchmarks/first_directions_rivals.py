@@ -144,14 +144,14 @@ def main() -> None:
     wanted = asked(board) | {"rivals": RIVALS}
     done: dict[str, Any] = {} if options.quick else taken_over(path, wanted, here).get("trainings", {})
     for seed, rate, task in cells(options):
-        found = done.setdefault(task, {}).setdefault(f"{rate:g}", {})
+        found = done.get(task, {}).get(f"{rate:g}", {})
         if seed not in found and time.monotonic() - began < 60 * options.minutes:
             work = options.work_dir / f"rate-{rate:g}"
             made = grids(board, task, int(seed), rate, options.quick)
             run_sweep(list(made.values()), output_dir=work, workers=options.workers)
             named = {name.partition(" ")[2].partition("@")[0]: one for name, one in trained(work, made, kinds).items()}
             ours = own(starts["trainings"][task][seed]) if rate == RATE and not options.quick else {}
-            found[seed] = ours | named
+            done.setdefault(task, {})[f"{rate:g}"] = found | {seed: ours | named}
         report = {
             "schema": 1,
             "command": shlex.join(["python", "benchmarks/first_directions_rivals.py", *sys.argv[1:]]),

@@ -151,6 +151,7 @@ def test_a_worker_that_ends_while_it_is_stopped_is_no_error(monkeypatch: pytest.
     ended.join()
     monkeypatch.setattr(ended, "is_alive", lambda: True)
     workers._terminate([ended])
+    assert ended.exitcode == 0
 
 
 def test_progress_of_work_is_told_at_its_ends_and_between(
