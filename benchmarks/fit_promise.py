@@ -22,7 +22,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def main() -> None:
     configure_output()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
-    cells = [_quick(options.runs)] if options.quick else list(_cells(options))
+    cells = [_quick(options.runs)] if options.quick else list(cells_of(options))
     asked = {key: getattr(options, key) for key in _ASKED}
     here = environment() | {"threads": 1}
     report = {} if options.quick else taken_over(options.output, asked, here)
@@ -79,7 +79,7 @@ def main() -> None:
         if cell["name"] in earlier:
             done.append(earlier[cell["name"]])
         elif time.monotonic() - start < 60 * options.minutes or (options.runs / cell["name"] / "cell.json").exists():
-            done.append(_cell(cell, options.runs))
+            done.append(fitted(cell, options.runs))
     planned = {cell["name"] for cell in cells} | set(earlier)
     # Of other tasks, seeds and budgets than are asked for now: they are not thrown away.
     done += [cell for name, cell in earlier.items() if name not in {one["name"] for one in done}]
@@ -96,7 +96,8 @@ def main() -> None:
     print(format_table(report["summary"]))
 
 
-def _cells(options: argparse.Namespace) -> Any:
+def cells_of(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What is fitted, least seed first: data, general text and settings of each."""
     general, tasks = options.shared / "data" / "general", options.shared / "data" / "tasks"
     for seed in range(options.seeds):
         for task in options.tasks:
@@ -171,7 +172,8 @@ def _chat(runs: Path) -> list[str]:
     return [str(path)]
 
 
-def _cell(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+def fitted(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    """A cell's fit in its folder of `runs`, made unless it is finished there, and its figures."""
     folder = runs / cell["name"]
     finished = read_json(folder / "cell.json")
     if finished is not None:
