@@ -164,6 +164,11 @@ class AdaptedWeight(TrainedWeight):
         return (scaling * (b.cpu().double()[row] * a.cpu().double()[:, column].T).sum(1)).tolist()
 
     @property
+    def listed_in(self) -> str:
+        """PEFT's setting that names it: where to leave it out."""
+        return "target_modules" if self.stack is None else "target_parameters"
+
+    @property
     def stored_transposed(self) -> bool:
         """Whether the base layer keeps the weight as (in_features, out_features): Conv1D, embeddings, some experts."""
         if isinstance(self.layer, lora_layers.ParamWrapper):

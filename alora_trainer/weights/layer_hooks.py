@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.products import Products
 
 See = Callable[[AdaptedWeight, torch.Tensor, torch.Tensor], None]
 
@@ -31,20 +32,16 @@ class LayerHooks:
     def __init__(self, weights: Sequence[AdaptedWeight], see: See, *, training_only: bool = False) -> None:
         self._see = see
         self._training_only = training_only
-        self._handles = [weight.layer.register_forward_hook(self._watch(weight)) for weight in weights]
+        self._products = Products(weights, self._watch)
 
-    def _watch(self, weight: AdaptedWeight) -> Any:
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if not (isinstance(output, torch.Tensor) and output.requires_grad):
-                return
-            if self._training_only and not module.training:
-                return
-            features = inputs[0].detach()
-            output.register_hook(lambda gradient: self._see(weight, features, gradient))
-
-        return hook
+    def _watch(self, weight: AdaptedWeight, features: torch.Tensor, output: Any) -> None:
+        if not (isinstance(output, torch.Tensor) and output.requires_grad):
+            return
+        if self._training_only and not weight.layer.training:
+            return
+        features = features.detach()
+        output.register_hook(lambda gradient: self._see(weight, features, gradient))
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+        self._products.close()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 from alora_trainer.artefact.provenance import describe_measured
 from alora_trainer.cli.command_line import main
@@ -362,3 +362,31 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     recipe = load_recipe(write_all(tmp_path), {"model.path": "nobody/nothing"})
     with pytest.raises(ALoRAError, match="the configuration of nobody/nothing is not at hand"):
         model_config(recipe)
+
+
+def test_experts_in_one_parameter_have_sums_and_maps_of_their_own(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    shape = {
+        "num_hidden_layers": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "head_dim": 16,
+    }
+    Qwen3MoeConfig(**SHAPE | {"hidden_size": 64, "num_attention_heads": 4} | shape).save_pretrained(
+        str(tmp_path / "shape")
+    )
+    experts = {
+        "lora.target_parameters": "[mlp.experts.gate_up_proj, mlp.experts.down_proj]",
+        "lora.target_modules": "[q_proj]",
+    }
+    planned = recipe(**{"methods": "kfac", "model.dtype": "bfloat16", "curvature.keep": "12"} | experts)
+    memory = MemoryModel(build_model(planned, model_config(planned)), autocast=None, host=True)
+    settings = replace(planned.curvature, storage="float32")
+    curvature = CurvatureModel(memory, settings)
+    assert curvature.sum_bytes("kronecker") == 4 * (2 * 64**2 + 4 * (64**2 + 48**2 + 24**2 + 64**2))
+    model = with_fresh_adapter(AutoModelForCausalLM.from_config(model_config(planned)), planned)
+    found = estimate_curvature(model, [{"input_ids": torch.randint(0, 2048, (8, 16))}], keep=12)
+    made = describe_measured(model, adapted_weights(model), found.importance, name="kronecker")
+    assert curvature.map_bytes("kronecker") == made.convert(settings.format("kronecker")).nbytes

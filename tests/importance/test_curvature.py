@@ -15,6 +15,7 @@ from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.importance.recording.layer_moments import LayerMoments
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from tests.dense_metric import dense_metric
+from tests.weights.test_adapter_kinds import convolution_model
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]
 
@@ -205,8 +206,10 @@ def test_what_it_cannot_do_is_refused(
             estimate_curvature(model, batches(), **settings)  # type: ignore[arg-type]
     with pytest.raises(ALoRAError, match="at least one token"):
         estimate_curvature(model, [])
-    with pytest.raises(ALoRAError, match="curvature knows linear and embedding layers"):
-        estimate_curvature(lora_model(target_modules=["q_proj"], target_parameters=["mlp.down_proj.weight"]), batches())
+    with pytest.raises(
+        ALoRAError, match="curvature knows linear layers, experts and embeddings, and first is a Conv2d"
+    ):
+        estimate_curvature(convolution_model(), batches())
     with pytest.raises(ALoRAError, match=r"attention_mask is of shape \(1, 1, 2, 2\)"):
         estimate_curvature(model, [{"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.ones(1, 1, 2, 2)}])
     with pytest.raises(ALoRAError, match="its batches have none: sample them"):

@@ -138,7 +138,7 @@ def linear_weights(model: Any, directions: int = 1) -> list[AdaptedWeight]:
         if isinstance(layer, _OTHER_LAYERS):
             raise ALoRAError(
                 f"this start knows linear layers, and {name} is a {type(layer).__name__}: leave it out of "
-                f"{'lora.target_parameters' if weight.stack is not None else 'lora.target_modules'}"
+                f"lora.{weight.listed_in}"
             )
         check_rank(name, int(layer.r[weight.adapter]), (layer.out_features, layer.in_features), directions)
     return weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from peft.tuners.lora import layer as lora_layers
 from alora_trainer.basics.processes import Processes, together
 from alora_trainer.errors import ALoRAError
 from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.products import Products
 
 INPUTS, GRADIENTS = "inputs", "gradients"
 
@@ -27,12 +28,12 @@ def check_whole(weights: Sequence[AdaptedWeight]) -> None:
 
 
 def check_layers(weights: Sequence[AdaptedWeight]) -> None:
-    """Raises ALoRAError unless all weights are of linear layers or embeddings, with a matrix of their own."""
+    """Raises ALoRAError unless all weights are of linear layers, experts or embeddings."""
     for weight in weights:
-        if isinstance(weight.layer, (lora_layers._ConvNd, lora_layers.ParamWrapper)):
+        if isinstance(weight.layer, lora_layers._ConvNd):
             raise ALoRAError(
-                f"curvature knows linear and embedding layers, and {weight.name} is a {type(weight.layer).__name__}: leave it "
-                f"out of {'target_parameters' if weight.stack is not None else 'target_modules'}"
+                f"curvature knows linear layers, experts and embeddings, and {weight.name} is a "
+                f"{type(weight.layer).__name__}: leave it out of target_modules"
             )
 
 
@@ -86,13 +87,11 @@ class LayerMoments:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Sum up what passes through the layers within the block."""
-        handles = [w.layer.register_forward_hook(self._see_input(w)) for w in self._weights]
-        handles += [w.layer.register_forward_hook(self._see_output(w)) for w in self._weights]
+        products = Products(self._weights, self._see)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            products.close()
             self._last = None
 
     def begin(self, mask: torch.Tensor) -> None:
@@ -145,45 +144,37 @@ class LayerMoments:
             if f"{GRADIENTS}.{weight.name}" not in self.sums:
                 raise ALoRAError(
                     f"nothing has passed through {weight.name} that a prediction depends on: give it more text, or leave it "
-                    "out of target_modules"
+                    f"out of {weight.listed_in}"
                 )
 
     def _places(self) -> dict[str, torch.device]:
         """Where the sums are kept, by weight name."""
         return {w.name: w.device if self._location == "device" else torch.device("cpu") for w in self._weights}
 
-    def _see_input(self, weight: AdaptedWeight) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if not self._forward:
-                return
-            given = inputs[0]
-            # The version tells a tensor from what it was before something changed it in place.
-            shared = self._last is not None and self._last[1] is given and self._last[2] == given._version
-            leader = self._last[0] if shared and self._last is not None else weight.name
-            if self.leaders.setdefault(weight.name, leader) != leader:
-                raise _not_shared(weight.name, self.leaders[weight.name])
-            if shared:
-                return
+    def _see(self, weight: AdaptedWeight, given: torch.Tensor, output: Any) -> None:
+        if self._forward:
+            self._see_input(weight, given)
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            output.register_hook(lambda gradient: self._see_gradient(weight, gradient))
+
+    def _see_input(self, weight: AdaptedWeight, given: torch.Tensor) -> None:
+        # The version tells a tensor from what it was before something changed it in place.
+        shared = self._last is not None and self._last[1] is given and self._last[2] == given._version
+        leader = self._last[0] if shared and self._last is not None else weight.name
+        if self.leaders.setdefault(weight.name, leader) != leader:
+            raise _not_shared(weight.name, self.leaders[weight.name])
+        if not shared:
             self._last = (weight.name, given, given._version)
             self._add_input(weight, given.detach())
 
-        return hook
-
-    def _see_output(self, weight: AdaptedWeight) -> Callable[..., None]:
-        def add(gradient: torch.Tensor) -> None:
-            g = gradient.detach().reshape(-1, gradient.shape[-1]).to(weight.dtype)
-            # Padding has no influence on any prediction: its gradients are zero.
-            key = f"{GRADIENTS}.{weight.name}"
-            if self._outputs:
-                self._add_product(key, weight, g)
-            else:
-                self._add(key, weight, g.square().sum() / g.shape[1])
-
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.requires_grad:
-                output.register_hook(add)
-
-        return hook
+    def _see_gradient(self, weight: AdaptedWeight, gradient: torch.Tensor) -> None:
+        g = gradient.detach().reshape(-1, gradient.shape[-1]).to(weight.dtype)
+        # Padding has no influence on any prediction: its gradients are zero.
+        key = f"{GRADIENTS}.{weight.name}"
+        if self._outputs:
+            self._add_product(key, weight, g)
+        else:
+            self._add(key, weight, g.square().sum() / g.shape[1])
 
     def _add_input(self, weight: AdaptedWeight, features: torch.Tensor) -> None:
         key = f"{INPUTS}.{weight.name}"

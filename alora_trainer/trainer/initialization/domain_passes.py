@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from alora_trainer.trainer.initialization.general_metric import GeneralMetric
 from alora_trainer.trainer.initialization.sketch import sketch_width
 from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.layer_hooks import LayerHooks
+from alora_trainer.weights.products import Products
 from alora_trainer.weights.sharding import is_sharded, reshard
 
 Batch = Mapping[str, torch.Tensor]
@@ -85,31 +85,22 @@ class Domain:
         for factor in factors:
             factor.grad = None
 
-    @contextmanager
-    def _watching(self, weights: Sequence[AdaptedWeight], see: Callable[..., None]) -> Iterator[None]:
-        def hook_of(weight: AdaptedWeight) -> Any:
-            return lambda module, inputs, output: see(weight, inputs[0].detach())
-
-        handles = [weight.layer.register_forward_hook(hook_of(weight)) for weight in weights]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def forward(self, weights: Sequence[AdaptedWeight], see: Callable[[AdaptedWeight, torch.Tensor], None]) -> None:
         """Call ``see(weight, inputs)`` for every layer and batch, the inputs (tokens, n) being those of real tokens."""
         for batch in self.batches:
             mask = batch.get("attention_mask")
             real = None if mask is None or bool(mask.all()) else mask.flatten().bool()
 
-            def rows(weight: AdaptedWeight, features: torch.Tensor, real: Any = real) -> None:
-                flat = features.reshape(-1, features.shape[-1])
+            def rows(weight: AdaptedWeight, features: torch.Tensor, output: Any, real: Any = real) -> None:
+                flat = features.detach().reshape(-1, features.shape[-1])
                 # A mixture's experts are given some of the tokens, in an order of their own: padding is not told apart.
                 see(weight, flat if real is None or len(real) != len(flat) else flat[real.to(flat.device)])
 
-            with self._watching(weights, rows):
+            products = Products(weights, rows)
+            try:
                 self.evaluate(batch)
+            finally:
+                products.close()
         self.keep_company()
 
     def evaluate(self, batch: Batch) -> None:

@@ -154,11 +154,10 @@ def check_weights(weights: Sequence[Any], importance: ImportanceValues) -> list[
                 f"the factors of {weight.name} are not loaded, or in DeepSpeed's pieces, and its first directions are written "
                 "into them: use FSDP2 or data parallelism (torchrun), or initialise the adapter before"
             )
-        plain = weight.stack is None and not weight.is_embedding and weight.parameter_a.ndim == 2
-        if not plain:
+        if weight.is_embedding or weight.parameter_a.ndim != 2:
             raise ALoRAError(
-                f"first directions are chosen for linear layers, and {weight.name} is a {type(weight.layer).__name__}: leave "
-                f"it out of {'target_parameters' if weight.stack is not None else 'target_modules'}"
+                f"first directions are chosen for linear layers and experts, and {weight.name} is a "
+                f"{type(weight.layer).__name__}: leave it out of target_modules"
             )
         if bool(weight.b.any()):
             raise ALoRAError(

@@ -247,7 +247,9 @@ def test_what_the_map_does_not_have_stays_as_it_is():
 
 def test_embeddings_are_refused_by_name():
     model = adapter(target_modules=["embed_tokens"])
-    with pytest.raises(ALoRAError, match="chosen for linear layers, and model.embed_tokens is a Embedding: leave it"):
+    with pytest.raises(
+        ALoRAError, match="chosen for linear layers and experts, and model.embed_tokens is a Embedding: leave it"
+    ):
         initialize_adapter(model, curvature_of(model), domain_batches())
 
 

@@ -13,6 +13,7 @@ from alora_trainer.importance.kinds.formats import storage_format
 from alora_trainer.importance.kinds.in_basis import InBasis
 from alora_trainer.importance.kinds.kronecker import COVARIANCE
 from alora_trainer.importance.recording.curvature_config import CurvatureConfig
+from alora_trainer.weights.adapted import AdaptedWeight
 
 # Floating-point operations of an eigendecomposition with vectors, by the cube of the matrix's side (Golub and Van Loan, 8.3).
 EIGEN_FLOPS = 9
@@ -91,16 +92,19 @@ def _leaders(memory: MemoryModel) -> Mapping[str, str]:
 def _watching(memory: MemoryModel, leaders: dict[str, str]) -> Any:
     last: list[tuple[str, Any]] = []
 
-    def watch(name: str) -> Any:
+    def watch(weight: AdaptedWeight) -> Any:
+        name = weight.name
+
         def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            shared = bool(last) and last[-1][1] is inputs[0]
+            # Experts in one parameter are given some of the tokens each.
+            shared = bool(last) and last[-1][1] is inputs[0] and weight.stack is None
             leaders[name] = last[-1][0] if shared else name
             if not shared:
                 last[:] = [(name, inputs[0])]
 
         return hook
 
-    handles = [weight.layer.register_forward_hook(watch(weight.name)) for weight in memory.planned.weights]
+    handles = [weight.layer.register_forward_hook(watch(weight)) for weight in memory.planned.weights]
     try:
         yield
     finally:
