@@ -16,6 +16,7 @@ from alora_trainer import ALoRAError, ImportanceMap
 from alora_trainer.artefact.files import CONFIG_FILE, OMEGA_FILE
 from alora_trainer.cli.command_line import main
 from tests.conftest import ANN, BOB
+from tests.older_libraries import before
 from tests.tiny_map import make_map
 
 REPO = "tiny-org/map"
@@ -126,7 +127,13 @@ def test_offline_it_comes_from_the_cache(hub: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.requests.clear()
     assert len(ImportanceMap.from_pretrained(REPO, layers=[0])) == 2
-    with pytest.raises(ALoRAError, match="the Hub cannot be reached.*HF_HUB_OFFLINE"):
+    # Of a copy in part, huggingface_hub before 2 gives what there is.
+    missing = (
+        "is not whole: .* is missing"
+        if before("huggingface_hub", "2.0")
+        else "the Hub cannot be reached.*HF_HUB_OFFLINE"
+    )
+    with pytest.raises(ALoRAError, match=missing):
         ImportanceMap.from_pretrained(REPO)
     with pytest.raises(ALoRAError, match="the Hub cannot be reached"):
         ImportanceMap.from_pretrained("tiny-org/never-seen")

@@ -84,7 +84,7 @@ def every_kill(start: Path, work: Path, write: Callable[[Path], None]) -> Iterat
             write(work / "map")
         yield work / "map"
         if len(done) < operation:
-            assert operation > 20
+            assert operation > 10  # more, where Python lets all that opens files be counted
             return
 
 

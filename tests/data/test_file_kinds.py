@@ -200,7 +200,7 @@ class TestRefused:
             load_source(name, base=tmp_path)
 
     def test_what_json_has_no_end_of(self, tmp_path: Path) -> None:
-        for name, value, said in (("deep", "[" * 10**5, "nested too deeply"), ("long", "1" * 5000, "4300 digits")):
+        for name, value, said in (("deep", "[" * 10**5, "nested too deeply"), ("long", "1" * 5000, "4300")):
             (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "x"}}\n{{"text": "y", "n": {value}}}\n')
             with pytest.raises(ALoRAError, match=rf"line 2 of .*{name}\.jsonl is not JSON: .*{said}"):
                 load_source(f"{name}.jsonl", base=tmp_path)

@@ -76,6 +76,9 @@ def test_every_recipe_names_the_schema_and_passes(path: Path, tmp_path: Path) ->
     check_file(path, variables=variables)
 
 
+OF_TRANSFORMERS = {"tune.learnin_rate", "tune.seed", "method_options.lora.tune.max_step"}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -106,8 +109,10 @@ def test_every_recipe_names_the_schema_and_passes(path: Path, tmp_path: Path) ->
 def test_a_mistake_is_found_without_torch_and_by_reading_in_full(
     recipe: Path, key: str, value: str, message: str
 ) -> None:
-    with pytest.raises(ALoRAError, match=message):
-        check_file(recipe, {key: value})
+    # Another transformers may have other arguments: what is not one of them is found by reading alone.
+    if not (key in OF_TRANSFORMERS and known.is_open(known.definition("training"))):
+        with pytest.raises(ALoRAError, match=message):
+            check_file(recipe, {key: value})
     with pytest.raises(ALoRAError):
         load_recipe(recipe, {key: value}).resolved()
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer
 from tests.importance.test_recorder import InOrder
 from tests.importance.test_recording import Scaled
+from tests.older_libraries import checkpointing
 from tests.penalty.test_penalty import dense_penalty, made_map
 from tests.tiny_training import move_factors
 
@@ -170,8 +171,7 @@ def test_gradient_checkpointing_changes_neither_map_nor_training(lora_model, tok
         if reentrant:
             model.enable_input_require_grads()
         args = training_arguments(
-            activation_checkpointing=on,
-            activation_checkpointing_kwargs={"use_reentrant": reentrant},
+            **checkpointing(on, use_reentrant=reentrant),
             learning_rate=0.01,
         )
         config = ALoRAConfig(record="path", lam=0.3)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from alora_trainer.artefact.config_file import read_config
 from tests.launching import launch_two
+from tests.older_libraries import goes_on_in_several_cpu_processes
 from tests.penalty.test_penalty import dense_penalty
 from tests.process_cases import (
     PROTECTED,
@@ -32,6 +33,7 @@ from tests.tiny_training import move_factors, token_rows
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where two processes have left their outcomes."""
+    goes_on_in_several_cpu_processes()
     folder = tmp_path_factory.mktemp("two")
     launch_two("processes_worker.py", str(folder))
     return folder
