@@ -172,8 +172,7 @@ class AdaptedWeight(TrainedWeight):
     def stored_transposed(self) -> bool:
         """Whether the base layer keeps the weight as (in_features, out_features): Conv1D, embeddings, some experts."""
         if isinstance(self.layer, lora_layers.ParamWrapper):
-            # PEFT up to 0.18 takes every stack to be (experts, in_features, out_features).
-            return self.layer.get_param().ndim == 3 and not getattr(self.layer, "_did_swap_in_out_features", False)
+            return self.layer.get_param().ndim == 3 and not self.layer._did_swap_in_out_features
         return bool(getattr(self.layer, "fan_in_fan_out", False)) or self.is_embedding
 
 

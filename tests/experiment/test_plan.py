@@ -364,8 +364,9 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         model_config(recipe)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_experts_in_one_parameter_have_sums_and_maps_of_their_own(
-    recipe: Callable[..., Recipe], tmp_path: Path
+    recipe: Callable[..., Recipe], tmp_path: Path, dtype: str
 ) -> None:
     shape = {
         "num_hidden_layers": 1,
@@ -381,7 +382,7 @@ def test_experts_in_one_parameter_have_sums_and_maps_of_their_own(
         "lora.target_parameters": "[mlp.experts.gate_up_proj, mlp.experts.down_proj]",
         "lora.target_modules": "[q_proj]",
     }
-    planned = recipe(**{"methods": "kfac", "model.dtype": "bfloat16", "curvature.keep": "12"} | experts)
+    planned = recipe(**{"methods": "kfac", "model.dtype": dtype, "curvature.keep": "12"} | experts)
     memory = MemoryModel(build_model(planned, model_config(planned)), autocast=None, host=True)
     settings = replace(planned.curvature, storage="float32")
     curvature = CurvatureModel(memory, settings)

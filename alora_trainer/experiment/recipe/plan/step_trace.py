@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.integrations import moe
 
 # In the backward pass recomputed activations hang in reference cycles for a while; without collecting, they count as held.
 _COLLECT_EVERY = 25
@@ -118,7 +119,7 @@ def trace_step(
         live = _LiveBytes()
         live.ignore(tensor for tensor in (*model.parameters(), *model.buffers()))
         mixed = torch.autocast("cpu", dtype=autocast) if autocast is not None else nullcontext()
-        with live, FlopCounterMode(display=False) as counter, mixed:
+        with live, FlopCounterMode(display=False) as counter, mixed, _experts_of_any_dtype():
             ids = torch.zeros(batch_size, length, dtype=torch.long)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             if train:
@@ -132,6 +133,17 @@ def trace_step(
     for parameter in model.parameters():
         parameter.grad = None
     return StepTrace(live.peak, flops)
+
+
+@contextmanager
+def _experts_of_any_dtype() -> Iterator[None]:
+    """Of products of all experts at once PyTorch knows shapes without numbers in bfloat16 alone, transformers in any dtype."""
+    usable = moe._can_use_grouped_mm
+    moe._can_use_grouped_mm = lambda x, weight, offs: weight.dtype == torch.bfloat16 and usable(x, weight, offs)
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = usable
 
 
 def _set_checkpointing(model: Any, wanted: bool) -> None:
