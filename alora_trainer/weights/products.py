@@ -20,8 +20,8 @@ from alora_trainer.weights.adapted import AdaptedWeight
 # Weight, its inputs (..., n), and what it makes of them (..., m), as they stand in the graph.
 See = Callable[[AdaptedWeight, torch.Tensor, Any], None]
 
-_LINEAR = {torch.nn.functional.linear}
-_TRANSPOSED = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
+# PyTorch's functions by name: x W', and x W of a matrix that is stored the other way round.
+_LINEAR, _TRANSPOSED = {"linear"}, {"matmul", "mm", "__matmul__"}
 
 
 class Products:
@@ -107,11 +107,12 @@ class _ProductsWithin(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func is torch.Tensor.__getitem__ and id(args[0]) in self._stacks:
+        name = getattr(func, "__name__", "")
+        if name == "__getitem__" and id(args[0]) in self._stacks:
             self._take(args[0], args[1], output)
-        elif len(args) > 1 and id(args[1]) in self._matrices and (func in _LINEAR or func in _TRANSPOSED):
+        elif len(args) > 1 and id(args[1]) in self._matrices and name in _LINEAR | _TRANSPOSED:
             weight = self._matrices[id(args[1])][1]
-            if weight.stored_transposed != (func in _TRANSPOSED):
+            if weight.stored_transposed != (name in _TRANSPOSED):
                 raise ALoRAError(
                     f"{weight.name} is multiplied the other way round than PEFT adapts it: leave {self._of(weight)} out of "
                     "target_parameters"
