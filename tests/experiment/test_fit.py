@@ -137,6 +137,14 @@ def test_what_was_found_and_left_out_is_told(fitted: Path) -> None:
     page = (fitted / "report.html").read_text(encoding="utf-8")
     for words in ("question and answer", "1 duplicates left out", "kind of text that no part saw", "other", "before: "):
         assert words in page
+    for words in (
+        "Did it forget?",
+        "the loss of the right answers went from",
+        "prefers-color-scheme: dark",
+        'class="chart"',
+    ):
+        assert words in page
+    assert "| method" not in page and "-0.00%" not in page.split("<h2>")[2]
 
 
 def test_the_recipe_is_an_ordinary_one_and_says_why(fitted: Path) -> None:

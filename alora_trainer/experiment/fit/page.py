@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from alora_trainer.experiment.fit.probing import ShortTraining
+from alora_trainer.experiment.report.drawing.chart import Axis, Box, Chart, Mark
+from alora_trainer.experiment.report.drawing.page import whole_page
+from alora_trainer.experiment.report.drawing.pictures import in_page
 from alora_trainer.experiment.report.results import RunResults
-from alora_trainer.experiment.report.text_table import format_table
+from alora_trainer.experiment.report.text_table import table_rows
 
-_STYLE = """
-body { margin: 0 auto; max-width: 60rem; padding: 2rem; font: 16px/1.5 system-ui, sans-serif; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; }
-pre { background: #f6f6f6; padding: .75rem; overflow-x: auto; white-space: pre-wrap; }
-.kept { border-left: .4rem solid #2a7; padding: .5rem 1rem; background: #f1faf5; }
-.broken { border-left: .4rem solid #c33; padding: .5rem 1rem; background: #fdf3f3; }
-svg { width: 100%; height: 12rem; background: #fafafa; }
-"""
-_WIDTH, _HEIGHT = 600, 180
+_STYLE = """<style>
+pre { background: var(--marked); padding: .75rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+.kept, .broken { border-left: 4px solid var(--good); padding: 2px 14px; background: var(--marked); }
+.broken { border-left-color: var(--bad); }
+</style>"""
+# What is drawn of the training, and the columns of its log that have it.
+_AXES = {
+    "step": Axis("optimizer step", digits=0),
+    "loss": Axis("training loss (nats a token)"),
+    "rise": Axis("rise on the text that steered (%)", factor=100, digits=2),
+}
 
 
 def fit_page(
@@ -36,19 +39,20 @@ def fit_page(
         results: of the base model and the adapter.
         tried: the short trainings, if there were any.
     """
-    body = "\n".join([*_sections(outcome, data, results), *_trials(tried)])
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n<style>{_STYLE}</style>'
-        f"</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
-    )
+    body = "\n".join([_STYLE, *_sections(outcome, data, results), *_trials(tried)])
+    return whole_page(title, f"{body}\n", _AXES)
 
 
 def _sections(outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunResults) -> Iterator[str]:
     promise = outcome["promise"]
-    yield f'<p class="{"kept" if promise["kept"] else "broken"}">{escape(promise["sentence"])}.</p>'
+    answers = "".join(
+        f"<p><strong>{escape(ask)}</strong> {escape(said)}</p>" for ask, said in _verdict(promise, results)
+    )
+    yield f'<div class="{"kept" if promise["kept"] else "broken"}">{answers}</div>'
     yield f"<p>Measured: {escape(promise['measure'])}. The adapter is what was trained times {promise['scale']:.4g}.</p>"
     yield "<h2>What was learned</h2>"
-    yield f"<pre>{escape(format_table(results.methods))}</pre>"
+    head, *lines = table_rows(results.methods)
+    yield _table(head, lines)
     yield "<h2>What was kept</h2>"
     kinds = [(kind, *_figures(bound)) for kind, bound in promise["kinds"].items()]
     yield _table(("kind of text that the map saw", "rise", "at most (95 %)", "passages"), kinds)
@@ -62,6 +66,7 @@ def _sections(outcome: Mapping[str, Any], data: Mapping[str, Any], results: RunR
     yield _table(("scale", "rise", "at most (95 %)", "passages"), tested)
     learned = [(f"{scale:.4g}", f"{loss:.4f}") for scale, loss in promise["validation"]]
     if learned:
+        yield "<h2>The validation at each scale</h2>"
         yield _table(("scale", "nats a token of the validation's right answers"), learned)
     yield "<h2>Answers before and after</h2>"
     for one in outcome["answers"]:
@@ -98,16 +103,40 @@ def _trials(tried: Sequence[ShortTraining]) -> Iterator[str]:
     yield _table(head, rows)
 
 
+def _verdict(promise: Mapping[str, Any], results: RunResults) -> Iterator[tuple[str, str]]:
+    """What people ask first, and the answers."""
+    yield "Did it forget?", f"{promise['sentence']}."
+    base, adapter = results.methods["base"], results.methods["adapter"]
+    for name, before in base.tasks.items():
+        after = adapter.tasks.get(name)
+        if after is None:
+            continue
+        if before.is_free:
+            figures, unit = (
+                (before.answer_loss, after.answer_loss),
+                "the loss of the right answers went from {:.3f} to {:.3f} nats a token",
+            )
+        else:
+            figures, unit = (before.acc, after.acc), "accuracy went from {:.1%} to {:.1%}"
+        if None not in figures:
+            error = "" if after.acc_stderr is None else f" (a standard error is {100 * after.acc_stderr:.1f} points)"
+            yield "Did it learn?", f"On {after.items} items of {name}, {unit.format(*figures)}{error}."
+
+
 def _figures(bound: Mapping[str, Any]) -> tuple[str, str, str]:
     upper = bound["upper"]
     known = upper is not None and math.isfinite(upper)
-    return f"{bound['rise']:.2%}", f"{upper:.2%}" if known else "-", str(bound["sequences"])
+    return _percent(bound["rise"]), _percent(upper) if known else "-", str(bound["sequences"])
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 4) + 0.0:.2%}"  # no minus before zero
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _curves(results: RunResults) -> Iterator[str]:
@@ -116,28 +145,24 @@ def _curves(results: RunResults) -> Iterator[str]:
     if train is None:
         return
     log = (train.history or {}).get("training", {})
-    losses = log.get("ce_loss") or log.get("loss", [])
-    drawn = [
-        ("training loss, nats a token", list(zip(log.get("step", []), losses, strict=False))),
-        ("rise on the text that steered, share", [(one["step"], one["probe_rise"]) for one in train.probe or ()
-                                                  if "step" in one and "probe_rise" in one]),
-    ]  # fmt: skip
-    for name, points in drawn:
-        points = [(x, y) for x, y in points if isinstance(x, (int, float)) and isinstance(y, (int, float))]
-        if len(points) > 1:
-            yield f"<h2>{escape(name)}</h2>{_line(points)}"
+    losses = zip(log.get("step", []), log.get("ce_loss") or log.get("loss", []), strict=False)
+    looks = [(one.get("step"), one.get("probe_rise")) for one in train.probe or ()]
+    figures = [figure for name, points in (("loss", losses), ("rise", looks)) for figure in _curve(name, points)]
+    if figures:
+        yield f'<h2>The training</h2><div class="figures">{"".join(figures)}</div>'
     if train.seconds is not None:
         yield f"<p>The training took {train.seconds:.0f} seconds and {train.steps or 0} steps.</p>"
 
 
-def _line(points: Sequence[tuple[float, float]]) -> str:
-    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
-    places = " ".join(
-        f"{_WIDTH * (x - left) / ((right - left) or 1):.1f},{_HEIGHT - (_HEIGHT - 10) * (y - low) / ((high - low) or 1):.1f}"
-        for x, y in points
-    )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 20}" preserveAspectRatio="none"><polyline points="{places}" fill="none" '
-        f'stroke="#06c" stroke-width="2" vector-effect="non-scaling-stroke"/></svg>'
-        f"<p>steps {left:g} to {right:g}; {low:.4g} to {high:.4g}</p>"
-    )
+def _curve(name: str, points: Iterable[tuple[Any, Any]]) -> Iterator[str]:
+    """A figure of one curve; none of fewer than two points."""
+    known = [(x, y) for x, y in points if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    if len(known) < 2:
+        return
+    marks = [
+        Mark("adapter", f"step {x:g}", {"step": (x, None), name: (y, None)}, curve="adapter", small=True)
+        for x, y in known
+    ]
+    first, last = (_AXES[name].shown(y) for _, y in (known[0], known[-1]))
+    text = f"{_AXES[name].label} over {len(known)} steps: {first} at the first, {last} at the last"
+    yield in_page(Chart(marks, _AXES, x="step", y=name, rows=["adapter"], box=Box(), text=text))

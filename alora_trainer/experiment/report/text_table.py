@@ -13,11 +13,20 @@ _NONE = "-"
 
 
 def format_table(results: Mapping[str, MethodResult], width: int | None = None) -> str:
-    """A Markdown table that is also readable as plain text.
+    """`table_rows` as a Markdown table that is also readable as plain text.
+
+    Args:
+        results: as of `table_rows`.
+        width: that a line may have; see `markdown_table`.
+    """
+    return markdown_table(table_rows(results), width)
+
+
+def table_rows(results: Mapping[str, MethodResult]) -> list[list[str]]:
+    """The header, and a line a method, as texts.
 
     Args:
         results: by method. Anything may be missing in them; the change is against the method called ``base``.
-        width: that a line may have; see `markdown_table`.
 
     Returns:
         The lines: method; token perplexity of the general text, and by how much general loss (its logarithm, which a budget is
@@ -44,7 +53,7 @@ def format_table(results: Mapping[str, MethodResult], width: int | None = None) 
         seconds = _number(train.seconds)
         row += [_NONE if seconds is None else f"{seconds:.0f}", _memory(train.peak_bytes)]
         rows.append(row)
-    return markdown_table(rows, width)
+    return rows
 
 
 def _number(value: float | None) -> float | None:
