@@ -49,6 +49,14 @@ def _templates_compiled_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _lines_as_without_a_command() -> None:
+    """A command sends our lines to standard error alone; no test depends on whether one ran before it in its process."""
+    own = logging.getLogger("alora_trainer")
+    own.handlers, own.propagate = [], True
+    own.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Progress is told after every piece, as without a terminal after half a minute; the lines so far."""
