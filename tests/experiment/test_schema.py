@@ -16,6 +16,7 @@ import yaml
 from alora_trainer.basics.versions import package_version
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment import demo
+from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.schema import known
 from alora_trainer.experiment.recipe.schema.build import LIBRARIES, attribute_texts, json_types, recipe_schema
@@ -223,3 +224,16 @@ def test_texts_and_types_of_a_dataclass() -> None:
     assert json_types(str | float | None) == json_types(float | str | None)
     assert json_types(list[str] | dict[str, Any]) == ["array", "object"]
     assert json_types(Path | None) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("learning_rte", r"unknown key learning_rte: did you mean tune\.learning_rate"),
+        ("train.learning_rate", r"did you mean record\.learning_rate or tune\.learning_rate"),
+        ("zzz.a", "unknown key zzz.a: known are name, seed"),
+    ],
+)
+def test_a_fits_settings_are_known_before_its_data_are_looked_at(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ALoRAError, match=message):
+        FitRequest("no-model", ("none.jsonl",), tmp_path, overrides={name: "1"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union
 
@@ -71,6 +71,14 @@ def check_given(given: Mapping[str, Any]) -> None:
         needed = bool(followed(part).get("required")) and not (key == "domain" and "domains" in given)
         if key in given or needed:
             check_value(given.get(key), part, key)
+
+
+def check_sections(names: Iterable[str]) -> None:
+    """Raises ALoRAError for a dotted name, as of a setting on the command line, that begins with no section of a recipe."""
+    for name in names:
+        first, _, rest = name.partition(".")
+        if first not in schema()["properties"]:
+            raise _unknown(first, {rest: None} if rest else None)
 
 
 def check_value(value: Any, part: Mapping[str, Any], where: str) -> None:
