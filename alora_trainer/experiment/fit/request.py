@@ -12,7 +12,7 @@ from alora_trainer.data.general import check_count
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import check_kept, is_prompt_file
 from alora_trainer.experiment.methods import get_method
-from alora_trainer.experiment.recipe.schema.check import check_sections
+from alora_trainer.experiment.recipe.schema.check import check_settings
 
 SEARCH = "search"  # in the place of a map's name
 
@@ -81,7 +81,7 @@ class FitRequest:
             raise ALoRAError(f"epochs={self.epochs!r} must be positive")
         if not 0 <= self.probing <= 2:
             raise ALoRAError(f"probing={self.probing!r} must be a share of the training's steps, such as 25%, or 0")
-        check_sections(self.overrides)
+        check_settings(self.overrides)
         check_kept(self.keep)
         if "evaluation.task_folder" in self.overrides and any(map(is_prompt_file, self.keep)):
             raise ALoRAError(

@@ -26,7 +26,8 @@ from alora_trainer.experiment.recipe.map_section import RecordedMapConfig
 from alora_trainer.experiment.recipe.method_options import read_method_options
 from alora_trainer.experiment.recipe.model_section import ModelConfig
 from alora_trainer.experiment.recipe.older_spellings import in_todays_spelling
-from alora_trainer.experiment.recipe.recipe import KEYS, SECTIONS, SET_BY_RUN, Recipe
+from alora_trainer.experiment.recipe.recipe import SECTIONS, SET_BY_RUN, Recipe
+from alora_trainer.experiment.recipe.schema.check import check_sections
 from alora_trainer.experiment.recipe.settings import (
     absolute_path,
     as_mapping,
@@ -63,7 +64,7 @@ def load_recipe(
     """
     path = Path(path)
     written = read_written(path, overrides)
-    check_keys(written, KEYS)
+    check_sections(written)
     return build_recipe(written, base=path.parent, default_name=path.stem, variables=variables)
 
 
@@ -77,7 +78,7 @@ def build_recipe(
     """A checked `Recipe` from plain data; see `load_recipe` for arguments and errors."""
     check_no_secrets(written, "")
     given = interpolate(dict(written), environment_variables(variables), known=variables or {})
-    check_keys(given, KEYS)
+    check_sections(given)
     sections = in_todays_spelling({name: as_mapping(given.get(name), name) for name in SECTIONS})
     domains = _domains(given, sections, DomainConfig)
     folder = Path(base).resolve()

@@ -64,21 +64,25 @@ def check_file(
 
 def check_given(given: Mapping[str, Any]) -> None:
     """Check a recipe as plain data, variables replaced. Raises ALoRAError for the first fault."""
-    for key, value in given.items():
-        if key not in schema()["properties"]:
-            raise _unknown(key, value)
+    check_sections(given)
     for key, part in schema()["properties"].items():
         needed = bool(followed(part).get("required")) and not (key == "domain" and "domains" in given)
         if key in given or needed:
             check_value(given.get(key), part, key)
 
 
-def check_sections(names: Iterable[str]) -> None:
-    """Raises ALoRAError for a dotted name, as of a setting on the command line, that begins with no section of a recipe."""
+def check_sections(given: Mapping[str, Any]) -> None:
+    """Raises ALoRAError for a key of a recipe as plain data that is none of a recipe's; its message says what was meant."""
+    for key, value in given.items():
+        if key not in schema()["properties"]:
+            raise _unknown(key, value)
+
+
+def check_settings(names: Iterable[str]) -> None:
+    """The same for dotted names, as of settings on the command line."""
     for name in names:
         first, _, rest = name.partition(".")
-        if first not in schema()["properties"]:
-            raise _unknown(first, {rest: None} if rest else None)
+        check_sections({first: {rest: None} if rest else None})
 
 
 def check_value(value: Any, part: Mapping[str, Any], where: str) -> None:
