@@ -8,6 +8,7 @@ products within. So these are watched, while the module computes its experts one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,60 +93,71 @@ class _ProductsWithin(TorchFunctionMode):
     def __init__(self, module: torch.nn.Module, weights: Sequence[AdaptedWeight], see: See) -> None:
         super().__init__()
         self._see = see
-        self._stacks: dict[int, tuple[torch.Tensor, Mapping[int, AdaptedWeight]]] = {}
-        # By id of a matrix: it (so that no other one gets this id) and its weight.
-        self._matrices: dict[int, tuple[torch.Tensor, AdaptedWeight]] = {}
-        self._multiplied: set[int] = set()
-        self._parameters: dict[str, bool] = {}
-        for name, own in _by_parameter(weights).items():
-            parameter = getattr(module, name)  # PEFT has put the adapter's share in
-            self._parameters[name] = False
+        self._stacks: dict[int, _Stack] = {}
+        self._matrices: dict[int, _Matrix] = {}
+        for own in _by_parameter(weights).values():
+            first = next(iter(own.values()))
+            parameter = getattr(module, str(first.layer.parameter_name))  # PEFT has put the adapter's share in
+            stack = _Stack(parameter, own, first)
+            self._stacks[id(parameter)] = stack
             if parameter.ndim == 2:
-                self._matrices[id(parameter)] = (parameter, own[0])
-            else:
-                self._stacks[id(parameter)] = (parameter, own)
+                self._matrices[id(parameter)] = _Matrix(parameter, stack, first)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name == "__getitem__" and id(args[0]) in self._stacks:
-            self._take(args[0], args[1], output)
+            self._take(self._stacks[id(args[0])], args[1], output)
         elif len(args) > 1 and id(args[1]) in self._matrices and name in _LINEAR | _TRANSPOSED:
-            weight = self._matrices[id(args[1])][1]
-            if weight.stored_transposed != (name in _TRANSPOSED):
-                raise ALoRAError(
-                    f"{weight.name} is multiplied the other way round than PEFT adapts it: leave {self._of(weight)} out of "
-                    "target_parameters"
-                )
-            self._multiplied.add(id(args[1]))
-            self._parameters[self._of(weight)] = True
-            self._see(weight, args[0], output)
+            self._multiply(self._matrices[id(args[1])], args[0], output, transposed=name in _TRANSPOSED)
         return output
 
-    def _take(self, parameter: torch.Tensor, place: Any, matrix: Any) -> None:
-        """Remember a matrix that was taken out of a stack."""
-        one = isinstance(place, int) or (isinstance(place, torch.Tensor) and place.ndim == 0)
-        weight = self._stacks[id(parameter)][1].get(int(place)) if one else None
-        if weight is not None:
-            self._matrices[id(matrix)] = (matrix, weight)
+    def _take(self, stack: _Stack, place: Any, matrix: Any) -> None:
+        """Remember a matrix that was taken out of a stack, also one that is not watched."""
+        if isinstance(place, int) or (isinstance(place, torch.Tensor) and place.ndim == 0):
+            self._matrices[id(matrix)] = _Matrix(matrix, stack, stack.weights.get(int(place)))
 
-    def _of(self, weight: AdaptedWeight) -> str:
-        return str(weight.layer.parameter_name)
+    def _multiply(self, matrix: _Matrix, inputs: torch.Tensor, output: Any, *, transposed: bool) -> None:
+        first = matrix.stack.first
+        if first.stored_transposed != transposed:
+            raise ALoRAError(
+                f"{first.name} is multiplied the other way round than PEFT adapts it: leave {first.layer.parameter_name} out "
+                "of target_parameters"
+            )
+        matrix.multiplied = matrix.stack.used = True
+        if matrix.weight is not None:
+            self._see(matrix.weight, inputs, output)
 
     def check(self) -> None:
         """Raises ALoRAError if a parameter, or a matrix of a stack, was used otherwise than in products that were seen."""
-        unseen = [name for name, seen in self._parameters.items() if not seen]
-        unseen += [self._of(weight) for key, (_, weight) in self._matrices.items() if key not in self._multiplied]
+        unseen = [stack.first for stack in self._stacks.values() if not stack.used]
+        unseen += [one.weight for one in self._matrices.values() if one.weight is not None and not one.multiplied]
         if unseen:
-            name = next(weight.name for weight in self._all() if self._of(weight) == unseen[0])
             raise ALoRAError(
-                f"what {name} is multiplied by cannot be seen: its module does not use {unseen[0]} as a linear layer, or does "
-                "not compute its experts one by one. Leave it out of target_parameters"
+                f"what {unseen[0].name} is multiplied by cannot be seen: its module does not use "
+                f"{unseen[0].layer.parameter_name} as a linear layer, or does not compute its experts one by one. Leave it out "
+                "of target_parameters"
             )
 
-    def _all(self) -> list[AdaptedWeight]:
-        stacked = [weight for _, own in self._stacks.values() for weight in own.values()]
-        return stacked + [weight for _, weight in self._matrices.values()]
+
+@dataclass
+class _Stack:
+    """A parameter, those of its matrices that are watched, by their place, and the first of these."""
+
+    parameter: torch.Tensor
+    weights: Mapping[int, AdaptedWeight]
+    first: AdaptedWeight
+    used: bool = False
+
+
+@dataclass
+class _Matrix:
+    """A matrix of a parameter, kept so that no other tensor gets its id; its weight, if it is watched."""
+
+    matrix: torch.Tensor
+    stack: _Stack
+    weight: AdaptedWeight | None
+    multiplied: bool = False
 
 
 def _by_parameter(weights: Sequence[AdaptedWeight]) -> dict[str, dict[int, AdaptedWeight]]:

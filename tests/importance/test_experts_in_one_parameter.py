@@ -216,7 +216,7 @@ def test_other_uses_are_refused_by_name() -> None:
             ALoRAError,
             r"what inner.stack.0 is multiplied by cannot be seen: its module does not use stack",
         ),
-        ("one of two unseen", ALoRAError, r"what inner.stack.0 is multiplied by cannot be seen"),
+        ("one of two unseen", ALoRAError, r"what inner.stack.1 is multiplied by cannot be seen"),
         (
             "the other way round",
             ALoRAError,
@@ -234,3 +234,19 @@ def test_other_uses_are_refused_by_name() -> None:
             model(torch.randn(3, 5))
         products.close()
         assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_some_of_a_stacks_experts_may_be_watched_alone() -> None:
+    """Curvature in parts: those of this part may have nothing to do in a batch."""
+    model = in_one_parameter("qwen3_moe")
+    whole, parts = (estimate_curvature(model, batches(), parts=parts).importance for parts in (1, 7))
+    for name in whole:
+        torch.testing.assert_close(dense_metric(parts[name]), dense_metric(whole[name]))
+    one = {"input_ids": torch.tensor([[3]])}  # one token has two of three experts
+    experts = [weight for weight in adapted_weights(model) if "down_proj" in weight.name]
+    seen = []
+    for weight in experts:
+        products = Products([weight], lambda weight, x, y: seen.append(weight.name))
+        model(**one)
+        products.close()
+    assert len(seen) == 2 and set(seen) < {weight.name for weight in experts}
