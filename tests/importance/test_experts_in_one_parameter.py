@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.weights.products import Products
 from alora_trainer.weights.theta import BaseTheta
 from tests.dense_metric import dense_metric
+from tests.launching import launch_two
 from tests.tiny_training import token_rows
 
 KINDS = ["qwen3_moe", "gpt_oss"]
@@ -101,8 +103,10 @@ def batches() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids[i : i + 4], "labels": labels[i : i + 4]} for i in range(0, 12, 4)]
 
 
-def curvature_of(model: Any, kind: str = "kronecker") -> ImportanceMap:
-    importance = estimate_curvature(model, batches(), kind, labels="text").importance
+def curvature_of(
+    model: Any, kind: str = "kronecker", data: list[dict[str, torch.Tensor]] | None = None
+) -> ImportanceMap:
+    importance = estimate_curvature(model, batches() if data is None else data, kind, labels="text").importance
     return ImportanceMap(importance, BaseTheta({name: each.shape for name, each in importance.items()}))
 
 
@@ -162,6 +166,21 @@ def test_the_kronecker_penalty_holds_them_as_it_holds_layers(kind: str) -> None:
         value = penalty.evaluate()
         steps.append(value.value)
     assert float(steps[0]) == pytest.approx(float(steps[1]), rel=1e-6) and float(steps[0]) > 0
+
+
+def started(data: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A of every weight, by curvature and gradient of a process's share of the data."""
+    model = in_one_parameter("qwen3_moe")
+    initialize_adapter(model, curvature_of(model, data=data), data)
+    return {weight.name: weight.a for weight in adapted_weights(model)}
+
+
+def test_two_processes_start_them_where_one_does(tmp_path: Path) -> None:
+    launch_two("experts_worker.py", str(tmp_path))
+    expected, (first, second) = started(batches()), (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, a in expected.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name].T @ first[name], a.T @ a, rtol=1e-4, atol=1e-6)
 
 
 def test_a_trainer_starts_them_there_and_holds_them(training_arguments: Any, token_data: Any) -> None:
