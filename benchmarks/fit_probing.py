@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from fit_promise import cells_of, fitted
 from studies import spread, taken_over
 
@@ -107,6 +108,8 @@ def _made(cell: Mapping[str, Any], runs: Path) -> dict[str, Any]:
     begun = folder.exists()
     start = time.process_time()
     figures = fitted(cell, runs)
+    rate = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["tune"]["learning_rate"]
+    assert cell["way"] != "fixed" or rate == RATE, f"the rate of this model is {rate}"
     found = {"way": cell["way"], **figures}
     found["seconds"] = (
         None if begun else time.process_time() - start

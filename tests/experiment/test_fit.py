@@ -23,6 +23,7 @@ from alora_trainer.experiment.fit import earlier, probing, whole_fit
 from alora_trainer.experiment.fit.earlier import with_earlier
 from alora_trainer.experiment.fit.general_parts import PARTS, in_parts, passages
 from alora_trainer.experiment.fit.look import general_texts
+from alora_trainer.experiment.fit.page import percent
 from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.report.gate import parse_keep, run_gate
@@ -144,7 +145,8 @@ def test_what_was_found_and_left_out_is_told(fitted: Path) -> None:
         'class="chart"',
     ):
         assert words in page
-    assert "| method" not in page and "-0.00%" not in page.split("<h2>")[2]
+    assert [percent(share) for share in (-1e-5, 1e-5, -0.0123)] == ["0.00%", "0.00%", "-1.23%"]
+    assert "| method" not in page
 
 
 def test_the_recipe_is_an_ordinary_one_and_says_why(fitted: Path) -> None:

@@ -126,11 +126,12 @@ def _verdict(promise: Mapping[str, Any], results: RunResults) -> Iterator[tuple[
 def _figures(bound: Mapping[str, Any]) -> tuple[str, str, str]:
     upper = bound["upper"]
     known = upper is not None and math.isfinite(upper)
-    return _percent(bound["rise"]), _percent(upper) if known else "-", str(bound["sequences"])
+    return percent(bound["rise"]), percent(upper) if known else "-", str(bound["sequences"])
 
 
-def _percent(share: float) -> str:
-    return f"{round(share, 4) + 0.0:.2%}"  # no minus before zero
+def percent(share: float) -> str:
+    """With two digits, and no minus before zero."""
+    return f"{round(share, 4) + 0.0:.2%}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

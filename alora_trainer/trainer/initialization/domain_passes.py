@@ -164,7 +164,7 @@ class WholeGradients:
 
     def directions(self, weight: AdaptedWeight, metric: GeneralMetric) -> torch.Tensor:
         gradient = self._sums.pop(weight.name).to(with_float64(weight.device), torch.float64)
-        check_gradient(weight.name, gradient)
+        check_gradient(weight, gradient)
         return natural_directions(gradient, metric, weight.rank)
 
 
@@ -216,7 +216,7 @@ class SketchedGradients:
         self._first = False
         for name, weight in self._weights.items():
             products = self._sums[name].to(with_float64(weight.device), torch.float64)
-            check_gradient(name, products)
+            check_gradient(weight, products)
             metric = self._metric_of(weight)
             basis = torch.linalg.qr(metric.whiten_outputs(products)).Q
             self._probes[name] = metric.whiten_outputs(basis).to(weight.device, weight.dtype)
@@ -239,14 +239,16 @@ def add_up(sums: Iterable[torch.Tensor], device: torch.device) -> None:
             total.copy_(there)
 
 
-def check_gradient(name: str, gradient: torch.Tensor) -> None:
+def check_gradient(weight: AdaptedWeight, gradient: torch.Tensor) -> None:
     """Raises ALoRAError for a gradient that says nothing: zero, or not finite."""
     largest = float(gradient.abs().max())
     if largest == 0:
         raise ALoRAError(
-            f"the domain's loss does not depend on {name}: give more items (init_items), or leave it out of target_modules"
+            f"the domain's loss does not depend on {weight.name}: give more items (init_items), or leave it out of "
+            f"{weight.listed_in}"
         )
     if not largest < float("inf"):
         raise ALoRAError(
-            f"the domain's gradient of {name} is not finite: load the model in another dtype, such as bfloat16 or float32"
+            f"the domain's gradient of {weight.name} is not finite: load the model in another dtype, such as "
+            "bfloat16 or float32"
         )
