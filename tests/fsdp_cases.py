@@ -14,17 +14,27 @@ import torch
 
 from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRASFTTrainer, ALoRATrainer, ImportanceMap
 from alora_trainer.importance.origin import ImportanceInfo
+from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.full_weight import full_weights
 from alora_trainer.weights.model_weights import trained_weights
 from alora_trainer.weights.parameterization import Parameterization
-from alora_trainer.weights.theta import FullTheta
+from alora_trainer.weights.theta import BaseTheta, FullTheta
 from alora_trainer.weights.trained_weight import whole
 from tests.basis_map import basis_map
 from tests.process_cases import curvature_map, reference_map
 from tests.tiny_tokenizer import make_tokenizer
-from tests.tiny_training import move_factors, quiet_arguments, tiny_llama, token_rows, with_lora
+from tests.tiny_training import (
+    EXPERT_STACKS,
+    move_factors,
+    quiet_arguments,
+    tiny_llama,
+    tiny_mixture,
+    token_rows,
+    with_lora,
+)
 
 FSDP: dict[str, Any] = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+OF_MIXTURES: dict[str, Any] = {"transformer_layer_cls_to_wrap": ["Qwen3MoeDecoderLayer"]}
 
 
 def shard_on_cpus() -> None:
@@ -106,6 +116,30 @@ def first_directions(kind: str, fsdp: dict[str, Any] | None = None, **ours: Any)
     )
 
 
+def mixture() -> Any:
+    """Experts in one parameter beside a linear layer."""
+    return with_lora(tiny_mixture(num_hidden_layers=2), target_modules=["q_proj"], target_parameters=EXPERT_STACKS)
+
+
+def base_curvature(model: Any) -> ImportanceMap:
+    """Of the base model: what a fresh adapter may be started by."""
+    recorded = curvature_map(model)
+    stored = {name: recorded.stored(name) for name in recorded}
+    return ImportanceMap(stored, BaseTheta({w.name: w.shape for w in adapted_weights(model)}), info=recorded.info)
+
+
+def experts_directions(kind: str, **ours: Any) -> Case:
+    return Case(
+        {"init_adapter": kind, "init_items": 21, "lam": 0.5, "layer_weights": "none", **ours},
+        model=mixture,
+        importance=base_curvature,
+        settings=SGD,  # Adam makes steps of rounding where an expert is hardly used
+        fsdp=OF_MIXTURES,
+        fresh=True,
+        tolerance=1e-4,
+    )
+
+
 def full_map(model: Any) -> ImportanceMap:
     generator = torch.Generator().manual_seed(5)
     weights = full_weights(model)
@@ -160,6 +194,11 @@ CASES: dict[str, Case] = {
     "natural, A frozen": first_directions("natural_gradient", {"cpu_ram_efficient_loading": True}, freeze_a=True),
     "natural by a sketch": first_directions("natural_gradient", {"reshard_after_forward": False}, init_memory="sketch"),
     "contrastive": first_directions("contrastive"),
+    # experts in one parameter
+    "experts": Case(AT_ONCE, model=mixture, importance=reference_map, fsdp=OF_MIXTURES),
+    "experts, natural": experts_directions("natural_gradient"),
+    "experts, natural by a sketch": experts_directions("natural_gradient", init_memory="sketch"),
+    "experts, contrastive": experts_directions("contrastive"),
     # Mixed precision: FSDP2 casts whole layers to bfloat16, autocast in one process single operations.
     "bf16": Case(AT_ONCE, importance=reference_map, settings={"bf16": True} | SGD, tolerance=5e-3),
     "budget": Case({"budget": 0.02, "probe_steps": 1}, model=wide, importance=reference_map, probe=True),

@@ -7,26 +7,45 @@ from typing import Any
 
 import torch
 
+TINY: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 40,
+    "max_position_embeddings": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+
 
 def tiny_llama(**settings: Any) -> Any:
     """A Llama of a few thousand parameters, always the same one; `settings` over its configuration's."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 40,
-        "max_position_embeddings": 32,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 1,
-    }
-    config = LlamaConfig(**(sizes | settings))
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(**(TINY | settings)))
+
+
+# What an adapter of `tiny_mixture`'s experts names.
+EXPERT_STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def tiny_mixture(kind: str = "qwen3_moe", **settings: Any) -> Any:
+    """A mixture of three experts in one parameter ("qwen3_moe" or "gpt_oss"), of one layer; `settings` as of `tiny_llama`."""
+    from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    shape = TINY | {"num_hidden_layers": 1, "head_dim": 8, "num_experts_per_tok": 2} | settings
+    if kind == "qwen3_moe":
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**({"num_experts": 3, "moe_intermediate_size": 12} | shape)))
+    model = GptOssForCausalLM(GptOssConfig(**({"num_local_experts": 3} | shape)))
+    for layer in model.model.layers:
+        for parameter in layer.mlp.experts.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)  # transformers leaves biases at zero
+    return model
 
 
 def with_lora(base: Any, *, dtype: torch.dtype = torch.float32, moved: bool = False, **lora: Any) -> Any:

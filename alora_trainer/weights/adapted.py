@@ -112,7 +112,8 @@ class AdaptedWeight(TrainedWeight):
     @property
     def rank(self) -> int:
         # Of the parameter itself: to read one that is sharded takes all processes.
-        return self.parameter_a.shape[0] if self.stack is None else self.b.shape[1]
+        rows = self.parameter_a.shape[0]
+        return rows if self.stack is None else rows // self.stack.experts
 
     @property
     def shape(self) -> tuple[int, int]:

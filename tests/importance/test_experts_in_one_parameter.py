@@ -16,22 +16,17 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.curvature import estimate_curvature
 from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.trainer import ALoRATrainer
-from alora_trainer.trainer.initialization.initialize import check_weights
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
 from alora_trainer.weights.products import Products
 from alora_trainer.weights.theta import BaseTheta
 from tests.dense_metric import dense_metric
 from tests.launching import launch_two
-from tests.tiny_training import token_rows
+from tests.tiny_training import EXPERT_STACKS, TINY, tiny_mixture, token_rows
 
 KINDS = ["qwen3_moe", "gpt_oss"]
 EXPERTS = "model.layers.0.mlp.experts"
-SHAPE: dict[str, Any] = {
-    "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 32, "head_dim": 4,
-    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
-}  # fmt: skip
-TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+# So small that its dense metric fits.
+SHAPE: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "moe_intermediate_size": 6, "head_dim": 4}
 
 
 class ListedExperts(nn.Module):
@@ -67,28 +62,15 @@ def _listed(stacks: Any, name: str) -> nn.ModuleList:
 
 
 def base(kind: str) -> Any:
-    model = _base(kind)
+    model = tiny_mixture(kind, **SHAPE).double()
     model.config._experts_implementation = "eager"  # products of all experts at once are not there in float64
     return model
 
 
-def _base(kind: str) -> Any:
-    torch.manual_seed(0)
-    if kind == "qwen3_moe":
-        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-        config = Qwen3MoeConfig(**SHAPE, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=6)
-        return Qwen3MoeForCausalLM(config).double()
-    from transformers import GptOssConfig, GptOssForCausalLM
-
-    model = GptOssForCausalLM(GptOssConfig(**SHAPE, num_local_experts=3, num_experts_per_tok=2)).double()
-    for parameter in model.model.layers[0].mlp.experts.parameters():
-        nn.init.normal_(parameter, std=0.2)  # transformers leaves biases at zero
-    return model
-
-
 def in_one_parameter(kind: str) -> Any:
-    return get_peft_model(base(kind), LoraConfig(r=2, target_modules=["q_proj"], target_parameters=TARGETS)).double()
+    return get_peft_model(
+        base(kind), LoraConfig(r=2, target_modules=["q_proj"], target_parameters=EXPERT_STACKS)
+    ).double()
 
 
 def as_layers(kind: str) -> Any:
@@ -259,22 +241,12 @@ def test_other_uses_are_refused_by_name() -> None:
 def test_llama_4_multiplies_all_at_once_and_is_refused_by_name() -> None:
     from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-    shape = SHAPE | {"intermediate_size_mlp": 8, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1}
+    shape = TINY | {"intermediate_size_mlp": 8, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1}
     targets = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
     model = Llama4ForCausalLM(Llama4TextConfig(**shape, num_local_experts=3))
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=targets))
     with pytest.raises(ALoRAError, match="layers.0.feed_forward.experts.down_proj.0 is multiplied by cannot be seen"):
         estimate_curvature(model, batches())
-
-
-def test_sharded_experts_first_directions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = in_one_parameter("qwen3_moe")
-    importance = curvature_of(model).select([f"{EXPERTS}.down_proj.{expert}" for expert in range(3)])
-    monkeypatch.setattr(AdaptedWeight, "is_sharded", True)
-    with pytest.raises(
-        ALoRAError, match=r"down_proj.0 is an expert .* spread over processes.* leave it out of target_parameters"
-    ):
-        check_weights(adapted_weights(model), importance)
 
 
 def test_some_of_a_stacks_experts_may_be_watched_alone() -> None:

@@ -17,6 +17,7 @@ from alora_trainer.penalty import QuadraticPenalty
 from alora_trainer.weights.adapted import adapted_weights
 from tests.conftest import move_factors
 from tests.penalty.test_penalty import made_map, relative
+from tests.tiny_training import EXPERT_STACKS, tiny_mixture
 
 
 def peft_delta(weight) -> torch.Tensor:
@@ -29,23 +30,8 @@ def peft_delta(weight) -> torch.Tensor:
 
 
 def moe_model(kind: str):
-    torch.manual_seed(0)
-    common = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 32, "head_dim": 8,
-        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
-    }  # fmt: skip
-    if kind == "qwen3_moe":
-        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-        config = Qwen3MoeConfig(**common, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12)
-        base = Qwen3MoeForCausalLM(config)
-    else:
-        from transformers import GptOssConfig, GptOssForCausalLM
-
-        base = GptOssForCausalLM(GptOssConfig(**common, num_local_experts=3, num_experts_per_tok=2))
-    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=targets))
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=EXPERT_STACKS)
+    model = get_peft_model(tiny_mixture(kind), config)
     move_factors(model, 0.2)
     return model
 

@@ -144,8 +144,8 @@ def check_weights(weights: Sequence[Any], importance: ImportanceValues) -> list[
     """The weights whose directions are chosen: those that the map has.
 
     Raises:
-        ALoRAError: one is not of a linear layer or an expert, or in DeepSpeed's pieces, or not there, or an expert that is
-            spread over processes; its B is not zero; its rank is larger than its inputs.
+        ALoRAError: one is not of a linear layer or an expert, or in DeepSpeed's pieces, or not there; its B is not zero;
+            its rank is larger than its inputs.
     """
     chosen = [weight for weight in weights if weight.name in importance]
     for weight in chosen:
@@ -158,11 +158,6 @@ def check_weights(weights: Sequence[Any], importance: ImportanceValues) -> list[
             raise ALoRAError(
                 f"first directions are chosen for linear layers and experts, and {weight.name} is a "
                 f"{type(weight.layer).__name__}: leave it out of target_modules"
-            )
-        if weight.stack is not None and weight.is_sharded:
-            raise ALoRAError(
-                f"{weight.name} is an expert in one parameter that is spread over processes, whose first directions were never "
-                f"tried: leave it out of {weight.listed_in}, or give each process the whole model (data parallelism)"
             )
         if bool(weight.b.any()):
             raise ALoRAError(
