@@ -20,9 +20,7 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,7 +29,7 @@ from typing import Any
 
 from comparison import ROOT, figures, results_of
 from curvature_comparison import choice_losses
-from studies import spread, taken_over
+from studies import report_head, spread, taken_over
 
 from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
@@ -225,9 +223,7 @@ def main() -> None:
 
     def write() -> None:
         report = {
-            "schema": 1,
-            "command": shlex.join(["python", "benchmarks/first_directions.py", *sys.argv[1:]]),
-            "environment": here,
+            **report_head(here),
             "asked": wanted,
             "recorded": kinds,
             "summary": {task: summary(seeds) for task, seeds in done.items()},

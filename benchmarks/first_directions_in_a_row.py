@@ -20,8 +20,6 @@ import argparse
 import json
 import os
 import random
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +27,7 @@ from typing import Any
 
 from first_directions import BOARD, COMMON, QUICK, asked, grid, halves, measured, recorded
 from peft import PeftModel
-from studies import spread, taken_over
+from studies import report_head, spread, taken_over
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alora_trainer.basics.files import read_json, write_json
@@ -194,9 +192,7 @@ def main() -> None:
 
     def write() -> None:
         report = {
-            "schema": 1,
-            "command": shlex.join(["python", "benchmarks/first_directions_in_a_row.py", *sys.argv[1:]]),
-            "environment": here,
+            **report_head(here),
             "asked": wanted,
             "summary": {name: summary(seeds) for name, seeds in done.items()},
             "trainings": done,

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from studies import spread
+from studies import report_head, spread
 
 from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
@@ -52,9 +50,7 @@ def main() -> None:
         figures = {name: spread(cell[name] for cell in own) for name in ("learned", "rise", "accuracy")}
         rows.append({"items": items, "seeds": len(own)} | figures)
     report = {
-        "schema": 1,
-        "command": shlex.join(["python", "benchmarks/first_directions_items.py", *sys.argv[1:]]),
-        "environment": environment() | {"threads": 1},
+        **report_head(environment() | {"threads": 1}),
         "task": options.task,
         "settings": dict(TRIAL.settings),
         "rows": rows,

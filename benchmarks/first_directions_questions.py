@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,7 +32,7 @@ from first_directions import (
     trained,
 )
 from safetensors.torch import load_file
-from studies import spread, taken_over
+from studies import report_head, spread, taken_over
 
 from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
@@ -174,9 +172,7 @@ def main() -> None:
             run_sweep(list(made.values()), output_dir=options.work_dir, workers=options.workers)
             done[seed] = answered(options.work_dir, made, kinds)
         report = {
-            "schema": 1,
-            "command": shlex.join(["python", "benchmarks/first_directions_questions.py", *sys.argv[1:]]),
-            "environment": here,
+            **report_head(here),
             "asked": wanted,
             "summary": summary_of(done),
             "trainings": done,

@@ -20,15 +20,13 @@ import itertools
 import json
 import math
 import os
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from first_directions import BOARD, FIGURES, asked, grid, recorded, trained
-from studies import spread, taken_over
+from studies import report_head, spread, taken_over
 
 from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
@@ -153,9 +151,7 @@ def main() -> None:
             ours = own(starts["trainings"][task][seed]) if rate == RATE and not options.quick else {}
             done.setdefault(task, {})[f"{rate:g}"] = found | {seed: ours | named}
         report = {
-            "schema": 1,
-            "command": shlex.join(["python", "benchmarks/first_directions_rivals.py", *sys.argv[1:]]),
-            "environment": here,
+            **report_head(here),
             "asked": wanted,
             "recorded": kinds,
             "summary": {one: summary(rates) for one, rates in done.items()},

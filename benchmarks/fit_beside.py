@@ -16,15 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from comparison import results_of
-from studies import spread, taken_over
+from studies import report_head, spread, taken_over
 
 from alora_trainer.basics.files import write_json
 from alora_trainer.basics.output import configure_output
@@ -72,9 +70,7 @@ def main() -> None:
             fits[cell["name"]] = _fit(cell, run)
     compared = [_beside(fit, rivals[f"{fit['task']}-{fit['seed']}"]) for fit in fits.values()]
     report = {
-        "schema": 1,
-        "command": shlex.join(["python", "benchmarks/fit_beside.py", *sys.argv[1:]]),
-        "environment": here,
+        **report_head(here),
         "asked": asked,
         "summary": _summary(compared),
         "compared": compared,

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 import torch
 import yaml
 from fit_promise import cells_of, fitted
-from studies import spread, taken_over
+from studies import report_head, spread, taken_over
 
 from alora_trainer.basics.files import read_json, write_json
 from alora_trainer.basics.output import configure_output
@@ -74,9 +72,7 @@ def main() -> None:
         if cell["name"] not in done and (there or time.monotonic() - start < 60 * options.minutes):
             done[cell["name"]] = _made(cell, options.runs)
     report: dict[str, Any] = {
-        "schema": 1,
-        "command": shlex.join(["python", "benchmarks/fit_probing.py", *sys.argv[1:]]),
-        "environment": here,
+        **report_head(here),
         "asked": asked,
         "summary": _summary(list(done.values())),
         "cells": sorted(done.values(), key=lambda cell: cell["name"]),

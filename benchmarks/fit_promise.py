@@ -18,9 +18,7 @@ import argparse
 import itertools
 import math
 import os
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from studies import spread, taken_over
+from studies import report_head, spread, taken_over
 from transformers import AutoTokenizer
 
 from alora_trainer.basics.files import read_json, write_json
@@ -84,9 +82,7 @@ def main() -> None:
     # Of other tasks, seeds and budgets than are asked for now: they are not thrown away.
     done += [cell for name, cell in earlier.items() if name not in {one["name"] for one in done}]
     report = {
-        "schema": 1,
-        "command": shlex.join(["python", "benchmarks/fit_promise.py", *sys.argv[1:]]),
-        "environment": here,
+        **report_head(here),
         "asked": asked,
         "fits": {"planned": len(planned), "done": len(done)},
         "summary": _summary(done),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -145,6 +147,16 @@ def taken_over(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) ->
     # The platform's name has the kernel's number in it.
     same = all(there.get(key) == here[key] for key in here if key != "platform")
     return dict(report) if same and report.get("asked") == json.loads(json.dumps(asked)) else {}
+
+
+def report_head(here: Mapping[str, Any]) -> dict[str, Any]:
+    """What every report begins with: the command that was given, without any path of this machine, and `here`.
+
+    Args:
+        here: what `environment` says, and the threads.
+    """
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return {"schema": 1, "command": command, "environment": dict(here)}
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:

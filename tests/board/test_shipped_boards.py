@@ -59,6 +59,19 @@ def test_the_small_board_is_checked_without_training() -> None:
     assert not set(kinds[0].values()) & set(kinds[1].values())
 
 
+def test_the_board_of_starts_is_the_small_boards_setting() -> None:
+    """So that the small board's finished rows may stand in it."""
+    small, starts = (read_board(FOLDER / name) for name in ("small.yaml", "starts.yaml"))
+    theirs, ours = small.written, starts.written
+    for key in {*theirs, *ours} - {"name", "title", "rows", "left_out", "against"}:
+        assert theirs[key] == ours[key], key
+    both = theirs["rows"].keys() & ours["rows"].keys()
+    assert all(theirs["rows"][name] == ours["rows"][name] for name in both)
+    assert both == {"lora", "kfac", "ewclora_true", "replay", "kfac_natural", "lora_contrastive_frozen"}
+    found = estimated(starts, starts.rows, None, tried=list(both))
+    assert [(one.trials, one.finals) for one in found] == [(68, 138), (68, 138)]
+
+
 def test_pefts_board_is_planned_without_network(peft_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def shallow(recipe: Any, config_file: Any = None) -> Any:
         config = model_config(recipe, config_file)
