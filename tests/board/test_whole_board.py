@@ -14,6 +14,7 @@ from alora_trainer.experiment.board.board_file import read_board
 from alora_trainer.experiment.board.board_json import read_board_json
 from alora_trainer.experiment.board.measures import MEASURES
 from alora_trainer.experiment.board.whole_board import run_board
+from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
 from tests.board.tiny_board import stay_in_this_process, write_board_file, write_board_files
 from tests.tiny_recipe import make_collecting_cheap
 
@@ -117,12 +118,28 @@ def test_a_part_of_a_board_says_what_is_missing(tiny: Path, tmp_path: Path, monk
             raise ZeroDivisionError("no")
         return train(self, *arguments, **settings)
 
+    work, together = Scheduler.work, []
+
+    def noted(self: Scheduler, *arguments: Any, **settings: Any) -> None:
+        together.append([unit.name for unit in self._units])
+        work(self, *arguments, **settings)
+
+    monkeypatch.setattr(Scheduler, "work", noted)
     monkeypatch.setattr(transformers.Trainer, "train", failing)
     with pytest.raises(ALoRAError, match="2 trainings of the board failed.*curved.*: no"):
         run_board(read_board(changed), output_dir=tmp_path, resamples=99)
     content = read_board_json(tmp_path)
     assert [one["row"] for one in content["results"][0]["trials"]] == ["lora", "lora"]
+    # No worker waits for the choice among a row's trials: those of the next row are trained beside the finals.
+    assert any({"lora,final", "curved,validation"} <= {_kind(name) for name in names} for names in together)
+    # What failed was tried once.
+    assert sum(name.endswith("curved,lam=0.001") for names in together for name in names) == 1
     assert content["results"][0]["not_finished"] == ["curved"]
+
+
+def _kind(cell: str) -> str:
+    row = "curved" if "curved" in cell else "lora" if "lora" in cell else "base"
+    return f"{row},{'final' if ',final,' in cell else 'validation'}"
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:

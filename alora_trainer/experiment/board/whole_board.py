@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ def run_board(
 ) -> Path:
     """Run a board, row by row, and write ``board.json`` anew after each.
 
-    The reference comes first, then the rows in the file's order: stopped half-way, whole rows are there, and the JSON
-    says what is not. Called again with the same folder, it goes on where it was stopped. What fails does not stop other rows.
+    The reference comes first, then the rows in the file's order, the trials of each beside the finals of the one before:
+    stopped half-way, whole rows are there, and the JSON says what is not. Called again with the same folder, it goes on where
+    it was stopped. What fails does not stop other rows.
 
     Args:
         board: from `read_board`.
@@ -75,8 +76,10 @@ def run_board(
         ), earlier)  # fmt: skip
         work.expect(places, rows)
         at_once = math.ceil(where.count / board.trials)
-        for start in range(0, len(rows), at_once):
-            work.do(places, rows[start : start + at_once])
+        groups = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+        for group, following in zip(groups, [*groups[1:], []], strict=True):
+            # Until the reference has come out as it did elsewhere, no row of this board is begun.
+            work.do(places, group, [] if earlier is not None and group is groups[0] else following)
             work.write(places)
     if work.failures:
         first = next(iter(work.failures))
@@ -117,8 +120,7 @@ class _Work:
     def expect(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> None:
         """All that these rows may take, so that what is told of the progress is of the whole board."""
         bases = [one.base for place, finals in places for one in (place, *finals)]
-        tuned = () if self.finished is None else self.finished.names
-        untried = [row for row in rows if row.name not in tuned]
+        untried = [row for row in rows if not self._is_tuned(row)]
         trials = [place.trained(row, trial) for place, _ in places for row in untried for trial in row.trials]
         self._progress.expect({cell.name: cell.size for cell in (*bases, *trials)})
         self._progress.later = self._most_finals(places, rows)
@@ -127,16 +129,27 @@ class _Work:
         each = min(self.rules.points or self.board.trials, self.board.trials)
         return len(rows) * each * sum(len(finals) for _, finals in places)
 
-    def do(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> None:
-        """Train some rows on all models and tasks: their trials, and those of them that are chosen."""
-        tuned = [row for row in rows if self.finished is not None and row.name in self.finished.names]
-        untried = [row for row in rows if row not in tuned]
-        trials = [(row, trial) for row in untried for trial in row.trials]
-        self._train(cell for place, _ in places for cell in place.cells(trials, self._makers))
+    def do(
+        self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow], following: Sequence[BoardRow] = ()
+    ) -> None:
+        """Train some rows on all models and tasks: their trials, and those of them that are chosen.
+
+        Args:
+            places: each model and task on validation, and on the test with every seed.
+            rows: which rows.
+            following: the rows after these, whose trials are trained beside the chosen ones: no worker waits for the choice.
+        """
+        tuned = [row for row in rows if self._is_tuned(row)]
+        bases = [one.base for place, finals in places for one in (place, *finals)]
+        self._train([*bases, *self._trials(places, rows)])
         chosen: list[Cell] = []
         for place, finals in places:
             found = self._found_at(place, finals)
-            whole = [row for row in untried if self._finished(place.trained(row, trial) for trial in row.trials)]
+            whole = [
+                row
+                for row in rows
+                if row not in tuned and self._finished(place.trained(row, trial) for trial in row.trials)
+            ]
             for row in whole:
                 found.add_trials(row, [self._result(place.trained(row, trial)) for trial in row.trials])
             reference = found.rows.get(self.board.reference)
@@ -147,9 +160,18 @@ class _Work:
             wanted = [(row, row.trials[at]) for row in (*tuned, *whole) for at in found.rows[row.name].chosen]
             chosen += [cell for final in finals for cell in final.cells(wanted, self._makers)]
         self._progress.later -= self._most_finals(places, rows)
-        self._train(chosen)
+        self._train([*chosen, *self._trials(places, following)])
         for place, finals in places:
             self._take_finals(self._found_at(place, finals), finals, rows)
+
+    def _is_tuned(self, row: BoardRow) -> bool:
+        """Whether its trials were finished elsewhere."""
+        return self.finished is not None and row.name in self.finished.names
+
+    def _trials(self, places: Sequence[tuple[Place, list[Place]]], rows: Sequence[BoardRow]) -> Iterator[Cell]:
+        trials = [(row, trial) for row in rows if not self._is_tuned(row) for trial in row.trials]
+        for place, _ in places:
+            yield from place.cells(trials, self._makers)
 
     def _take_finals(self, found: PlaceFound, finals: Sequence[Place], rows: Sequence[BoardRow]) -> None:
         for row in rows:
@@ -164,10 +186,8 @@ class _Work:
 
     def _found_at(self, place: Place, finals: Sequence[Place]) -> PlaceFound:
         if place.folder not in self._found:
-            bases = [one.base for one in (place, *finals)]
-            if not self._finished(bases[:1]):
+            if not self._finished(one.base for one in (place, *finals)):
                 raise ALoRAError(f"the base model could not be scored: {self._first_failure()}")
-            self._train(bases)
             self._found[place.folder] = PlaceFound(
                 place, {one: (self._result(one.base), self._folder_of(one.base)) for one in (place, *finals)}
             )
@@ -176,7 +196,8 @@ class _Work:
         return self._found[place.folder]
 
     def _train(self, cells: Iterable[Cell]) -> None:
-        wanted = {cell.name: cell for cell in cells if cell.name not in self.outcomes}
+        """Those that were not trained yet; what failed is not tried twice."""
+        wanted = {cell.name: cell for cell in cells if cell.name not in self.outcomes | self.failures}
         units = [cell_unit(cell, self.folder, overwrite=self.overwrite) for cell in wanted.values()]
         # What was done before is not waited for.
         units = [replace(unit, after=tuple(name for name in unit.after if name in wanted)) for unit in units]
