@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from alora_trainer.basics.modes import evaluation_mode
-from alora_trainer.basics.processes import Processes, together
+from alora_trainer.basics.processes import Processes, place, together
+from alora_trainer.basics.progress import ShownProgress
 from alora_trainer.errors import ALoRAError
 from alora_trainer.importance.recording.layer_moments import with_float64
 from alora_trainer.trainer.initialization.directions import leading_right_vectors, natural_directions
@@ -21,6 +23,8 @@ from alora_trainer.weights.adapted import AdaptedWeight
 from alora_trainer.weights.layer_hooks import LayerHooks
 from alora_trainer.weights.products import Products
 from alora_trainer.weights.sharding import is_sharded, reshard
+
+logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, torch.Tensor]
 # The loss of a batch as the trainer has it, a mean over what it counts.
@@ -61,12 +65,26 @@ class Domain:
             )
         object.__setattr__(self, "lacking", max(numbers) - len(self.batches))
 
+    def passed(self, what: str) -> Iterator[Batch]:
+        """The batches, one after the other, with a line or bar about how far it is.
+
+        Args:
+            what: is looked for in this pass.
+        """
+        quiet = place()[0] != 0
+        with ShownProgress(
+            f"choosing first directions: {what}", len(self.batches), logger, unit="batches", quiet=quiet
+        ) as shown:
+            for batch in self.batches:
+                yield batch
+                shown.advance()
+
     def backward(self, weights: Sequence[AdaptedWeight], see: Callable[..., None]) -> None:
         """Call ``see(weight, features, gradient)`` for every layer and batch, the gradients being those of summed losses."""
         hooks = LayerHooks(weights, see)
         try:
             with evaluation_mode(self.model), torch.enable_grad():
-                for batch, count in zip(self.batches, self.counts, strict=True):
+                for batch, count in zip(self.passed("gradients"), self.counts, strict=True):
                     self._differentiate(self.loss_of(batch) * count)
         finally:
             hooks.close()
@@ -87,7 +105,7 @@ class Domain:
 
     def forward(self, weights: Sequence[AdaptedWeight], see: Callable[[AdaptedWeight, torch.Tensor], None]) -> None:
         """Call ``see(weight, inputs)`` for every layer and batch, the inputs (tokens, n) being those of real tokens."""
-        for batch in self.batches:
+        for batch in self.passed("scale"):
             mask = batch.get("attention_mask")
             real = None if mask is None or bool(mask.all()) else mask.flatten().bool()
 

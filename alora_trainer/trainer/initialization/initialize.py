@@ -237,7 +237,7 @@ def _scale_over(weights: Sequence[AdaptedWeight], domain: Domain) -> None:
 def _contrastive(weights: Sequence[AdaptedWeight], metric_of: Any, domain: Domain, location: str) -> None:
     moments = LayerMoments(weights, outputs=False, location=location)
     with torch.no_grad(), moments.watching():
-        for batch in domain.batches:
+        for batch in domain.passed("inputs"):
             moments.begin(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool())
             domain.evaluate(batch)
             moments.end_forward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -285,3 +286,13 @@ def test_two_processes_find_what_one_finds(tmp_path):
 def initialize_like_the_worker(model: Any, kind: str, batches: list[dict[str, torch.Tensor]]) -> Any:
     settings = {"kind": "natural_gradient", "memory": "sketch"} if kind == "sketch" else {"kind": kind}
     return initialize_adapter(model, basis_map(), batches, **settings)
+
+
+def test_how_far_it_is_is_told(told: Callable[[], list[str]]) -> None:
+    """Many items through a large model take minutes."""
+    for kind, passes in (("natural_gradient", ["gradients", "scale"]), ("contrastive", ["inputs"])):
+        before = len(told())
+        initialize_adapter(adapter(), basis_map(), domain_batches(), kind=kind)
+        assert [line.split(",")[0] for line in told()[before:] if "3 of 3" in line] == [
+            f"choosing first directions: {what}: batches 3 of 3" for what in passes
+        ]
