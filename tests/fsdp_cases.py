@@ -198,7 +198,7 @@ CASES: dict[str, Case] = {
     "experts": Case(AT_ONCE, model=mixture, importance=reference_map, fsdp=OF_MIXTURES),
     "experts, natural": experts_directions("natural_gradient"),
     "experts, natural by a sketch": experts_directions("natural_gradient", init_memory="sketch"),
-    "experts, contrastive": experts_directions("contrastive"),
+    "experts, contrastive, decoupled": experts_directions("contrastive", application="decoupled"),
     # Mixed precision: FSDP2 casts whole layers to bfloat16, autocast in one process single operations.
     "bf16": Case(AT_ONCE, importance=reference_map, settings={"bf16": True} | SGD, tolerance=5e-3),
     "budget": Case({"budget": 0.02, "probe_steps": 1}, model=wide, importance=reference_map, probe=True),
