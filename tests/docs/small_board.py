@@ -1,4 +1,4 @@
-"""The committed small board, for the tests of what pages say of it."""
+"""The committed boards of the small setting, for the tests of what pages say of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SCIQ, OPENBOOK = "sciq-passages", "openbookqa"
 
 
 class SmallBoard:
-    """The committed board, and what its page says of it."""
+    """A committed board of the small setting, and what its page says of it."""
 
-    def __init__(self) -> None:
-        self.whole = read_board_json(ROOT / "results" / "board-small.json")
+    def __init__(self, name: str = "board-small") -> None:
+        self.whole = read_board_json(ROOT / "results" / f"{name}.json")
         self.page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
         self.said = " ".join(self.page.split())
         results = self.whole["results"]

@@ -17,7 +17,7 @@ from alora_trainer.experiment.report.results import RunResults, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 # Tables made from many runs by a script of their own, which reads them again itself.
-COMPARISONS = {"board-small.json", "comparison.json", "curvature-comparison.json"}
+COMPARISONS = {"board-small.json", "board-starts.json", "comparison.json", "curvature-comparison.json"}
 COMMITTED = [path for path in sorted((ROOT / "results").glob("*.json")) if path.name not in COMPARISONS]
 
 
