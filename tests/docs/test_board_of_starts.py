@@ -65,15 +65,18 @@ def sentences(starts: SmallBoard, board: SmallBoard) -> list[str]:
         f"area {area[SCIQ, 'kfac_natural']} for {area[SCIQ, own]} on SciQ, {area[OPENBOOK, 'kfac_natural']} for "
         f"{area[OPENBOOK, own]} on OpenBookQA, where it got to 95 % at {late:.3f} for {at['95'][0]:.3f}",
         f"forgets {times[0]:.1f} (SciQ) and {times[1]:.1f} times (OpenBookQA) as much",
-        f"LoRA-GA is shown to be worse than `{own}` on OpenBookQA (area, P = {_against_natural(starts, 'lora_ga'):.3f})",
+        f"Shown to be worse than `{own}` on OpenBookQA, by area: {_worse(starts)}",
     ]
 
 
-def _against_natural(starts: SmallBoard, row: str) -> float:
+def _worse(starts: SmallBoard) -> str:
     (result,) = (one for one in starts.whole["results"] if one["task"] == OPENBOOK)
-    key = (row, "lora_natural", "hypervolume")
-    (found,) = (one for one in result["comparisons"] if (one["row"], one["against"], one["measure"]) == key)
-    return float(found["p_holm"])
+    worse = {
+        one["row"]: one["p_holm"]
+        for one in result["comparisons"]
+        if (one["against"], one["measure"], one["verdict"]) == ("lora_natural", "hypervolume", "worse")
+    }
+    return ", ".join(f"`{row}` (P = {p:.3f})" for row, p in worse.items())
 
 
 def test_the_page_has_its_tables_and_figures(starts: SmallBoard, board: SmallBoard) -> None:
@@ -101,7 +104,8 @@ def test_what_is_shown_and_what_is_not(starts: SmallBoard, board: SmallBoard) ->
     for task in TASKS:
         assert not shown(starts, task, "better", "lora") & set(rivals(starts, board))
         assert not shown(starts, task, "better", own)
-        assert shown(starts, task, "worse", own) == ({"lora_ga"} if task == OPENBOOK else set())
+        assert bool(shown(starts, task, "worse", own)) == (task == OPENBOOK)
+        assert shown(starts, task, "worse", own) <= {*rivals(starts, board)}
         for row in rivals(starts, board):
             assert float(starts.area[task, row]) < float(starts.area[task, own])
 
