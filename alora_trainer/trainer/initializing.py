@@ -20,7 +20,13 @@ from alora_trainer.basics.processes import Processes
 from alora_trainer.errors import ALoRAError
 from alora_trainer.trainer.config import ALoRAConfig
 from alora_trainer.trainer.initialization.domain_passes import Batch, Domain
-from alora_trainer.trainer.initialization.initialize import check_weights, choose_directions, first_batches, predicted
+from alora_trainer.trainer.initialization.initialize import (
+    check_map,
+    check_weights,
+    choose_directions,
+    first_batches,
+    predicted,
+)
 from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.trainer.part import Part
 from alora_trainer.weights.adapted import AdaptedWeight
@@ -38,7 +44,7 @@ def initializing_part(importance: ImportanceMap | None, config: ALoRAConfig) -> 
         config: the settings, as they are meant for it.
 
     Raises:
-        ALoRAError: directions are to be chosen, and there is no map, or no fresh adapter.
+        ALoRAError: directions are to be chosen, and there is no map, or one of elements, or no fresh adapter.
     """
     if config.init_adapter == DEFAULT and not config.freeze_a:
         return None
@@ -54,6 +60,8 @@ def initializing_part(importance: ImportanceMap | None, config: ALoRAConfig) -> 
             f"init_adapter={config.init_adapter!r} is for a fresh adapter, and start='recorded' goes on with one that has "
             "learned: say start='bare', or leave init_adapter out"
         )
+    if config.init_adapter != DEFAULT and importance is not None:
+        check_map(importance, importance, config.init_adapter)
     return Initializing(importance, config)
 
 

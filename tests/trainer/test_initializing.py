@@ -174,6 +174,11 @@ def test_trainings_that_are_refused(train, lora_model, token_data, training_argu
         train(importance=make_map(), lam=0, **NATURAL)
     with pytest.raises(ALoRAError, match="importance of .* is of its elements"):
         train(importance=make_map(), start="bare", model=lora_model(), lam=0, **NATURAL)
+    with pytest.raises(ALoRAError, match="is of its elements"):  # as soon as the trainer is made
+        ALoRATrainer(
+            lora_model(), training_arguments(), train_dataset=token_data(), importance=make_map(),
+            alora=ALoRAConfig(start="bare", lam=0, **NATURAL),
+        )  # fmt: skip
     with pytest.raises(ALoRAError, match="is not fresh"):
         train(model=lora_model(target_modules=TARGETS, moved=True), lam=0, **NATURAL)
     base = lora_model(target_modules=TARGETS)

@@ -14,6 +14,20 @@ from alora_trainer.importance.kinds.kind import Importance
 from alora_trainer.importance.kinds.kronecker import KroneckerOmega
 
 
+def checked_curvature(name: str, importance: Importance) -> InBasis:
+    """A weight's importance, which directions can be chosen by.
+
+    Raises:
+        ALoRAError: it is of elements.
+    """
+    if not isinstance(importance, InBasis):
+        raise ALoRAError(
+            f"the importance of {name} is of its elements, and the adapter's first directions are chosen by curvature: "
+            "give a map of kronecker, ekfac or covariance importance (alora record --importance kronecker)"
+        )
+    return importance
+
+
 @dataclass(frozen=True)
 class GeneralMetric:
     """``(G + d)^-1/2`` of a weight's outputs and ``(S + d)^-1/2`` of its inputs, in float64.
@@ -42,12 +56,7 @@ class GeneralMetric:
         Raises:
             ALoRAError: the importance is of elements.
         """
-        if not isinstance(importance, InBasis):
-            raise ALoRAError(
-                f"the importance of {name} is of its elements, and the adapter's first directions are chosen by curvature: "
-                "give a map of kronecker, ekfac or covariance importance (alora record --importance kronecker)"
-            )
-        sides = (_wide(side, device) for side in _sides(importance))
+        sides = (_wide(side, device) for side in _sides(checked_curvature(name, importance)))
         return cls(*(_inverse_root(side, size, damping) for side, size in zip(sides, importance.shape, strict=True)))
 
     @classmethod

@@ -30,7 +30,7 @@ from alora_trainer.trainer.initialization.domain_passes import (
     WholeGradients,
     add_up,
 )
-from alora_trainer.trainer.initialization.general_metric import GeneralMetric
+from alora_trainer.trainer.initialization.general_metric import GeneralMetric, checked_curvature
 from alora_trainer.trainer.initialization.settings import (
     CONTRASTIVE,
     GRADIENT,
@@ -171,6 +171,13 @@ def check_weights(weights: Sequence[Any], importance: ImportanceValues) -> list[
     return chosen
 
 
+def check_map(importance: ImportanceValues, names: Iterable[str], kind: str) -> None:
+    """Raises ALoRAError if the importance of one of these weights is of elements, which a start of this kind cannot use."""
+    if kind != GRADIENT:
+        for name in names:
+            checked_curvature(name, importance.stored(name))
+
+
 def choose_directions(
     weights: Sequence[AdaptedWeight],
     importance: ImportanceValues,
@@ -187,7 +194,11 @@ def choose_directions(
         importance: the general curvature.
         domain: this process's share.
         kind, damping, memory: see `initialize_adapter`.
+
+    Raises:
+        ALoRAError: the importance is of elements; the domain is not passed over then.
     """
+    check_map(importance, [weight.name for weight in weights], kind)
 
     def metric_of(weight: AdaptedWeight) -> GeneralMetric:
         device = with_float64(weight.device)

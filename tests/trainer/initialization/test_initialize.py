@@ -254,6 +254,17 @@ def test_embeddings_are_refused_by_name():
         initialize_adapter(model, curvature_of(model), domain_batches())
 
 
+def test_a_map_of_elements_is_refused_before_the_domain_is_passed_over(monkeypatch):
+    model = adapter()
+    shapes = {weight.name: weight.shape for weight in adapted_weights(model)}
+    elements = ImportanceMap({name: torch.ones(shape) for name, shape in shapes.items()}, BaseTheta(shapes))
+    initialize_adapter(adapter(), elements, domain_batches(), kind="gradient")  # general text says nothing of it
+    monkeypatch.setattr(domain_passes.Domain, "passed", lambda *_: pytest.fail("a pass was made"))
+    for kind in ("natural_gradient", "contrastive", "null_space"):
+        with pytest.raises(ALoRAError, match="is of its elements"):
+            initialize_adapter(model, elements, domain_batches(), kind=kind)
+
+
 def test_batches_that_say_nothing_are_refused():
     batches = domain_batches()
     with pytest.raises(ALoRAError, match="there is no item of the domain"):
