@@ -14,6 +14,7 @@ from alora_trainer.experiment.board.board_file import read_board
 from alora_trainer.experiment.board.board_json import read_board_json
 from alora_trainer.experiment.board.measures import MEASURES
 from alora_trainer.experiment.board.whole_board import run_board
+from alora_trainer.experiment.run import evaluate
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
 from tests.board.tiny_board import stay_in_this_process, write_board_file, write_board_files
 from tests.tiny_recipe import make_collecting_cheap
@@ -137,6 +138,22 @@ def test_a_part_of_a_board_says_what_is_missing(tiny: Path, tmp_path: Path, monk
     assert content["results"][0]["not_finished"] == ["curved"]
 
 
+def test_a_test_that_the_base_model_cannot_be_scored_on_is_told(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stay_in_this_process(monkeypatch)
+    score = evaluate.evaluate_model
+
+    def failing(*arguments: Any, samples_path: Path, **settings: Any) -> Any:
+        if "final" in samples_path.parts:
+            raise ZeroDivisionError("no")
+        return score(*arguments, samples_path=samples_path, **settings)
+
+    monkeypatch.setattr(evaluate, "evaluate_model", failing)
+    with pytest.raises(ALoRAError, match="the base model could not be scored: .*final.*: no"):
+        run_board(read_board(tiny), output_dir=tmp_path, resamples=99)
+
+
 def _kind(cell: str) -> str:
     row = "curved" if "curved" in cell else "lora" if "lora" in cell else "base"
     return f"{row},{'final' if ',final,' in cell else 'validation'}"
@@ -206,11 +223,13 @@ def test_rows_of_a_machine_that_computes_otherwise_are_refused_once_the_referenc
     stay_in_this_process(monkeypatch)
     content = json.loads(made.read_text())
     content["results"][0]["finals"][0]["seeds"]["0"]["rise"] += 1e-9
+    content["results"][0]["not_finished"] = ["curved"]
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     with pytest.raises(ALoRAError, match="lora does not come out as in .*other.json"):
-        run_board(read_board(tiny), output_dir=tmp_path / "out", resamples=99, finished=other)
+        run_board(read_board(tiny), output_dir=tmp_path / "out", workers=4, resamples=99, finished=other)
     assert not (tmp_path / "out" / "board.json").exists()
+    assert not list((tmp_path / "out" / "cells").glob("*curved*"))  # no other row was begun, for as many as could be
     content["results"][0]["base"]["cross_entropy"] += 1e-9
     other.write_text(json.dumps(content))
     with pytest.raises(ALoRAError, match="the untouched model does not come out"):

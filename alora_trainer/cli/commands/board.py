@@ -36,8 +36,8 @@ def add(commands: Subcommands) -> None:
     board.add_argument(
         "--finished",
         metavar="JSON",
-        help="an earlier board.json of this board: its finished rows are taken over and not trained again; the reference's "
-        "finals are, and must come out as they are there",
+        help="an earlier board.json of this board, or of one in the same setting: its finished rows are taken over and not "
+        "trained again; the reference's finals are, and must come out as they are there",
     )
     board.add_argument(
         "--overwrite", action="store_true", help="make anew what other settings made in the output folder"

@@ -52,8 +52,8 @@ def run_board(
         overwrite: make anew what other settings made there.
         only: names of rows to run; the reference is always run.
         resamples: of the bootstrap over items.
-        finished: an earlier ``board.json`` of this board, whose finished rows are taken over and not trained (see
-            `FinishedRows`); the reference's finals are trained again, and must come out as they are there.
+        finished: an earlier ``board.json`` of this board, or of one in the same setting, whose finished rows are taken over
+            and not trained (see `FinishedRows`); the reference's finals are trained again, and must come out as they are there.
 
     Returns:
         The path of ``board.json``.
@@ -76,9 +76,10 @@ def run_board(
         ), earlier)  # fmt: skip
         work.expect(places, rows)
         at_once = math.ceil(where.count / board.trials)
-        groups = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+        # Until the reference has come out as it did elsewhere, no other row is begun.
+        alone = at_once if earlier is None else 1
+        groups = [rows[:alone], *(rows[start : start + at_once] for start in range(alone, len(rows), at_once))]
         for group, following in zip(groups, [*groups[1:], []], strict=True):
-            # Until the reference has come out as it did elsewhere, no row of this board is begun.
             work.do(places, group, [] if earlier is not None and group is groups[0] else following)
             work.write(places)
     if work.failures:
@@ -197,7 +198,8 @@ class _Work:
 
     def _train(self, cells: Iterable[Cell]) -> None:
         """Those that were not trained yet; what failed is not tried twice."""
-        wanted = {cell.name: cell for cell in cells if cell.name not in self.outcomes | self.failures}
+        tried = {*self.outcomes, *self.failures}
+        wanted = {cell.name: cell for cell in cells if cell.name not in tried}
         units = [cell_unit(cell, self.folder, overwrite=self.overwrite) for cell in wanted.values()]
         # What was done before is not waited for.
         units = [replace(unit, after=tuple(name for name in unit.after if name in wanted)) for unit in units]
