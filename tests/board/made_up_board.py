@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from alora_trainer.experiment.board.board_json import SCHEMA
 from alora_trainer.experiment.board.measures import MEASURES, Samples
 from alora_trainer.experiment.board.summary import RowFound, Rules, choose_finals, summarise
 
 SEEDS = (0, 1, 2)
-RULES = Rules(reference="lora", against=("lora",), shares=(0.9, 0.95), points=4, seeds=SEEDS, resamples=199)
+RULES = Rules(
+    reference="lora",
+    against=("lora",),
+    rows=("lora", "kfac", "<b>low"),
+    shares=(0.9, 0.95),
+    points=4,
+    seeds=SEEDS,
+    resamples=199,
+)
 ITEMS, DOCUMENTS = 80, 40
 
 
@@ -113,7 +122,7 @@ def made_up_board(name: str = "made-up", model: str = "little", **changes: Any) 
     }
     names = [*(one.name for one in rows), "replay"]
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "board": name,
         "title": f"A board called {name} & </script>",
         "command": f"alora board {name}.yaml",

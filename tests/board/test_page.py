@@ -161,7 +161,8 @@ def _changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (made_up_board(schema=2), "has schema 2"),
+        (made_up_board(schema=3), "has schema 3, and this version reads 2"),
+        (made_up_board(schema=1), "reads 2: the same `alora board` in its folder writes it anew"),
         ({"schema": 1}, "is no board"),
         ([], "is no board"),
         (made_up_board(title=3), "no 'title' of the right kind"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from alora_trainer.experiment.board.board_file import read_board
 from alora_trainer.experiment.board.choose import chosen_trials, operating_point
 from alora_trainer.experiment.board.fronts import pareto_front
 from alora_trainer.experiment.board.summary import summarise
-from tests.board.made_up_board import RULES, SEEDS, rows_with_finals
+from tests.board.made_up_board import DOCUMENTS, ITEMS, RULES, SEEDS, rows_with_finals
 from tests.board.tiny_board import write_board_file
 from tests.tiny_recipe import SETTINGS
 
@@ -57,9 +59,10 @@ def test_formulas_come_out() -> None:
     assert numbers["kfac"]["equal"]["rise_at_90"]["mean"] == pytest.approx(0.02 * 0.81)
     assert numbers["<b>low"]["equal"]["rise_at_90"]["mean"] is None
     assert numbers["kfac"]["equal"]["rise_at_95"]["sd"] == 0
-    # A square of what lora learned and forgot: of its own finals (.5, .7, .9, 1) rectangles over (l / 1, 1 - l**2).
-    area = 0.5 * (1 - 0.25) + 0.2 * (1 - 0.49) + 0.2 * (1 - 0.81)
-    assert numbers["lora"]["hypervolume"]["mean"] == pytest.approx(area)
+    # What lora's finals (.5, .7, .9, 1) save of l**2, by straight lines from (0, 0) on, and kfac's of a tenth of it.
+    for name, gains, slope in (("lora", (0.5, 0.7, 0.9, 1.0), 1.0), ("kfac", (0.6, 0.8, 0.9, 1.1), 0.1)):
+        read = np.interp(np.linspace(0, 1, 100001), [0, *gains], [0, *(slope * gain**2 for gain in gains)])
+        assert numbers[name]["area"]["mean"] == pytest.approx(1 - read.mean(), abs=1e-4)
     assert numbers["kfac"]["taken"]["trial"] == "learning_rate=1.1"
     assert numbers["<b>low"]["taken"]["figures"]["learned"]["mean"] == pytest.approx(0.4)
     assert set(numbers["lora"]["taken"]["rises"]) == {"books", "code"}
@@ -69,7 +72,7 @@ def test_what_is_better_and_what_is_not_said_to_be() -> None:
     found = summarise(rows_with_finals(), RULES)
     said = {(one["row"], one["measure"]): one for one in found["comparisons"]}
     assert said["kfac", "rise_at_90"]["verdict"] == "better" and said["kfac", "rise_at_90"]["p_holm"] < 0.05
-    assert said["kfac", "hypervolume"]["difference"] > 0 and said["kfac", "hypervolume"]["verdict"] == "better"
+    assert said["kfac", "area"]["difference"] > 0 and said["kfac", "area"]["verdict"] == "better"
     assert said["<b>low", "rise_at_90"]["verdict"] == "not better" and said["<b>low", "rise_at_90"]["p"] is None
     assert said["<b>low", "accuracy"]["difference"] == pytest.approx(-0.12, abs=0.08)
     assert said["<b>low", "rise"]["verdict"] == "better" and said["<b>low", "choices"]["verdict"] == "worse"
@@ -78,7 +81,58 @@ def test_what_is_better_and_what_is_not_said_to_be() -> None:
     pair = [said[name, "choices"] for name in ("kfac", "<b>low")]
     small, large = sorted(pair, key=lambda one: one["p"])
     assert small["p_holm"] == pytest.approx(min(1, 2 * small["p"])) and large["p_holm"] >= small["p_holm"]
-    assert found["noise"]["learned"]["df"] == 4 * (len(SEEDS) - 1)
+    assert said["kfac", "rise"]["units"] == DOCUMENTS and said["kfac", "choices"]["units"] == ITEMS
+    assert said["kfac", "area"]["units"] == len(SEEDS) and found["noise"]["learned"]["df"] == len(SEEDS) - 1
+
+
+def test_what_is_shown_does_not_depend_on_what_is_finished() -> None:
+    """A P value is corrected for all comparisons that the board plans."""
+    alone = summarise(rows_with_finals()[:2], RULES)
+    whole = {(one["row"], one["measure"]): one for one in summarise(rows_with_finals(), RULES)["comparisons"]}
+    for one in alone["comparisons"]:
+        assert one["row"] == "kfac" and one["p_holm"] == pytest.approx(min(1, 2 * one["p"]))
+        beside = whole["kfac", one["measure"]]
+        assert beside["p"] == one["p"] and beside["p_holm"] <= one["p_holm"]
+    # <b>low learned too little to be read at 90 %: kfac's P value counts twice all the same.
+    assert whole["<b>low", "rise_at_90"]["p"] is None
+    assert whole["kfac", "rise_at_90"]["p_holm"] == pytest.approx(min(1, 2 * whole["kfac", "rise_at_90"]["p"]))
+
+
+def test_a_final_that_another_beats_is_on_no_curve() -> None:
+    """A row is read at the settings that are worth having: a rate that learns less and forgets more takes nothing from it."""
+    rows = rows_with_finals(noise=0.0)
+    lora, kfac = rows[:2]
+    before = {row["row"]: row for row in summarise(rows, RULES)["rows"]}["kfac"]
+    best, worst = kfac.chosen[-1], kfac.chosen[0]
+    for seed in SEEDS:
+        kfac.finals[worst][seed] = {**kfac.finals[best][seed], "learned": 0.97, "rise": 0.9}
+    assert len(kfac.curves(SEEDS)[0]) == len(kfac.chosen) - 1 == 3
+    after = {row["row"]: row for row in summarise(rows, RULES)["rows"]}["kfac"]
+    assert after["equal"]["rise_at_95"]["mean"] == pytest.approx(before["equal"]["rise_at_95"]["mean"])
+    # With one seed alone it is only chance: it stays on the curve.
+    kfac.finals[worst] = {
+        seed: {**kfac.finals[worst][seed], "learned": 0.0 if seed else 2.0, "rise": 0.0} for seed in SEEDS
+    }
+    assert len(kfac.curves(SEEDS)[0]) == len(kfac.chosen)
+    kfac.finals[worst][1] = {**kfac.finals[worst][1], "rise": float("nan")}
+    broken = {row["row"]: row for row in summarise(rows, RULES)["rows"]}["kfac"]
+    assert broken["area"]["mean"] is None and broken["equal"]["rise_at_90"]["each"]["1"] is None
+
+
+def test_documents_are_drawn_with_their_tokens() -> None:
+    """What is drawn is a loss a token: with every token's loss higher by the same, however long the documents, it is sure."""
+    rows = rows_with_finals()
+    lora, kfac = rows[:2]
+    for place in kfac.chosen:
+        for seed in SEEDS:
+            other = lora.samples[lora.chosen[0]][seed]
+            noise = np.random.default_rng(seed + 7).normal(0, 1e-4, DOCUMENTS)
+            kfac.samples[place][seed] = replace(other, loss=other.loss + other.tokens * (0.05 + noise))
+    for place in lora.chosen:
+        lora.samples[place] = lora.samples[lora.chosen[0]]
+    (one,) = (one for one in summarise(rows, RULES)["comparisons"] if (one["row"], one["measure"]) == ("kfac", "rise"))
+    assert one["difference"] == pytest.approx(0.05, abs=1e-4)
+    assert one["high"] - one["low"] < 2e-4  # a sum over a fixed number of tokens varied by a quarter of itself
 
 
 def test_two_rows_that_others_are_compared_with_meet_once() -> None:

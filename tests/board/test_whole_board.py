@@ -68,7 +68,7 @@ def test_everything_is_in_the_json(made: Path) -> None:
     low, high = sorted((one["rise_recorded"], one["rise_other"]))
     assert low < one["rise"] < high
     assert {entry["measure"] for entry in found["comparisons"]} == {
-        "rise_at_90", "rise_at_95", "hypervolume", "rise", "choices", "accuracy"
+        "rise_at_90", "rise_at_95", "area", "rise", "choices", "accuracy"
     }  # fmt: skip
     assert {(entry["row"], entry["against"]) for entry in found["comparisons"]} == {("curved", "lora")}
     assert {row["row"] for row in found["rows"]} == {"lora", "curved"}

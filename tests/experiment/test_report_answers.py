@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from alora_trainer.experiment.report.gather import Comparison, by_task
 from alora_trainer.experiment.report.matched import matched_accuracy
@@ -103,6 +104,23 @@ class TestVerdict:
         assert said["Can I trust it?"].startswith("As a first look only: one seed")
         assert "3 settings of ALoRA stand here" in said["Can I trust it?"]
         assert " to " in said["Did it forget?"] and "(lam=1)" in said["Did it forget?"]
+        # The sign of one training is no finding about the method: it says neither yes nor no.
+        assert said["Did it forget?"].startswith("One training alone says: general perplexity is from +")
+
+    @pytest.mark.parametrize(
+        ("rises", "answer"),
+        [((2.0, 3.0, 4.0), "Yes"), ((1.0, 3.0, 5.0), "No"), ((2.0, 4.0), "No"), ((2.9, 3.1), "Yes")],
+    )
+    def test_few_seeds_need_more_than_two_standard_errors(self, rises: tuple[float, ...], answer: str) -> None:
+        """By the t-test of scipy at 5 %: 3 +- 1.15 (three seeds) is not above zero, though it is by 2.6 errors."""
+        assert (stats.ttest_1samp(rises, 0).pvalue < 0.05) == (answer == "Yes")
+        numbers = report_numbers([as_results(made_up_run(seed)) for seed in range(3)])["comparisons"][0]
+        table = [row for row in numbers["table"] if row["method"] in ("base", "lora")]
+        (plain,) = (row for row in table if row["method"] == "lora")
+        spread = {"mean": float(np.mean(rises)), "sd": float(np.std(rises, ddof=1)), "n": len(rises)}
+        table = [{**row, "rise": spread} if row is plain else row for row in table]
+        said = dict(verdict({**numbers, "table": table}))["Did it forget?"]
+        assert said.startswith(f"{answer}: after lora general perplexity is +3.0 % (± ")
 
     def test_nothing_measured(self) -> None:
         run = as_results({"recipe": {}, "methods": {"lora": {"tasks": {"t": {"acc": 0.5}}}}})

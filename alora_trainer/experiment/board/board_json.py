@@ -20,7 +20,9 @@ from alora_trainer.experiment.board.published import read_published
 from alora_trainer.experiment.report.results import environment
 
 BOARD_FILE, COSTS_FILE = "board.json", "costs.json"
-SCHEMA = 1
+SCHEMA = 2
+# Of those before, trials and finals are read as they are; what was computed from them was defined otherwise.
+_TRAININGS_OF = (1, SCHEMA)
 # What readers ask of each entry, by the kind of its value.
 _OF_RESULT: Mapping[str, type] = {
     "model": str,
@@ -41,7 +43,7 @@ _OF_RESULT: Mapping[str, type] = {
 _OF_ENTRIES: Mapping[str, Mapping[str, type]] = {
     "trials": {"row": str, "trial": str, "validation": dict},
     "finals": {"row": str, "trial": str, "seeds": dict},
-    "rows": {"row": str, "equal": dict, "hypervolume": dict, "taken": dict},
+    "rows": {"row": str, "equal": dict, "area": dict, "taken": dict},
     "comparisons": {"row": str, "against": str, "measure": str, "over": str, "verdict": str},
 }
 
@@ -93,8 +95,12 @@ def write_costs(folder: Path, outcomes: Mapping[str, Mapping[str, Any]]) -> None
     write_json(folder / COSTS_FILE, {"schema": SCHEMA, "trainings": costs})
 
 
-def read_board_json(path: Path) -> dict[str, Any]:
+def read_board_json(path: Path, *, trainings_only: bool = False) -> dict[str, Any]:
     """What `write_board` wrote, or somebody else: nothing in it is trusted.
+
+    Args:
+        path: of the file, or its folder.
+        trainings_only: only the trials and finals in it are wanted, which earlier versions wrote as this one does.
 
     Raises:
         ALoRAError: there is no such file, it is of another schema, or what a page needs is not there or of another kind.
@@ -106,8 +112,14 @@ def read_board_json(path: Path) -> dict[str, Any]:
         raise ALoRAError(f"there is no file {path}: name board.json of a board, or its folder")
     if not isinstance(content, dict) or "results" not in content or "board" not in content:
         raise ALoRAError(f"{path} is no board: name board.json of `alora board`")
-    if content.get("schema") != SCHEMA:
-        raise ALoRAError(f"{path} has schema {content.get('schema')!r}, and this version reads {SCHEMA}")
+    schema = content.get("schema")
+    if schema not in (_TRAININGS_OF if trainings_only else (SCHEMA,)):
+        again = (
+            ": the same `alora board` in its folder writes it anew, and trains nothing"
+            if schema in _TRAININGS_OF
+            else ""
+        )
+        raise ALoRAError(f"{path} has schema {schema!r}, and this version reads {SCHEMA}{again}")
     _need(content, {"title": str, "rows": list, "results": list, "published": list}, str(path))
     for place, row in enumerate(content["rows"]):
         _need(row, {"name": str, "method": str, "text": str}, f"{path}, rows[{place}]")
@@ -115,7 +127,7 @@ def read_board_json(path: Path) -> dict[str, Any]:
         where = f"{path}, results[{place}]"
         _need(result, _OF_RESULT, where)
         for name, keys in _OF_ENTRIES.items():
-            for number, entry in enumerate(result[name]):
+            for number, entry in enumerate([] if trainings_only and name == "rows" else result[name]):
                 _need(entry, keys, f"{where}.{name}[{number}]")
     return content
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,85 +15,125 @@ from alora_trainer.experiment.report.significance import paired_bootstrap
 
 # A row's numbers by seed (name -> Spread), and seed -> what its taken training said item by item.
 RowData = tuple[Mapping[str, Spread], Mapping[int, Samples]]
-_MORE_IS_BETTER = ("hypervolume", "accuracy")
-
+_MORE_IS_BETTER = ("area", "accuracy")
+_FIGURES = ("difference", "low", "high", "p", "units")
 
 # (row, against, measure) -> what was found earlier, by whoever has the answers item by item; None: nothing could be tested.
 KnownComparisons = Mapping[tuple[str, str, str], Mapping[str, Any] | None]
 
 
-def compared(
-    rows: Mapping[str, RowData], against: Sequence[str], resamples: int, known: KnownComparisons | None = None
-) -> list[dict[str, Any]]:
-    """All rows against each of `against`.
+@dataclass(frozen=True)
+class Plan:
+    """Which comparisons a board is for, as its file says, before anything is trained.
 
-    Over seeds: Student's t-test of paired differences of what a curve gives. Over items (or documents, for the rise): a
-    bootstrap of paired differences, each item's answers averaged over seeds first, since items are what is drawn.
+    Attributes:
+        rows: names of all rows, whether they are finished or not.
+        against: names of those that all are compared with.
+        resamples: of the bootstrap.
+    """
+
+    rows: Sequence[str]
+    against: Sequence[str]
+    resamples: int = 9999
+
+    def pairs(self, among: Collection[str]) -> list[tuple[str, str]]:
+        """(row, against) of those among these names; of two rows that both are compared with, each pair counts once."""
+        return [
+            (row, other)
+            for place, other in enumerate(self.against)
+            for row in self.rows
+            if row != other and row not in self.against[:place] and {row, other} <= set(among)
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many pairs there are when all rows are finished."""
+        return len(self.pairs(self.rows))
+
+
+def compared(rows: Mapping[str, RowData], plan: Plan, known: KnownComparisons | None = None) -> list[dict[str, Any]]:
+    """All finished rows against each of those that are to be compared with.
+
+    Over seeds: Student's t-test of paired differences of what a curve gives. Over items and documents: a bootstrap of paired
+    differences, each item's answers averaged over seeds first, since items are what is drawn; over documents that of the
+    difference of losses a token, documents drawn with their tokens. All are corrected for the planned number of pairs: what
+    is shown of a row does not depend on which others are finished, or could not be tested.
 
     Args:
         rows: the numbers of each.
-        against: names of those that all are compared with.
-        resamples: of the bootstrap.
+        plan: which are compared.
         known: comparisons over items that were made where their answers are; they are corrected anew with all others.
 
     Returns:
         One entry a measure and pair: ``row``, ``against``, ``measure``, ``over`` ("seeds", "items" or "documents"),
-        ``difference`` (row - against), ``low``, ``high`` (95 %), ``p``, ``p_holm`` (corrected within the measure) and
-        ``verdict``. Where nothing can be tested, all of these are None and the verdict is "not better".
+        ``units`` (how many of them), ``difference`` (row - against), ``low``, ``high`` (95 %), ``p``, ``p_holm`` (corrected
+        within the measure) and ``verdict``. Where nothing can be tested, all of these are None and the verdict is "not better".
     """
-    # Of two rows that both are compared with, each pair counts once.
-    pairs = [
-        (row, other)
-        for place, other in enumerate(against)
-        for row in rows
-        if row != other and row not in against[:place]
-    ]
+    pairs = plan.pairs(rows)
     earlier = known or {}
     entries: list[dict[str, Any]] = []
     for measure in [*next(iter(rows.values()))[0], "rise", "choices", "accuracy"]:
         own = [
             earlier[row, other, measure]
             if (row, other, measure) in earlier
-            else _one(measure, rows[row], rows[other], resamples)
+            else _one(measure, rows[row], rows[other], plan.resamples)
             for row, other in pairs
         ]
-        corrected = holm([None if one is None else one["p"] for one in own])
+        corrected = holm([None if one is None else one["p"] for one in own], planned=plan.count)
         for (row, other), found, p in zip(pairs, own, corrected, strict=True):
-            tested = found or dict.fromkeys(("difference", "low", "high", "p"))
-            over = "seeds" if measure not in _BY_ITEM else "documents" if measure == "rise" else "items"
+            tested = found or dict.fromkeys(_FIGURES)
             less = measure not in _MORE_IS_BETTER
             said = verdict(tested["difference"] or 0.0, p, less_is_better=less)
-            kept = {key: tested[key] for key in ("difference", "low", "high", "p")}
             entries.append(
-                {"row": row, "against": other, "measure": measure, "over": over, **kept, "p_holm": p, "verdict": said}
+                {"row": row, "against": other, "measure": measure, "over": compared_over(measure)}
+                | {key: tested[key] for key in _FIGURES}
+                | {"p_holm": p, "verdict": said}
             )
     return entries
 
 
+def compared_over(measure: str) -> str:
+    """What the differences of a measure are paired over: "seeds", "items" or "documents"."""
+    if measure not in _BY_ITEM:
+        return "seeds"
+    return "documents" if measure == "rise" else "items"
+
+
 def _one(measure: str, row: RowData, other: RowData, resamples: int) -> Mapping[str, Any] | None:
     if measure not in _BY_ITEM:
-        return paired_t(row[0][measure].each, other[0][measure].each)
+        tested = paired_t(row[0][measure].each, other[0][measure].each)
+        return None if tested is None else {**tested, "units": tested["pairs"]}
     seeds = sorted(set(row[1]) & set(other[1]))
-    differences = [_BY_ITEM[measure](row[1][seed], other[1][seed]) for seed in seeds]
-    if not differences or len(differences[0]) < 2 or any(len(one) != len(differences[0]) for one in differences):
+    found = [_BY_ITEM[measure](row[1][seed], other[1][seed]) for seed in seeds]
+    if not found or any(one is None for one in found):
+        return None
+    differences, weights = zip(*(one for one in found if one is not None), strict=True)
+    if len(weights[0]) < 2 or any(not np.array_equal(one, weights[0]) for one in weights):
         return None
     mean = np.mean(differences, axis=0)
-    return paired_bootstrap(mean, resamples=resamples) if np.any(mean != mean[0]) else None
+    if not np.any(mean != mean[0]):
+        return None
+    return paired_bootstrap(mean, weights[0], resamples=resamples) | {"units": len(mean)}
 
 
-def _rise(one: Samples, other: Samples) -> np.ndarray:
-    """By document, so that the mean is the difference of the losses a token over all documents."""
-    if len(one.loss) != len(other.loss):
-        return np.empty(0)
-    return (one.loss - other.loss) * len(one.tokens) / one.tokens.sum()
+# What an item (or a document) adds to the difference, and to what the sum of these is divided by.
+Parts = tuple[np.ndarray, np.ndarray]
 
 
-def _choices(one: Samples, other: Samples) -> np.ndarray:
-    return one.choice_loss - other.choice_loss if len(one.choice_loss) == len(other.choice_loss) else np.empty(0)
+def _rise(one: Samples, other: Samples) -> Parts | None:
+    return (one.loss - other.loss, one.tokens) if np.array_equal(one.tokens, other.tokens) else None
 
 
-def _correct(one: Samples, other: Samples) -> np.ndarray:
-    return one.correct - other.correct if len(one.correct) == len(other.correct) else np.empty(0)
+def _choices(one: Samples, other: Samples) -> Parts | None:
+    return _of_items(one.choice_loss, other.choice_loss)
+
+
+def _correct(one: Samples, other: Samples) -> Parts | None:
+    return _of_items(one.correct, other.correct)
+
+
+def _of_items(one: np.ndarray, other: np.ndarray) -> Parts | None:
+    return (one - other, np.ones(len(one))) if len(one) == len(other) else None
 
 
 _BY_ITEM = {"rise": _rise, "choices": _choices, "accuracy": _correct}

@@ -1,4 +1,4 @@
-"""What is forgotten at one amount of learning: read off a method's curve, between the trainings that there are."""
+"""What is forgotten at one amount of learning, and over all of them: read off a method's curve, between its trainings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,25 +18,60 @@ def forgotten_at(curve: Sequence[Point], learned: float) -> float | None:
     """What is forgotten where a curve reaches an amount of learning, by linear interpolation in what is learned.
 
     The curve begins at the untouched model, (0, 0), and goes through all of its points by what they learn (of points that learn
-    the same, through the mean of what they forget). None of them is left out because it came out badly: which ones there
-    are was decided on other data. Forgetting grows faster than in proportion from zero on, so that what is read between the
-    untouched model and the first point is rather too much.
+    the same, through the mean of what they forget). None of them is left out because it came out badly with one seed.
 
     Args:
         curve: (learned, forgotten) of every training, both relative to the untouched model.
-        learned: the amount to read at.
+        learned: the amount to read at, above zero.
 
     Returns:
-        What is forgotten there; None if no training learned that much.
+        What is forgotten there; None if no training learned that much, if `learned` is not above zero, or if a training has no
+        finite figures.
     """
+    corners = _corners(curve)
+    if corners is None or learned <= 0 or learned > corners[-1][0]:
+        return None
+    return float(np.interp(learned, *zip(*corners, strict=True)))
+
+
+def area_behind(curve: Sequence[Point]) -> float | None:
+    """How much forgetting a curve saves: the mean of max(0, 1 - f(l)) over all amounts of learning l between 0 and 1.
+
+    f(l) is what `forgotten_at` reads; where the curve does not reach, nothing is saved. In units of what a reference learned
+    and forgot, (1, 1): a straight line to it has 0.5, and what learns as much and forgets nothing has 1.
+
+    Args:
+        curve: (learned, forgotten) of every training, in these units.
+
+    Returns:
+        The area; None if a training has no finite figures.
+    """
+    corners = _corners(curve)
+    if corners is None:
+        return None
+    area = 0.0
+    for (start, low), (end, high) in pairwise(corners):
+        if start >= 1:
+            break
+        stop = min(end, 1.0)
+        saved = 1 - low, 1 - (low + (high - low) * (stop - start) / (end - start))
+        more, less = max(saved), min(saved)
+        width = stop - start
+        if less < 0:  # above the square from where the line leaves it
+            width *= max(more, 0.0) / (more - less) if more > less else 0.0
+        area += width * (max(more, 0.0) + max(less, 0.0)) / 2
+    return area
+
+
+def _corners(curve: Sequence[Point]) -> list[Point] | None:
+    """The curve from the untouched model on, a point for each amount of learning; None if one of its points is not finite."""
     forgotten: dict[float, list[float]] = {0.0: [0.0]}
     for gain, rise in curve:
-        if math.isfinite(gain) and math.isfinite(rise):
+        if not (math.isfinite(gain) and math.isfinite(rise)):
+            return None
+        if gain > 0:
             forgotten.setdefault(gain, []).append(rise)
-    gains = sorted(forgotten)
-    if learned > gains[-1] or not len(curve):
-        return None
-    return float(np.interp(learned, gains, [statistics.fmean(forgotten[gain]) for gain in gains]))
+    return [(gain, statistics.fmean(forgotten[gain])) for gain in sorted(forgotten)]
 
 
 @dataclass(frozen=True)
@@ -81,6 +117,6 @@ def forgotten_at_equal_learning(
     Args:
         curves: seed -> (learned, forgotten) of the method's trainings with it.
         reference: seed -> what the reference learned with it.
-        share: of that, such as 0.95.
+        share: of that, such as 0.95. A seed with which the reference learned nothing has no value.
     """
     return Spread.of({seed: forgotten_at(curve, share * reference[seed]) for seed, curve in curves.items()})

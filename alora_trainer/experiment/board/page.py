@@ -31,13 +31,14 @@ _EXPLAINED = {
     "or that were replayed",
     "rise at 90 %": "read off a row's curve where it has learned 90 % of what the reference learned with the same seed, "
     "between the trainings that there are and the untouched model; a dash where a seed never got there",
-    "area": "the hypervolume: the share of the square between nothing learned and what the reference learned and forgot that "
-    "lies behind the row's curve (more is better, and more than 1 is to learn more than the reference)",
+    "area": "how much forgetting a row's curve saves, as a share of what the reference forgot, the mean over all amounts of "
+    "learning up to the reference's, read between the trainings as the rise at 90 % is; what a row did not learn it saves "
+    "nothing of. A straight line to the reference has 0.5 (more is better)",
     "settings that one would take": "of the trials that learned enough on validation, the one that forgot least there",
     "without what guessing turns over": "of the items that are wrong both times one in so many is expected to turn over by "
     "guessing alone, which is taken away (docs/evaluation.md); below zero, less turned over than by guessing",
-    "P (Holm)": "corrected for the number of rows within a measure; over seeds a paired t-test, over items or documents a "
-    "paired bootstrap, which says nothing about other seeds",
+    "P (Holm)": "corrected within a measure for all comparisons that the board file plans, finished or not; over seeds a "
+    "paired t-test, over items or documents a paired bootstrap, which says nothing about other seeds",
     "not better": "no difference is shown at 5 % after the correction",
 }
 

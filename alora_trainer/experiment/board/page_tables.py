@@ -43,7 +43,7 @@ def rows_table(boards: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
                 PageCell(_model(board, result, boards), kind="text"),
                 PageCell(result["task"], kind="text"),
                 *(_spread(row["equal"].get(one), "rise") for one in equal),
-                _spread(row["hypervolume"], None),
+                _spread(row["area"], None),
             ]
             figures = row["taken"].get("figures", {})
             cells += [_spread(figures.get(one), one) for one in _SHOWN]
@@ -72,7 +72,7 @@ def _spread(spread: Any, measure: str | None) -> PageCell:
 
 
 _MEASURED = {
-    "hypervolume": "area",
+    "area": "area",
     "rise": "rise, at the settings that one would take",
     "choices": "cross-entropy over choices, likewise",
     "accuracy": "accuracy, likewise (points)",
@@ -98,13 +98,18 @@ def comparisons_table(result: Mapping[str, Any]) -> str:
             PageCell(label, kind="text"),
             PageCell("–" if difference is None else f"{factor * difference:+.4f}", difference),
             PageCell(interval, low),
-            PageCell(entry["over"], kind="text"),
+            PageCell(_counted(entry), kind="text"),
             _p(found["p"]),
             _p(found["p_holm"]),
             PageCell(said, kind="text", html=f'<span class="{said.replace(" ", "-")}">{escape(said)}</span>'),
         ]
         lines.append((entry["row"], cells))
     return sortable(header, lines)
+
+
+def _counted(entry: Mapping[str, Any]) -> str:
+    units = number_in(entry, "units")
+    return str(entry["over"]) if units is None else f"{units:.0f} {entry['over']}"
 
 
 def _p(value: float | None) -> PageCell:

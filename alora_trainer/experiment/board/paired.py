@@ -40,7 +40,7 @@ def paired_t(one: Mapping[int, float | None], other: Mapping[int, float | None])
     return found
 
 
-def holm(values: Sequence[float | None]) -> list[float | None]:
+def holm(values: Sequence[float | None], *, planned: int | None = None) -> list[float | None]:
     """P values corrected for their number by Holm's step-down method (1979).
 
     The i-th smallest of m becomes the largest of (m - j + 1) p_j over all j <= i, at most 1: to reject where that is
@@ -48,12 +48,19 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
     Args:
         values: of one family; those that are None are no tests, and stay None.
+        planned: how many tests the family was planned to have, at least as many as there are values: those that could not be
+            made count as if they had shown nothing (P = 1). Left out, only those that were made count.
+
+    Raises:
+        ValueError: there are more values than were planned.
     """
+    if planned is not None and planned < len(values):
+        raise ValueError(f"{len(values)} tests of {planned} that were planned")
     order = sorted((value, place) for place, value in enumerate(values) if value is not None)
     corrected: list[float | None] = [None] * len(values)
-    largest = 0.0
+    largest, count = 0.0, len(order) if planned is None else planned
     for rank, (value, place) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * value))
+        largest = max(largest, min(1.0, (count - rank) * value))
         corrected[place] = largest
     return corrected
 
@@ -62,7 +69,8 @@ def noise_floor(groups: Sequence[Sequence[float]], seeds: int) -> dict[str, Any]
     """How far the means of two methods come apart by their seeds alone.
 
     Args:
-        groups: values of trainings that differ in their seed alone, a group a setting (all of the reference).
+        groups: values of trainings that differ in their seed alone, a group a setting (all of the reference). The groups share
+            their seeds, so that they say the same of them over again: together they have the degrees of freedom of one.
         seeds: how many there are in the means that are to be compared.
 
     Returns:
@@ -75,8 +83,9 @@ def noise_floor(groups: Sequence[Sequence[float]], seeds: int) -> dict[str, Any]
     usable = [np.asarray(group, dtype=np.float64) for group in groups if len(group) > 1]
     if not usable:
         return None
-    df = sum(len(group) - 1 for group in usable)
-    sd = math.sqrt(sum(float(((group - group.mean()) ** 2).sum()) for group in usable) / df)
+    spread = sum(float(((group - group.mean()) ** 2).sum()) for group in usable)
+    sd = math.sqrt(spread / sum(len(group) - 1 for group in usable))
+    df = min(len(group) for group in usable) - 1
     return {"sd": sd, "df": df, "difference": float(stats.t.ppf(0.975, df)) * sd * math.sqrt(2 / seeds)}
 
 

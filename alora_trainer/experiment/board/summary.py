@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from alora_trainer.experiment.board.choose import chosen_trials, operating_point
-from alora_trainer.experiment.board.comparisons import KnownComparisons, compared
-from alora_trainer.experiment.board.equal_learning import Spread, forgotten_at_equal_learning
-from alora_trainer.experiment.board.fronts import Point, hypervolume
+from alora_trainer.experiment.board.comparisons import KnownComparisons, Plan, compared
+from alora_trainer.experiment.board.equal_learning import Spread, area_behind, forgotten_at_equal_learning
+from alora_trainer.experiment.board.fronts import Point, pareto_front
 from alora_trainer.experiment.board.measures import MEASURES, Samples
 from alora_trainer.experiment.board.paired import noise_floor
 
@@ -25,6 +26,7 @@ class Rules:
     Attributes:
         reference: the row that says how much there is to learn.
         against: the rows that others are compared with.
+        rows: names of all rows of the board, whether they are finished or not: so many comparisons are planned.
         shares: of what the reference learned.
         points: at most so many finals a row; None for the whole front.
         seeds: of the finals.
@@ -33,6 +35,7 @@ class Rules:
 
     reference: str
     against: Sequence[str]
+    rows: Sequence[str]
     shares: Sequence[float]
     points: int | None
     seeds: Sequence[int]
@@ -72,8 +75,16 @@ class RowFound:
         return max(self.chosen, key=lambda place: (self.points[place][0], -self.points[place][1]))
 
     def curves(self, seeds: Sequence[int]) -> dict[int, list[Point]]:
-        """seed -> (learned, forgotten) of the finals."""
-        return {seed: [_point(self.finals[place][seed]) for place in self.chosen] for seed in seeds}
+        """seed -> (learned, forgotten) of the finals that nobody would do without.
+
+        A final that learned less and forgot more than another of the row's, in the mean over seeds, is on none: a curve through
+        it would tell what is forgotten at settings that the row has better ones for. Single seeds leave nothing out.
+        """
+        each = {place: [_point(self.finals[place][seed]) for seed in seeds] for place in self.chosen}
+        means = [tuple(map(statistics.fmean, zip(*points, strict=True))) for points in each.values()]
+        finite = all(math.isfinite(value) for mean in means for value in mean)
+        kept = [self.chosen[at] for at in pareto_front(means)] if finite else self.chosen
+        return {seed: [each[place][at] for place in kept] for at, seed in enumerate(seeds)}
 
 
 def choose_finals(row: RowFound, reference: RowFound, rules: Rules) -> list[int]:
@@ -119,11 +130,10 @@ def summarise(rows: Sequence[RowFound], rules: Rules, known: KnownComparisons | 
         "comparisons": compared(
             {
                 name: ({f"rise_at_{_percent(share)}": spread for share, spread in one.equal.items()}
-                       | {"hypervolume": one.area}, one.row.samples.get(one.taken, {}))
+                       | {"area": one.area}, one.row.samples.get(one.taken, {}))
                 for name, one in found.items()
             },
-            [name for name in rules.against if name in found],
-            rules.resamples,
+            Plan(rules.rows, rules.against, rules.resamples),
             known,
         ),
         "noise": _noise(reference, rules.seeds),
@@ -145,7 +155,7 @@ class _RowNumbers:
         return {
             "row": self.row.name,
             "equal": {f"rise_at_{_percent(share)}": spread.to_json() for share, spread in self.equal.items()},
-            "hypervolume": self.area.to_json(),
+            "area": self.area.to_json(),
             "taken": {"trial": self.row.labels[self.taken], "figures": figures, "rises": rises},
         }
 
@@ -159,11 +169,11 @@ def _percent(share: float) -> str:
 
 
 def _area(curve: Sequence[Point], top: Point) -> float | None:
-    """The hypervolume in units of what the reference learned and forgot; None where it did not do both."""
+    """See `area_behind`, in units of what the reference learned and forgot; None where it did not do both."""
     learned, forgotten = top
     if learned <= 0 or forgotten <= 0:
         return None
-    return hypervolume([(gain / learned, rise / forgotten) for gain, rise in curve], (0.0, 1.0))
+    return area_behind([(gain / learned, rise / forgotten) for gain, rise in curve])
 
 
 def _noise(reference: RowFound, seeds: Sequence[int]) -> dict[str, Any]:

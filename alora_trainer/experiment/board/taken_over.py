@@ -17,7 +17,7 @@ from alora_trainer.experiment.report.results import environment
 # Keys of a board file that no training depends on.
 _OF_PEOPLE = ("name", "title", "rows", "published", "left_out", "against")
 # What a comparison found before it was corrected for how many there are.
-_TESTED = ("difference", "low", "high", "p")
+_TESTED = ("difference", "low", "high", "p", "units")
 
 
 class FinishedRows:
@@ -35,8 +35,8 @@ class FinishedRows:
     """
 
     def __init__(self, board: Board, path: Path) -> None:
-        content = read_board_json(path)
-        self.path, self._board = path, board
+        content = read_board_json(path, trainings_only=True)
+        self.path, self._board, self._schema = path, board, content["schema"]
         _check_same(board, content, path)
         self._results = {(one["model"], one["task"]): one for one in content["results"]}
         places = {(model, task.name) for model in board.models for task in board.tasks}
@@ -62,12 +62,16 @@ class FinishedRows:
     def known(self, model: str, task: str) -> KnownComparisons:
         """Comparisons of these rows with each other over items and documents, whose answers only the other folder has."""
         return {
-            (one["row"], one["against"], one["measure"]): None
-            if one["difference"] is None
-            else {key: one[key] for key in _TESTED}
+            (one["row"], one["against"], one["measure"]): self._tested(one)
             for one in self._results[model, task]["comparisons"]
             if one["over"] != "seeds" and one["row"] in self.names and one["against"] in self.names
         }
+
+    def _tested(self, comparison: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What a comparison found; nothing over documents before schema 2, which did not draw them with their tokens."""
+        if comparison["difference"] is None or (self._schema < 2 and comparison["over"] == "documents"):
+            return None
+        return {key: comparison.get(key) for key in _TESTED}
 
     def check(self, model: str, task: str, base: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         """Whether the untouched model and the reference came out as they did there.

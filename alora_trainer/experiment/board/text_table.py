@@ -45,7 +45,7 @@ def _table(result: Mapping[str, Any], width: int | None) -> str:
             [
                 str(row["row"]),
                 *(_spread(row["equal"].get(name), "rise") for name in equal),
-                _spread(row["hypervolume"], None),
+                _spread(row["area"], None),
                 *(_spread(figures.get(name), name) for name in _SHOWN),
                 str(row["taken"].get("trial", _NONE)),
             ]

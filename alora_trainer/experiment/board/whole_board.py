@@ -72,7 +72,7 @@ def run_board(
     with working_in(folder, *(folder / run for run in runs)):
         check_cells(board, rows, folder, overwrite=overwrite)
         work = _Work(board, folder, where, overwrite, Rules(
-            board.reference, board.against, board.shares, board.points, board.seeds, resamples
+            board.reference, board.against, [row.name for row in board.rows], board.shares, board.points, board.seeds, resamples
         ), earlier)  # fmt: skip
         work.expect(places, rows)
         at_once = math.ceil(where.count / board.trials)

@@ -79,11 +79,15 @@ def welch(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any] | Non
     }
 
 
-def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """A bootstrap over items of the mean of paired differences.
+def paired_bootstrap(
+    differences: np.ndarray, weights: np.ndarray | None = None, *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """A bootstrap over items of the mean of paired differences, or of their sum over the sum of weights.
 
     Args:
         differences: of every item, ours - other.
+        weights: of every item, what it adds to the denominator (a document its tokens): drawn together with the difference,
+            since a sum over other documents is one over another number of tokens. Left out, each counts 1.
         resamples: how many.
 
     Returns:
@@ -92,9 +96,12 @@ def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> 
     """
     from scipy import stats
 
+    given = np.ones(len(differences)) if weights is None else weights
     found = stats.bootstrap(
-        (differences,),
-        np.mean,
+        (differences, given),
+        _ratio,
+        paired=True,
+        vectorized=True,
         n_resamples=resamples,
         batch=max(1, 2_000_000 // len(differences)),
         confidence_level=CONFIDENCE,
@@ -104,11 +111,16 @@ def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> 
     means = found.bootstrap_distribution
     tail = min((means <= 0).sum(), (means >= 0).sum()) + 1
     return {
-        "difference": float(differences.mean()),
+        "difference": float(_ratio(differences, given)),
         "low": float(found.confidence_interval.low),
         "high": float(found.confidence_interval.high),
         "p": float(min(1.0, 2 * tail / (resamples + 1))),
     }
+
+
+def _ratio(differences: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
+    ratio: np.ndarray = differences.sum(axis=axis) / weights.sum(axis=axis)
+    return ratio
 
 
 def _over_items(task: str, ours: MethodVariant, other: MethodVariant, resamples: int) -> dict[str, Any] | None:

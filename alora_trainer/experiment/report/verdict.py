@@ -9,8 +9,10 @@ from alora_trainer.experiment.report.gather import BASE, OURS, PLAIN
 from alora_trainer.experiment.report.method_result import SCALE
 
 Row = Mapping[str, Any]
-# So many standard errors make a difference that is more than chance, in these sentences.
+# So many standard errors over test items, of which there are many, make a difference that is more than chance.
 _ERRORS = 2.0
+# What the figures of one training can answer, which may be more than chance or not.
+_ONE = "One training alone says"
 
 
 def verdict(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -30,7 +32,7 @@ def _forgot(rows: Sequence[Row], plain: Row | None) -> str:
     known = [row for row in rows if row["rise"] is not None]
     if not known:
         return "That is not known: general text was not measured, or not with the untouched model beside."
-    states = [_sure(row["rise"]["mean"], _seed_error(row["rise"])) for row in known]
+    states = [_sure(row["rise"]["mean"], _seed_margin(row["rise"])) for row in known]
     least, most = (choose(known, key=lambda row: row["rise"]["mean"]) for choose in (min, max))
     said = f"{_answer(states, 'Yes', 'No')}: {_ends(least, most, 'general perplexity is', _rise)} against the untouched model"
     if plain is not None and plain not in rows and plain["rise"] is not None:
@@ -51,14 +53,15 @@ def _learned(rows: Sequence[Row], base: Row | None, plain: Row | None, task: str
         return f"That is not known: {task} was not measured, or not with the untouched model beside."
     before = base[measure]["mean"]
     gains = [sign * (row[measure]["mean"] - before) for row in known]
-    errors = [_seed_error(row[measure]) if free else _item_error(row, base) for row in known]
-    states = [_sure(gain, error) for gain, error in zip(gains, errors, strict=True)]
+    margins = [_seed_margin(row[measure]) if free else _item_margin(row, base) for row in known]
+    states = [_sure(gain, margin) for gain, margin in zip(gains, margins, strict=True)]
     order = sorted(known, key=lambda row: sign * row[measure]["mean"])
     show = _loss if free else _accuracy
     what = f"{task} answer loss is" if free else f"{task} accuracy is"
     said = f"{_answer(states, 'Yes', 'Not that it shows')}: {_ends(order[0], order[-1], what, show)}, before it {show(base)}"
-    if not free and 0 in states and errors[0] is not None:
-        said += f" (two standard errors over test items are {_widest(errors):.1f} points)"
+    if not free and 0 in states:
+        widest = max(margin for margin in margins if margin is not None)
+        said += f" (two standard errors over test items are {widest:.1f} points)"
     if plain is not None and plain not in rows and plain[measure] is not None:
         said += f"; plain LoRA {show(plain)}"
     return said + "."
@@ -122,29 +125,34 @@ def _ends(first: Row, last: Row, what: str, show: Any) -> str:
     return f"{what} from {show(first)} after {first['label']} to {show(last)} after {last['label']}"
 
 
-def _answer(states: Sequence[int], yes: str, no: str) -> str:
-    """Yes, if all are above zero by more than chance; no, if none is."""
-    if all(state > 0 for state in states):
+def _answer(states: Sequence[int | None], yes: str, no: str) -> str:
+    """Yes, if all are above zero by more than chance; no, if none is; where chance is not known, neither."""
+    if None in states:
+        return _ONE
+    if all(state == 1 for state in states):
         return yes
-    return "Some settings did" if any(state > 0 for state in states) else no
+    return "Some settings did" if 1 in states else no
 
 
-def _sure(difference: float, error: float | None) -> int:
-    """The sign of a difference that is more than chance, else 0; without an error, its sign."""
-    if abs(difference) <= _ERRORS * (error or 0.0):
+def _sure(difference: float, margin: float | None) -> int | None:
+    """The sign of a difference that is more than chance, else 0; None where it is not known what chance does."""
+    if margin is None:
+        return None
+    if abs(difference) <= margin:
         return 0
     return 1 if difference > 0 else -1
 
 
-def _seed_error(measure: Mapping[str, Any]) -> float | None:
-    return None if measure["sd"] is None else float(measure["sd"] / measure["n"] ** 0.5)
+def _seed_margin(measure: Mapping[str, Any]) -> float | None:
+    """Half of the 95 % interval of a mean over seeds by Student's t: with two or three seeds it is far more than two errors."""
+    from scipy import stats
+
+    if measure["sd"] is None:
+        return None
+    return float(stats.t.ppf(0.975, measure["n"] - 1) * measure["sd"] / measure["n"] ** 0.5)
 
 
-def _item_error(row: Row, base: Row) -> float | None:
+def _item_margin(row: Row, base: Row) -> float | None:
     """Of the difference of two accuracies over items, as if they were not of the same items: rather too large."""
     errors = [row["item_error"], base["item_error"]]
-    return None if None in errors else float(sum(error**2 for error in errors) ** 0.5)
-
-
-def _widest(errors: Sequence[float | None]) -> float:
-    return _ERRORS * max(error for error in errors if error is not None)
+    return None if None in errors else _ERRORS * float(sum(error**2 for error in errors) ** 0.5)
