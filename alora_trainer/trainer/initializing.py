@@ -30,6 +30,7 @@ from alora_trainer.trainer.initialization.initialize import (
 from alora_trainer.trainer.initialization.settings import DEFAULT
 from alora_trainer.trainer.part import Part
 from alora_trainer.weights.adapted import AdaptedWeight
+from alora_trainer.weights.frozen_a import freeze_a
 from alora_trainer.weights.start import StartFrom
 from alora_trainer.weights.trained_weight import TrainedWeight
 
@@ -97,18 +98,22 @@ class Initializing(Part):
         if chooses and not self._chooses_later:
             self._choose(weights)
         if self._config.freeze_a:
-            for weight in weights:
-                assert isinstance(weight, AdaptedWeight)  # as ALoRAConfig has seen to
-                weight.parameter_a.requires_grad_(False)
+            freeze_a(
+                [weight for weight in weights if isinstance(weight, AdaptedWeight)]
+            )  # all, as ALoRAConfig has seen to
 
     def _choose(self, weights: Sequence[TrainedWeight]) -> None:
         config, trainer = self._config, self._trainer
         assert self._importance is not None
         chosen = check_weights(weights, self._importance)
-        batches = _batches(trainer, config.init_items, chosen[0].device)
+        batches, items = _batches(trainer, config.init_items, chosen[0].device)
         with _metrics_kept(trainer):
             domain = Domain(
-                trainer.model, batches, lambda batch: _loss(trainer, batch), [predicted(batch) for batch in batches]
+                trainer.model,
+                batches,
+                lambda batch: _loss(trainer, batch),
+                [predicted(batch) for batch in batches],
+                items,
             )
             found = choose_directions(
                 chosen,
@@ -152,8 +157,11 @@ class Initializing(Part):
             write_json(Path(folder) / INITIALIZATION_FILE, self.facts)
 
 
-def _batches(trainer: Any, items: int, device: torch.device) -> list[Batch]:
-    """This process's share of the items: evenly spaced over the data set, or from the beginning of a stream."""
+def _batches(trainer: Any, items: int, device: torch.device) -> tuple[list[Batch], int]:
+    """This process's share of the items, evenly spaced over the data set, or from the beginning of a stream; how many it has.
+
+    A batch may have more rows than items (a preference has two) or fewer (packed ones have one), so that rows are not counted.
+    """
     if trainer.train_dataset is None:
         raise ALoRAError("init_adapter chooses directions by the domain's items: pass a train_dataset")
     data, collate = trainer.train_dataset, trainer.data_collator
@@ -171,9 +179,9 @@ def _batches(trainer: Any, items: int, device: torch.device) -> list[Batch]:
         share = Subset(data, places[processes.rank :: processes.count])
     batches = DataLoader(share, batch_size=trainer.args.train_batch_size, collate_fn=collate)
     found: list[Batch] = []
-    for batch in first_batches(batches, items, device) if len(share) else ():
+    for batch in first_batches(batches, None, device) if len(share) else ():
         found.append(trainer._prepare_inputs(batch))
-    return found
+    return found, len(share)
 
 
 def _loss(trainer: Any, batch: Batch) -> torch.Tensor:

@@ -156,6 +156,29 @@ def test_what_would_be_another_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+_TAKEN_OUT = ("pissa", "olora", "corda_kpm", "lora_ga", "lora_null", "lora_null_frozen", "sc_lora")
+
+
+@pytest.mark.parametrize("name", _TAKEN_OUT)
+@pytest.mark.parametrize("lora", (*_NOT_MERGED, {"use_dora": True}))
+def test_what_is_trained_beside_the_factors_would_be_lost_of_what_is_taken_out(
+    recipe: Any, name: str, lora: dict[str, Any]
+) -> None:
+    """PEFT's conversion of such an adapter keeps LoRA's factors alone, or ends in an error after the training."""
+    (setting,) = lora
+    with pytest.raises(ALoRAError, match=rf"lora\.{setting}: {name} saves LoRA's factors alone.* would be lost"):
+        as_trained(recipe(**lora), get_method(name))
+    as_trained(recipe(), get_method(name))
+
+
+@pytest.mark.parametrize("lora", ({"layers_to_transform": "[0]"}, {"exclude_modules": "[down_proj]"}, *_NOT_MERGED))
+def test_osf_refuses_what_it_would_not_do(recipe: Any, lora: dict[str, Any]) -> None:
+    (setting,) = lora
+    with pytest.raises(ALoRAError, match=rf"lora\.{setting}: PEFT's OSF has no such setting"):
+        as_trained(recipe(**lora), get_method("osf"))
+    as_trained(recipe(target_modules="[q_proj]"), get_method("osf"))
+
+
 @pytest.mark.parametrize("init", ["pissa_niter_4", "eva", "lora_ga"])
 def test_what_a_recording_alone_would_leave_behind_is_looked_at_too(recipe: Any, tmp_path: Path, init: str) -> None:
     with pytest.raises(ALoRAError, match=f"the recorded adapter: init_lora_weights='{init}'"):

@@ -157,12 +157,16 @@ def test_in_16_bits_the_factors_are_float32_and_the_model_is_the_base_but_for_ro
         assert {parameter.dtype for parameter in weight.parameters} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", [name for name in TAKEN_OUT if name != "olora"])
-def test_layers_that_keep_their_transpose(start: Any, name: str) -> None:
+def tiny_gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    base = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40, n_positions=32)).eval()
+    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40, n_positions=32)).eval()
+
+
+@pytest.mark.parametrize("name", [name for name in TAKEN_OUT if name != "olora"])
+def test_layers_that_keep_their_transpose(start: Any, name: str) -> None:
+    base = tiny_gpt2()
     expected = logits(base)
     _, adapter = start(name, base=base, target_modules="all-linear", rank_pattern={"mlp.c_fc": 4})
     torch.testing.assert_close(logits(adapter.model), expected, rtol=1e-4, atol=1e-5)
@@ -184,6 +188,15 @@ def test_what_could_not_be_taken_out_is_refused(start: Any, name: str) -> None:
         start(name, target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(ALoRAError, match="the weight of lm_head is another layer's, too"):
         start(name, base=tiny_llama(tie_word_embeddings=True), target_modules=["q_proj", "lm_head"])
+
+
+def test_osf_refuses_layers_that_peft_would_pass_over(start: Any) -> None:
+    """Those of GPT-2 keep their transpose, and PEFT's OSF would leave nothing to train."""
+    with pytest.raises(ALoRAError, match="knows linear layers, and transformer.h.0.attn.c_attn is a Conv1D"):
+        start("osf", base=tiny_gpt2(), target_modules="all-linear")
+    _, adapter = start("osf", target_modules=["q_proj", "down_proj"])
+    trained = {name.rpartition(".osf")[0] for name, p in adapter.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 4
 
 
 def assert_same_up_to_sign(found: torch.Tensor, expected: torch.Tensor) -> None:

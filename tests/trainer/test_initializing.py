@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import TrainerCallback
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, initialize_adapter
 from alora_trainer.artefact.cards.tuning import TUNING_FILE
@@ -88,6 +90,39 @@ def test_a_frozen_is_not_pulled(application, train):
     longer = train(freeze_a=True, lam=5.0, application=application, arguments={"max_steps": 3}, **NATURAL)
     for weight, other in zip(adapted_weights(trainer.model), adapted_weights(longer.model), strict=True):
         assert torch.equal(weight.a, other.a) and not torch.equal(weight.b, other.b)
+
+
+@pytest.mark.parametrize("ask", ["off and on again", "another adapter and back"])
+def test_a_frozen_stays_so_when_the_base_model_is_asked(ask, train):
+    """As retention is watched, and as TRL's DPO does in every step: PEFT makes all factors trainable again."""
+    needs_peft_that_keeps_factors_frozen()
+
+    class Asking(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            if ask == "off and on again":
+                with model.disable_adapter():
+                    pass
+            else:
+                model.set_adapter("reference")
+                model.set_adapter("default")
+
+        on_step_begin = on_train_begin
+
+    class WithAsking(InOrder):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, callbacks=[Asking()], **kwargs)
+            if ask != "off and on again":
+                self.model.add_adapter("reference", self.model.peft_config["default"])
+
+    plain, asked = (train(freeze_a=True, lam=5.0, trainer=one, **NATURAL) for one in (InOrder, WithAsking))
+    for weight, same in zip(adapted_weights(asked.model), adapted_weights(plain.model), strict=True):
+        assert not weight.parameter_a.requires_grad and weight.parameter_a.grad is None
+        assert torch.equal(weight.a, same.a) and torch.equal(weight.b, same.b)
+
+
+def needs_peft_that_keeps_factors_frozen() -> None:
+    if not hasattr(BaseTunerLayer, "frozen_peft_weight_names"):
+        pytest.skip("PEFT keeps single factors frozen from 0.21 on")
 
 
 def test_freezing_needs_no_map(train):

@@ -15,6 +15,7 @@ from datasets import Dataset
 import alora_trainer
 from alora_trainer import ALoRAConfig, ALoRADPOTrainer, ALoRAError, ALoRASFTTrainer, ImportanceMap
 from alora_trainer.importance.recording.curvature import estimate_curvature
+from alora_trainer.trainer import initializing
 from alora_trainer.weights.adapted import adapted_weights
 from alora_trainer.weights.theta import BaseTheta
 from tests.conftest import move_factors
@@ -274,9 +275,33 @@ def test_a_fresh_adapter_starts_where_the_trainers_own_loss_says(tmp_path, token
     for weight in adapted_weights(trainer.model):
         assert weight.b.any() and not torch.allclose(weight.a.float(), default[weight.name].float(), rtol=0.1)
     facts = trainer.publication().initialized
-    assert facts["kind"] == kind and facts["tokens"] > 0
+    assert facts["kind"] == kind and facts["items"] == 6 and facts["tokens"] > 2 * 6
     # What was looked at is none of what the evaluation measured.
     assert not any(trainer._metrics["eval"].values())
+
+
+def test_preferences_are_counted_as_items_not_as_rows(tmp_path, tokenizer, model, monkeypatch):
+    """TRL lays the chosen and the rejected answers in one batch: all items that were asked for are looked at all the same."""
+    trainer_kind, rows, settings = CASES["dpo"]
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(initializing, "choose_directions", _looked_at(seen, initializing.choose_directions))
+    fresh = get_fresh(model)
+    trainer = trainer_kind(tmp_path, tokenizer)(
+        fresh, rows(8), importance=curvature_of(fresh), alora=ALoRAConfig(lam=0, init_adapter="contrastive", init_items=8),
+        **(ONE_STEP | {"per_device_train_batch_size": 2} | settings),
+    )  # fmt: skip
+    trainer.train()
+    wanted = torch.cat([batch["input_ids"].flatten() for batch in trainer.get_train_dataloader()])
+    assert sum(len(batch) for batch in seen) == 2 * 8 and trainer.publication().initialized["items"] == 8
+    assert set(torch.cat([batch.flatten() for batch in seen]).tolist()) == set(wanted.tolist())
+
+
+def _looked_at(seen: list[torch.Tensor], choose: Any) -> Any:
+    def choosing(weights: Any, importance: Any, domain: Any, **settings: Any) -> Any:
+        seen.extend(batch["input_ids"].cpu() for batch in domain.batches)
+        return choose(weights, importance, domain, **settings)
+
+    return choosing
 
 
 def get_fresh(model: Any) -> Any:

@@ -12,6 +12,7 @@ from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Meth
 from alora_trainer.importance.kinds.kronecker import COVARIANCE, KRONECKER
 from alora_trainer.trainer.initialization.settings import CONTRASTIVE, NATURAL_GRADIENT
 from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.frozen_a import freeze_a
 
 # The map says where to start, and holds nothing.
 _UNHELD = {**HELD, "lam": 0.0, "lam_schedule": "constant", "budget": None}
@@ -27,8 +28,7 @@ class FrozenA(Method):
 
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         adapter = super().attach(base, config, inputs)
-        for weight in adapted_weights(adapter.model):
-            weight.parameter_a.requires_grad_(False)
+        freeze_a(adapted_weights(adapter.model))
         return adapter
 
 

@@ -9,19 +9,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
+from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs
 from alora_trainer.experiment.methods.starts import (
     StartOptions,
     TakenOut,
     base_matrix,
     batches,
-    freeze_a,
     input_moments,
     linear_weights,
     set_factors,
     take_out,
 )
 from alora_trainer.weights.adapted import adapted_weights
+from alora_trainer.weights.frozen_a import freeze_a
 
 
 def null_space(covariance: torch.Tensor, rank: int) -> torch.Tensor:
@@ -57,8 +58,8 @@ class LoRANull(TakenOut):
 
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         adapter = super().attach(base, config, inputs)
-        if self.freezes_a:
-            freeze_a(adapted_weights(adapter.model))
+        if self.freezes_a and not freeze_a(adapted_weights(adapter.model)):
+            raise ALoRAError("PEFT can keep one factor of an adapter frozen from version 0.21 on: install a newer one")
         return adapter
 
     def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:

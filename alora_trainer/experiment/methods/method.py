@@ -126,6 +126,16 @@ class Method:
             config: the recipe's LoRA with the method's own fields, to be changed.
         """
 
+    def check_config(self, config: LoraConfig) -> None:
+        """Refuse a LoRA that the method cannot do what it says with, before anything is loaded.
+
+        Args:
+            config: of a new adapter: the recipe's, with the method's own fields.
+
+        Raises:
+            ALoRAError: naming the setting.
+        """
+
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         """Put the adapter that the domain is trained with on the base model, where nothing is recorded or held.
 

@@ -6,10 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, OSFConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
+
+# What says which weights are trained, and PEFT's OSF does not know, or not load again.
+_NOT_OSF = (
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "modules_to_save",
+    "bias",
+    "lora_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -39,13 +52,33 @@ class OrthogonalSubspace(Method):
     is_plain = False
     leaves_lora = False
 
+    def check_config(self, config: LoraConfig) -> None:
+        for name in _NOT_OSF:
+            if getattr(config, name) not in (None, [], {}, "none", False):
+                raise ALoRAError(
+                    f"lora.{name}: PEFT's OSF has no such setting, and {self.name} would train other weights than it says: "
+                    "leave it out, or list the modules in lora.target_modules"
+                )
+
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         osf: Any = OSFConfig(
             effective_rank=inputs.options.effective_rank,
             target_modules=config.target_modules,
             task_type=config.task_type,
         )
-        return Adapter.plain(get_peft_model(base, osf))
+        model = get_peft_model(base, osf)
+        _check_all_are_there(model)
+        return Adapter.plain(model)
+
+
+def _check_all_are_there(model: Any) -> None:
+    """Raises ALoRAError for a targeted module that PEFT's OSF has passed over without a word: it knows `nn.Linear` alone."""
+    config = model.peft_config["default"]
+    for name, module in model.base_model.model.named_modules():
+        if check_target_module_exists(config, name) and not isinstance(module, BaseTunerLayer):
+            raise ALoRAError(
+                f"PEFT's OSF knows linear layers, and {name} is a {type(module).__name__}: leave it out of lora.target_modules"
+            )
 
 
 OSF = OrthogonalSubspace("osf", "PEFT's orthogonal subspace fine-tuning", starts_from="fresh")

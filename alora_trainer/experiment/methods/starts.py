@@ -165,21 +165,10 @@ def take_out(weight: AdaptedWeight) -> None:
     layer.weight.data = (layer.weight.data.float() - stored).to(layer.weight.dtype)
 
 
-def freeze_a(weights: Sequence[AdaptedWeight]) -> None:
-    """Let B alone be trained, from now on and after a checkpoint has been loaded.
-
-    Raises:
-        ALoRAError: PEFT is too old for that: it makes all factors trainable again when it loads an adapter.
-    """
-    for weight in weights:
-        frozen = getattr(weight.layer, "frozen_peft_weight_names", None)
-        if frozen is None:
-            raise ALoRAError("PEFT can keep one factor of an adapter frozen from version 0.21 on: install a newer one")
-        weight.layer.frozen_peft_weight_names = dict(frozen) | {weight.adapter: ("lora_A",)}
-        weight.parameter_a.requires_grad_(False)
-
-
 # ---- what is taken out of the base weights ----
+
+# What lets more be trained than LoRA's factors, of which PEFT's conversion keeps nothing, or ends in an error.
+_BESIDE_FACTORS = ("modules_to_save", "bias", "lora_bias", "trainable_token_indices", "use_dora")
 
 
 @dataclass(frozen=True)
@@ -193,6 +182,14 @@ class TakenOut(Method):
     needs_plain_base = True
     is_plain = False
     one_process = True
+
+    def check_config(self, config: LoraConfig) -> None:
+        for name in _BESIDE_FACTORS:
+            if getattr(config, name, None) not in (None, [], {}, "none", False):
+                raise ALoRAError(
+                    f"lora.{name}: {self.name} saves LoRA's factors alone, as an adapter of the base as it was, so that "
+                    "what is trained beside them would be lost: leave it out"
+                )
 
     def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
         """The base with the adapter at its start, and that taken out of the base's weights; for arguments see `attach`."""

@@ -80,6 +80,7 @@ def _check_adapters(own: Recipe, method: Method, recorded: LoraConfig, *, given:
             refuse_out_of_proportion(recorded, "the recorded adapter")
     if makes_one:
         check_saved(fresh, "lora", given=False)
+        method.check_config(fresh)
         if scaled:
             refuse_out_of_proportion(fresh, "the adapter of the recipe's lora")
     if method.measured is not None and method.places_itself:

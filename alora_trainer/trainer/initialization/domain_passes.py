@@ -40,6 +40,7 @@ class Domain:
         batches: on the model's device; the same ones in every pass.
         loss_of: the mean loss of a batch.
         counts: for every batch, over how much its loss is a mean.
+        items: of the domain, in all batches.
         lacking: how many batches more another process has.
 
     Of several processes all make as many passes: FSDP2 gathers a group of layers at a time, which takes all of them, and TRL's
@@ -54,6 +55,7 @@ class Domain:
     batches: Sequence[Batch]
     loss_of: LossOf
     counts: Sequence[int]
+    items: int
     lacking: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -103,7 +103,8 @@ def initialize_adapter(
     chosen = check_weights(weights, importance)
     device = chosen[0].device
     batches = first_batches(dataloader, items, device)
-    domain = Domain(model, batches, lambda batch: _loss(model, batch), [predicted(batch) for batch in batches])
+    counts, rows = [predicted(batch) for batch in batches], sum(len(batch["input_ids"]) for batch in batches)
+    domain = Domain(model, batches, lambda batch: _loss(model, batch), counts, rows)
     return choose_directions(chosen, importance, domain, kind=kind, damping=damping, memory=memory)
 
 
@@ -115,9 +116,9 @@ def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def first_batches(
-    dataloader: Iterable[Mapping[str, torch.Tensor]], items: int, device: torch.device
+    dataloader: Iterable[Mapping[str, torch.Tensor]], items: int | None, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
-    """Batches from the beginning, until they have so many rows, on `device`.
+    """Batches from the beginning, until they have so many rows (None takes all), on `device`.
 
     Raises:
         ALoRAError: there is none.
@@ -127,7 +128,7 @@ def first_batches(
     for batch in dataloader:
         batches.append({name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)})
         rows += len(batch["input_ids"])
-        if rows >= items:
+        if items is not None and rows >= items:
             break
     if not batches:
         raise ALoRAError("there is no item of the domain to choose the adapter's first directions by")
@@ -301,13 +302,21 @@ def _scale(weight: AdaptedWeight, found: float, features: float) -> None:
 
 
 def _facts(domain: Domain, kind: str, damping: float, memory: str) -> Initialization:
-    own = [_digest(row) for batch in domain.batches for row in _token_rows(batch)]
+    own = sum(_digest(row) for batch in domain.batches for row in _token_rows(batch))
     processes = Processes()
-    everyone = together({processes.rank: (own, sum(domain.counts))})
-    digests = [one for found, _ in everyone.values() for one in found]
-    total = sum(digests) % 2**256
-    tokens = sum(count for _, count in everyone.values())
-    return Initialization(kind, damping, memory, len(digests), tokens, f"{total:064x}")
+    everyone = together({processes.rank: (domain.items, sum(map(_learned_tokens, domain.batches)), own)})
+    items, tokens, digests = (sum(column) for column in zip(*everyone.values(), strict=True))
+    return Initialization(kind, damping, memory, items, tokens, f"{digests % 2**256:064x}")
+
+
+def _learned_tokens(batch: Batch) -> int:
+    """How many tokens of a batch are learned: those with a label, or of a completion, or all that are real."""
+    if "labels" in batch:
+        return predicted(batch)
+    for mask in ("completion_mask", "attention_mask"):
+        if mask in batch:
+            return int(batch[mask].sum())
+    return batch["input_ids"].numel()
 
 
 def _token_rows(batch: Batch) -> Iterable[torch.Tensor]:
