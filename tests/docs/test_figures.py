@@ -125,50 +125,62 @@ def test_the_picture_of_the_small_board(tmp_path: Path) -> None:
 
 
 def test_what_the_small_board_says_of_equal_learning(board: SmallBoard) -> None:
+    said, area, tested, alone = board.said, board.area, board.tested, board.alone
+    held = ("kfac", "replay", "ewclora_true")
+    rise = {row: board.rows[OPENBOOK, row]["equal"]["rise_at_90"]["mean"] for row in (*held, "lora", "mlp_only")}
+    at = {row: f"{value:.3f}" for row, value in rise.items()}
+    kfac, replay, ewclora = (at[row] for row in held)
+    assert (
+        f"{kfac} nats a token with `kfac`, {replay} with `replay`, {ewclora} with EWCLoRA and {at['lora']} with LoRA"
+        in said
+    )
+    assert f"the areas are {', '.join(area[OPENBOOK, row] for row in held)} and {area[OPENBOOK, 'lora']}." in said
+    pairs = [(OPENBOOK, measure, row) for row in held for measure in ("rise_at_90", "area")]
+    assert f"has P of at most {max(alone[pair] for pair in pairs):.3f} by itself" in said
+    least = min(tested[pair] for pair in pairs)
+    assert f"the {board.planned} comparisons that the board plans (P = {least:.2f} or more)" in said and least > 0.05
+    own = "kfac_natural"
+    far = [board.rows[OPENBOOK, row]["equal"]["rise_at_95"]["mean"] for row in (own, "lora")]
+    sure = [tested[OPENBOOK, measure, own] for measure in ("rise_at_95", "area")]
+    assert f"`{own}` at 95 %: {far[0]:.3f} for LoRA's {far[1]:.3f} (P = {sure[0]:.3f}; its area" in said
+    assert f"its area, {area[OPENBOOK, own]}, P = {sure[1]:.2f})" in said
+    assert board.better(OPENBOOK) == {(own, "rise_at_95")} and not board.better(SCIQ)  # "what is left"
+    assert not any(board.better(task, "ewclora_true") for task in (SCIQ, OPENBOOK))
+
+
+def test_what_the_small_board_says_of_areas(board: SmallBoard) -> None:
     said, area, tested = board.said, board.area, board.tested
-    at = {
-        row: f"{board.rows[OPENBOOK, row]['equal']['rise_at_90']['mean']:.3f}"
-        for row in ("kfac", "replay", "ewclora_true", "lora")
-    }
-    assert (
-        f"{at['kfac']} nats a token with `kfac`, {at['replay']} with `replay`, {at['ewclora_true']} with EWCLoRA"
-        in said
-    )
-    assert f"EWCLoRA and {at['lora']} with LoRA" in said
-    assert f"(P = {tested[OPENBOOK, 'rise_at_90', 'kfac']:.3f}); its area" in said
-    (both,) = {f"{tested[OPENBOOK, 'hypervolume', row]:.3f}" for row in ("kfac", "replay")}
-    areas = ", LoRA ".join((f"{area[OPENBOOK, 'kfac']}, {area[OPENBOOK, 'replay']}", area[OPENBOOK, "lora"]))
-    assert f"({areas}; both P = {both})" in said
-    chosen = [area[task, "kfac_natural"] for task in (SCIQ, OPENBOOK)]
-    assert f"largest area on SciQ ({chosen[0]}; `kfac` {area[SCIQ, 'kfac']}) and the same" in said
-    assert f"on OpenBookQA ({chosen[1]})." in said and chosen[1] == area[OPENBOOK, "kfac"]
-    error = board.rows[SCIQ, "kfac_natural"]["hypervolume"]["error"]
-    assert f"varies too much ({chosen[0]} ± {error:.2f})" in said
-    far = [board.rows[OPENBOOK, row]["equal"]["rise_at_95"] for row in ("kfac_natural", "lora", "kfac")]
-    assert f"at {far[0]['mean']:.3f} for LoRA's {far[1]['mean']:.3f}" in said and far[2]["mean"] is None
-    assert f"(P = {tested[OPENBOOK, 'rise_at_95', 'kfac_natural']:.3f}), where `kfac` did not" in said
-    assert (
-        f"area {chosen[0]} for {area[SCIQ, 'kfac']} on SciQ and {chosen[1]} for {area[OPENBOOK, 'kfac']} on Open"
-        in said
-    )
+    own, kfac = ([area[task, row] for task in (SCIQ, OPENBOOK)] for row in ("kfac_natural", "kfac"))
+    assert f"({own[0]} on SciQ, `kfac` {kfac[0]}; {own[1]} on OpenBookQA, `kfac` {kfac[1]})" in said
+    held = ("kfac", "ewclora_true", "alora", "replay")
+    for task in (SCIQ, OPENBOOK):
+        assert all(float(area[task, "kfac_natural"]) >= float(area[task, row]) for row in held)
+        assert all(float(area[task, "kfac"]) >= float(area[task, row]) for row in ("ewclora_true", "alora", "replay"))
+    error = board.rows[SCIQ, "kfac_natural"]["area"]["error"]
+    assert f"its area varies ({own[0]} ± {error:.2f})" in said
+    assert f"area {own[0]} for {kfac[0]} on SciQ and {own[1]} for {kfac[1]} on OpenBookQA" in said
     alone = "lora_contrastive_frozen"
     near = board.rows[OPENBOOK, alone]["equal"]["rise_at_90"]["mean"]
-    sure = tested[OPENBOOK, "rise_at_90", alone]
-    assert f"an area of {area[OPENBOOK, alone]} on OpenBookQA ({near:.3f} at 90 %, P = {sure:.3f})" in said
+    sure = " and ".join(f"{tested[OPENBOOK, measure, alone]:.2f}" for measure in ("rise_at_90", "area"))
+    assert f"an area of {area[OPENBOOK, alone]} on OpenBookQA ({near:.3f} at 90 %; P = {sure})" in said
     assert f"and of {area[SCIQ, alone]} on SciQ (LoRA {area[SCIQ, 'lora']}), where no seed" in said
     assert not any(each is not None for each in board.rows[SCIQ, alone]["equal"]["rise_at_90"]["each"].values())
     assert f"(area {area[SCIQ, 'replay']} for {area[SCIQ, 'lora']})" in said
-    held = [f"{area[task, 'kfac']} and {area[task, 'ewclora_true']}" for task in (SCIQ, OPENBOOK)]
-    assert f"(areas {held[0]}, {held[1]})" in said
+    pairs = [f"{area[task, 'kfac']} and {area[task, 'ewclora_true']}" for task in (SCIQ, OPENBOOK)]
+    assert f"(areas {pairs[0]}, {pairs[1]})" in said
+    sciq = [f"{area[SCIQ, row]} ({name})" for row, name in (("kfac", "`kfac`"), ("ewclora_true", "EWCLoRA"))]
     noise = board.whole["results"][0]["noise"]["learned"]["difference"]
-    assert f"learned is {noise:.3f}," in said
+    assert f"{sciq[0]}, {sciq[1]} and {area[SCIQ, 'lora']} (LoRA); the noise of what is learned is {noise:.3f}," in said
     mlp = [f"{area[task, 'mlp_only']} for {area[task, 'lora']}" for task in (SCIQ, OPENBOOK)]
     assert f"(areas {mlp[0]} on SciQ, {mlp[1]} on OpenBookQA)" in said
-    alone = board.rows[OPENBOOK, "mlp_only"]["equal"]["rise_at_90"]["mean"]
-    assert f"equal learning ({alone:.3f} for {at['lora']} at 90 %" in said
+    (result,) = (one for one in board.whole["results"] if one["task"] == SCIQ)
+    (worse,) = (one for one in result["comparisons"] if one["over"] == "seeds" and one["verdict"] == "worse")
+    assert (worse["row"], worse["against"], worse["measure"]) == ("mlp_only", "ewclora_true", "area")
+    assert f"smaller than EWCLoRA's (P = {worse['p_holm']:.3f})" in said
+    read = [board.rows[OPENBOOK, row]["equal"]["rise_at_90"]["mean"] for row in ("mlp_only", "lora")]
+    assert f"On OpenBookQA it is as good ({read[0]:.3f} for {read[1]:.3f} at 90 %)" in said
     paper = [f"{area[task, 'alora']} for {area[task, 'lora']}" for task in (SCIQ, OPENBOOK)]
-    chance = f"{tested[OPENBOOK, 'hypervolume', 'alora']:.2f}"
-    assert f"areas {paper[0]} on SciQ, {paper[1]} on OpenBookQA (P = {chance})" in said
+    assert f"areas {paper[0]} on SciQ, {paper[1]} on OpenBookQA." in said
 
 
 def test_what_the_small_board_says_of_settings(board: SmallBoard) -> None:
@@ -178,8 +190,9 @@ def test_what_the_small_board_says_of_settings(board: SmallBoard) -> None:
     assert f"learned {fisher['learned']:.3f} where general loss rose by {fisher['rise']:.3f}" in said
     assert f"and `kfac` {curvature['learned']:.3f} where" in said and abs(fisher["rise"] - curvature["rise"]) < 0.001
     natural = [figures[task, "kfac_natural", "learning_rate=0.002, lam=0.0003"] for task in (SCIQ, OPENBOOK)]
-    here, there = (f"{one['learned']:.3f} where general loss rose by {one['rise']:.3f}" for one in (natural[0], fisher))
-    assert f"on SciQ {here} (`kfac` {curvature['learned']:.3f} and {curvature['rise']:.3f})" in said and there in said
+    rose = f"where general loss rises by {natural[0]['rise']:.3f}"
+    before = f"(`kfac` {curvature['learned']:.3f} and {curvature['rise']:.3f})"
+    assert f"On SciQ it learns {natural[0]['learned']:.3f} {rose} {before}" in said
     held = figures[OPENBOOK, "kfac", "learning_rate=0.004, lam=0.001"]
     free = figures[OPENBOOK, "lora", "learning_rate=0.002"]
     both = [f"{one['learned']:.3f} and {one['rise']:.3f}" for one in (natural[1], held, free)]
