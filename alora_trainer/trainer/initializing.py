@@ -24,7 +24,6 @@ from alora_trainer.trainer.initialization.initialize import (
     check_map,
     check_weights,
     choose_directions,
-    first_batches,
     predicted,
 )
 from alora_trainer.trainer.initialization.settings import DEFAULT
@@ -179,8 +178,10 @@ def _batches(trainer: Any, items: int, device: torch.device) -> tuple[list[Batch
         share = Subset(data, places[processes.rank :: processes.count])
     batches = DataLoader(share, batch_size=trainer.args.train_batch_size, collate_fn=collate)
     found: list[Batch] = []
-    for batch in first_batches(batches, None, device) if len(share) else ():
-        found.append(trainer._prepare_inputs(batch))
+    for batch in batches if len(share) else ():
+        prepared = trainer._prepare_inputs({k: value for k, value in batch.items() if isinstance(value, torch.Tensor)})
+        # Where an engine has not put the model on its device yet, the trainer's is another than the model's.
+        found.append({name: value.to(device) for name, value in prepared.items()})
     return found, len(share)
 
 

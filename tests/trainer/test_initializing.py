@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from alora_trainer import ALoRAConfig, ALoRAError, ALoRATrainer, initialize_adapter
 from alora_trainer.artefact.cards.tuning import TUNING_FILE
-from alora_trainer.trainer.initializing import INITIALIZATION_FILE
+from alora_trainer.trainer.initializing import INITIALIZATION_FILE, _batches
 from alora_trainer.trainer.publishing import save_protected_adapter
 from alora_trainer.weights.adapted import adapted_weights
 from tests.basis_map import basis_map
@@ -123,6 +123,16 @@ def test_a_frozen_stays_so_when_the_base_model_is_asked(ask, train):
 def needs_peft_that_keeps_factors_frozen() -> None:
     if not hasattr(BaseTunerLayer, "frozen_peft_weight_names"):
         pytest.skip("PEFT keeps single factors frozen from 0.21 on")
+
+
+def test_items_are_looked_at_where_the_model_is(lora_model, token_data, training_arguments):
+    """DeepSpeed and full evaluation in half precision leave a model in host memory until it trains, whatever the device is."""
+    trainer = ALoRATrainer(
+        lora_model(target_modules=TARGETS), training_arguments(), train_dataset=token_data(), importance=basis_map(),
+        alora=ALoRAConfig(lam=0, **NATURAL),
+    )  # fmt: skip
+    found, items = _batches(trainer, 5, torch.device("meta"))
+    assert items == 5 and {value.device.type for batch in found for value in batch.values()} == {"meta"}
 
 
 def test_freezing_needs_no_map(train):

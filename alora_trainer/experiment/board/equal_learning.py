@@ -31,7 +31,8 @@ def forgotten_at(curve: Sequence[Point], learned: float) -> float | None:
     corners = _corners(curve)
     if corners is None or learned <= 0 or learned > corners[-1][0]:
         return None
-    return float(np.interp(learned, *zip(*corners, strict=True)))
+    gains, rises = zip(*corners, strict=True)
+    return float(np.interp(learned, gains, rises))
 
 
 def area_behind(curve: Sequence[Point]) -> float | None:

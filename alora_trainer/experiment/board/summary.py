@@ -81,7 +81,7 @@ class RowFound:
         it would tell what is forgotten at settings that the row has better ones for. Single seeds leave nothing out.
         """
         each = {place: [_point(self.finals[place][seed]) for seed in seeds] for place in self.chosen}
-        means = [tuple(map(statistics.fmean, zip(*points, strict=True))) for points in each.values()]
+        means = [_mean(points) for points in each.values()]
         finite = all(math.isfinite(value) for mean in means for value in mean)
         kept = [self.chosen[at] for at in pareto_front(means)] if finite else self.chosen
         return {seed: [each[place][at] for place in kept] for at, seed in enumerate(seeds)}
@@ -162,6 +162,11 @@ class _RowNumbers:
 
 def _point(figures: Mapping[str, Any]) -> Point:
     return figures["learned"], figures["rise"]
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    gains, rises = zip(*points, strict=True)
+    return statistics.fmean(gains), statistics.fmean(rises)
 
 
 def _percent(share: float) -> str:

@@ -116,9 +116,9 @@ def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def first_batches(
-    dataloader: Iterable[Mapping[str, torch.Tensor]], items: int | None, device: torch.device
+    dataloader: Iterable[Mapping[str, torch.Tensor]], items: int, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
-    """Batches from the beginning, until they have so many rows (None takes all), on `device`.
+    """Batches from the beginning, until they have so many rows, on `device`.
 
     Raises:
         ALoRAError: there is none.
@@ -128,7 +128,7 @@ def first_batches(
     for batch in dataloader:
         batches.append({name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)})
         rows += len(batch["input_ids"])
-        if items is not None and rows >= items:
+        if rows >= items:
             break
     if not batches:
         raise ALoRAError("there is no item of the domain to choose the adapter's first directions by")
