@@ -1,4 +1,4 @@
-"""OPLoRA and CLoRA: trainings whose movement keeps out of some directions."""
+"""OPLoRA, CLoRA and OSF: trainings whose movement keeps out of some directions, or is meant to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, OSFConfig, get_peft_model
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import get_method
@@ -170,3 +170,38 @@ def test_clora_draws_by_the_seed_and_refuses_what_is_out_of_range(clora: Any) ->
     ):
         with pytest.raises(ALoRAError, match=message):
             CLoRAOptions(**settings)
+
+
+# ---- OSF ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "optimizer", "rate", "share"),
+    [
+        (64, 64, torch.optim.AdamW, 2e-3, 0.32),
+        (64, 128, torch.optim.AdamW, 2e-3, 0.27),
+        (64, 64, torch.optim.SGD, 0.1, 2e-5),
+        (64, 128, torch.optim.SGD, 0.1, 2e-5),
+    ],
+)
+def test_how_much_of_osfs_movement_lies_in_the_frozen_directions(
+    rows: int, columns: int, optimizer: Any, rate: float, share: float
+) -> None:
+    """As docs/methods/osf.md says: none under SGD, a good part under Adam, which rescales the projected gradient."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(columns, rows, bias=False), torch.nn.ReLU(), torch.nn.Linear(rows, 7))
+    before = model[0].weight.detach().clone()
+    left, _, right = torch.linalg.svd(before, full_matrices=False)
+    u, v = left[:, :32], right[:32]  # half of the smaller side
+    adapter = get_peft_model(model, OSFConfig(target_modules=["0"], effective_rank=0.5))  # type: ignore[arg-type]
+    steps = optimizer([parameter for parameter in adapter.parameters() if parameter.requires_grad], lr=rate)
+    inputs, labels = torch.randn(256, columns), torch.randint(0, 7, (256,))
+    for _ in range(5):
+        steps.zero_grad()
+        torch.nn.functional.cross_entropy(adapter(inputs), labels).backward()
+        steps.step()
+    movement = model[0](torch.eye(columns)).detach().T - before
+    free = movement - u @ (u.T @ movement)
+    free = free - (free @ v.T) @ v
+    found = float((movement - free).norm() / movement.norm())
+    assert found == pytest.approx(share, abs=0.02) if share > 0.1 else found < 1e-3
