@@ -4,7 +4,7 @@
 
 BASE is a model with a chat template, MAP an importance map that was measured at its base weights (such as
 fitted/run/curvature_kronecker/map of `alora fit`), each a folder or Hub id. A line of GENERAL.jsonl has a ``text``, one of
-CHATS.jsonl ``messages``.
+CHATS.jsonl ``messages``. TRL is an extra: ``pip install -c constraints.txt '.[trl]'``.
 """
 
 from __future__ import annotations

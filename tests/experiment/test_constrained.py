@@ -189,11 +189,13 @@ def test_how_much_of_osfs_movement_lies_in_the_frozen_directions(
 ) -> None:
     """As docs/methods/osf.md says: none under SGD, a good part under Adam, which rescales the projected gradient."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(columns, rows, bias=False), torch.nn.ReLU(), torch.nn.Linear(rows, 7))
+    model: Any = torch.nn.Sequential(
+        torch.nn.Linear(columns, rows, bias=False), torch.nn.ReLU(), torch.nn.Linear(rows, 7)
+    )
     before = model[0].weight.detach().clone()
     left, _, right = torch.linalg.svd(before, full_matrices=False)
     u, v = left[:, :32], right[:32]  # half of the smaller side
-    adapter = get_peft_model(model, OSFConfig(target_modules=["0"], effective_rank=0.5))  # type: ignore[arg-type]
+    adapter = get_peft_model(model, OSFConfig(target_modules=["0"], effective_rank=0.5))
     steps = optimizer([parameter for parameter in adapter.parameters() if parameter.requires_grad], lr=rate)
     inputs, labels = torch.randn(256, columns), torch.randint(0, 7, (256,))
     for _ in range(5):

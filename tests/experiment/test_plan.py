@@ -231,6 +231,13 @@ def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
     assert plan.download_bytes == 0 and plan.disk_bytes > plan.memory.omega_bytes("float32")
 
 
+def test_a_plan_names_the_importance_that_is_made(recipe: Callable[..., Recipe]) -> None:
+    for method, *told in (("alora", "w (stage A)", "Omega"), ("kfac", "curvature map")):
+        plan = plan_recipe(recipe(methods=method), HOST)
+        assert told == [one for one in ("w (stage A)", "Omega", "curvature map") if f"\n  {one} " in format_plan(plan)]
+        assert list(plan.upload_bytes) == ["importance map" if method == "alora" else "kronecker map", "adapter"]
+
+
 def test_equal_work_takes_fewer_steps(recipe: Callable[..., Recipe]) -> None:
     """As many rows of general text as of the domain, of as many tokens: half of the steps, fewer for what distilling costs."""
     steps = {}

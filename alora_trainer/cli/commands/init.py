@@ -11,7 +11,10 @@ from alora_trainer.cli.commands.fit import add_arguments, find_named, request_of
 
 
 def add(commands: Subcommands) -> None:
-    text = "Look at your data and write a commented recipe for them, which `alora run` takes as it stands."
+    text = (
+        "Look at your data and write a commented recipe for them, which `alora run` takes as it stands; without --general, text "
+        "is sampled from the model for it, which takes minutes."
+    )
     add_arguments(add_recipe_command(commands, "init", text, execute, recipe=False))
 
 
@@ -21,4 +24,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.fit.whole_fit import init
 
     path = init(request_of(arguments, overrides), overwrite=arguments.overwrite, told=say)
-    return Answer(f"recipe: {path}; run it with: alora run {path}", {"recipe": str(path)})
+    return Answer(
+        f"recipe: {path}; run it with: alora run {path} (only `alora fit` scales the adapter and makes a promise)",
+        {"recipe": str(path)},
+    )

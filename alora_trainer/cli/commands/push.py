@@ -19,7 +19,10 @@ def add(commands: Subcommands) -> None:
     text = "Publish an importance map, or an adapter that was tuned with one, on the Hub."
     push = add_command(commands, "push", text, execute)
     push.add_argument(
-        "folder", metavar="FOLDER", help="a map's folder (RUN/record/map) or an adapter's (RUN/alora/adapter)"
+        "folder",
+        metavar="FOLDER",
+        help="a map's folder (RUN/record/map, RUN/curvature_kronecker/map; FIT/run/curvature_kronecker/map) or an adapter's "
+        "(RUN/alora/adapter, FIT/adapter)",
     )
     push.add_argument("repo", metavar="REPO", help="organisation/name; made if need be")
     push.add_argument("--private", action="store_true", help="make the repository private, if it is made now")

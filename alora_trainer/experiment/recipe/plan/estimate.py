@@ -70,9 +70,10 @@ class Plan:
         memory: the bytes behind it.
         stages: in the order of the run; full tunings (`si_full`, `ewc_full`), which are for small models, are left out.
         download_bytes: the model's; data sets are not counted.
-        path_bytes: w of stage A.
+        path_bytes: w of stage A, where there is one.
+        map_bytes: of each map that is measured at the base weights.
         disk_bytes: of the output folder, at the end and with its checkpoints.
-        upload_bytes: of the importance map and of one adapter, by name.
+        upload_bytes: of each importance map that is made and of one adapter, by name.
     """
 
     recipe: Recipe
@@ -83,6 +84,7 @@ class Plan:
     stages: list[StagePlan]
     download_bytes: int
     path_bytes: int
+    map_bytes: dict[Measured, int]
     disk_bytes: int
     upload_bytes: dict[str, int]
 
@@ -150,7 +152,9 @@ class _Planner:
                 stages += self._choose(domains[0], method)
                 stages += [self._tune(each, method) for each in domains]
         stages.append(self._evaluate(domains))
-        omega = self._recorded_bytes(recipe.map.storage or "float32")
+        omega, factors = self._recorded_bytes(recipe.map.storage or "float32"), self.memory.factor_bytes
+        recorded = {"importance map": omega + factors} if recipe.needs_recording else {}
+        measured = {one: self._map_bytes(one) for one in self._measured}
         return Plan(
             recipe,
             self.device,
@@ -160,8 +164,9 @@ class _Planner:
             stages,
             download_bytes=self.memory.planned.download_bytes,
             path_bytes=self._path_bytes,
+            map_bytes=measured,
             disk_bytes=self._disk(omega),
-            upload_bytes={"importance map": omega + self.memory.factor_bytes, "adapter": self.memory.factor_bytes},
+            upload_bytes=recorded | {f"{one.name} map": held for one, held in measured.items()} | {"adapter": factors},
         )
 
     def _record(self) -> StagePlan:

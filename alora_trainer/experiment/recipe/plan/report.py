@@ -16,15 +16,13 @@ _UNKNOWN = "?"
 def format_plan(plan: Plan) -> str:
     """Several paragraphs: the sizes, a table of the stages, disk and upload, and what would fit where something does not."""
     memory, device = plan.memory, plan.device
-    omega = ", ".join(f"{storage} {size(memory.omega_bytes(storage))}" for storage in listed_formats())
     lines = [
         f"{plan.recipe.name}: {plan.recipe.model.path} on {_devices(plan)}",
         "",
         f"  base model        {memory.parameters:,} parameters, {size(memory.base_bytes(plan.variant.quantization))}",
         f"  adapted weights   {len(memory.planned.weights)}, {memory.adapted_elements:,} parameters",
         f"  LoRA factors      {memory.factor_elements:,} parameters, {size(memory.factor_bytes)}",
-        f"  w (stage A)       {size(plan.path_bytes)}, kept on: {plan.variant.omega_device}",
-        f"  Omega             {omega}",
+        *_importance(plan),
         "",
         *_table(plan),
         "",
@@ -37,6 +35,18 @@ def format_plan(plan: Plan) -> str:
         *_advice(plan),
     ]
     return "\n".join(lines)
+
+
+def _importance(plan: Plan) -> list[str]:
+    """What the recipe's own kinds of importance take; nothing where nothing is held."""
+    lines = []
+    if plan.recipe.needs_recording:
+        lines.append(f"  w (stage A)       {size(plan.path_bytes)}, kept on: {plan.variant.omega_device}")
+    if plan.recipe.needs_recording or any(not one.is_curvature for one in plan.map_bytes):
+        omega = ", ".join(f"{storage} {size(plan.memory.omega_bytes(storage))}" for storage in listed_formats())
+        lines.append(f"  Omega             {omega}")
+    maps = [f"{one.name} {size(held)}" for one, held in plan.map_bytes.items() if one.is_curvature]
+    return [*lines, f"  curvature map     {', '.join(maps)}"] if maps else lines
 
 
 def _devices(plan: Plan) -> str:
