@@ -90,6 +90,7 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             convert=_sciq_convert,
             identity=lambda doc: string_field(doc, "question"),
             choices=_sciq_choices,
+            prompt_format="{support}\nQuestion: {question}\nAnswer:",
             hub={"train": {"hub": "allenai/sciq"}, "test": {"hub": "allenai/sciq", "split": "test"}},
             hub_items={"train": 11679, "test": 1000},
             choice_count=4,
@@ -102,6 +103,7 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             convert=_piqa_convert,
             identity=lambda doc: string_field(doc, "goal"),
             choices=lambda doc: [string_field(doc, name) for name in ("sol1", "sol2")],
+            prompt_format="Question: {goal}\nAnswer:",
             hub={"train": {"hub": "baber/piqa"}, "test": {"hub": "baber/piqa", "split": "validation"}},
             hub_items={"train": 16113, "test": 1838},
             choice_count=2,
@@ -115,6 +117,7 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             convert=_medmcqa_convert,
             identity=lambda doc: string_field(doc, "question"),
             choices=lambda doc: list("ABCD"),
+            prompt_format="Question: {question}\nChoices:\nA. {opa}\nB. {opb}\nC. {opc}\nD. {opd}\nAnswer:",
             hub={
                 "train": {"hub": "openlifescienceai/medmcqa"},
                 "test": {"hub": "openlifescienceai/medmcqa", "split": "validation"},
@@ -132,6 +135,7 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             convert=_openbookqa_convert,
             identity=lambda doc: string_field(doc, "question_stem"),
             choices=lambda doc: choices_of(doc, "choices").texts,
+            prompt_format="{question_stem}",
             hub={
                 "train": {"hub": "allenai/openbookqa", "name": "main"},
                 "test": {"hub": "allenai/openbookqa", "name": "main", "split": "test"},
@@ -139,6 +143,8 @@ BUILT_IN: Mapping[str, Task] = MappingProxyType(
             hub_items={"train": 4957, "test": 500},
             choice_count=4,
         ),
-        "alpaca": free_task("alpaca", _alpaca_convert, target_delimiter="\n"),
+        "alpaca": free_task(
+            "alpaca", _alpaca_convert, target_delimiter="\n", prompt_format=_ALPACA.format("{instruction}", "{input}")
+        ),
     }
 )

@@ -30,6 +30,7 @@ class Task:
         hub: split ("train", "test") -> the source on the Hub that lm-eval's task reads; empty where the user gives the files.
         hub_items: split -> how many items it has there.
         choice_count: how many answers an item has to choose from, where that is the same for all and known beforehand.
+        prompt_format: the prompt with the columns' names in braces, for a card; None where it is no template.
         test_note: what has to be known of the Hub's split that is scored; travels with the results.
     """
 
@@ -44,10 +45,13 @@ class Task:
     hub: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     hub_items: Mapping[str, int] = field(default_factory=dict)
     choice_count: int | None = None
+    prompt_format: str | None = None
     test_note: str | None = None
 
 
-def free_task(name: str, convert: Callable[[Record], Doc], target_delimiter: str) -> Task:
+def free_task(
+    name: str, convert: Callable[[Record], Doc], target_delimiter: str, prompt_format: str | None = None
+) -> Task:
     """A task of free answers, whose documents are ``prompt`` and ``completion`` (with the delimiter)."""
     return Task(
         name=name,
@@ -58,4 +62,5 @@ def free_task(name: str, convert: Callable[[Record], Doc], target_delimiter: str
         identity=lambda doc: string_field(doc, "prompt"),
         choices=None,
         target_delimiter=target_delimiter,
+        prompt_format=prompt_format,
     )

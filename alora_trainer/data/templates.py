@@ -34,7 +34,7 @@ def template_task(spec: Mapping[str, Any]) -> Task:
         if "answer_is" in spec:
             raise ALoRAError(f"answer_is of the task {name!r} is for 'choices' and 'answer': leave it out")
         answer = _template(spec["completion"], f"the completion of the task {name!r}", blank)
-        return free_task(name, lambda record: _free_doc(record, prompt, answer, delimiter), delimiter)
+        return free_task(name, lambda record: _free_doc(record, prompt, answer, delimiter), delimiter, spec["prompt"])
     columns, answer_column = spec["choices"], spec["answer"]
     listed = isinstance(columns, Sequence) and len(columns) > 1 and all(isinstance(column, str) for column in columns)
     if not isinstance(columns, str) and not listed:
@@ -55,6 +55,7 @@ def template_task(spec: Mapping[str, Any]) -> Task:
         identity=lambda doc: string_field(doc, "prompt"),
         choices=lambda doc: choices_of(doc, "choices").texts,
         target_delimiter=delimiter,
+        prompt_format=spec["prompt"],
     )
 
 

@@ -15,8 +15,9 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from alora_trainer.artefact.cards import map_card
-from alora_trainer.artefact.cards.adapter_card import RISES, TAGS, write_adapter_card
+from alora_trainer.artefact.cards.adapter_card import RISES, write_adapter_card
 from alora_trainer.artefact.cards.facts import licensed_texts
+from alora_trainer.artefact.cards.held import holding
 from alora_trainer.artefact.cards.tuning import TUNING_FILE, Tuning, read_tuning
 from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, CARD_FILE, CONFIG_FILE, HEATMAP_FILE
@@ -193,7 +194,7 @@ def write_card(publication: Publication, stated: Mapping[str, Any]) -> bool:
     adapts = held is not None and publication.config.parameterization is Parameterization.ADAPTER
     if adapts and (folder / TUNING_FILE).is_file():
         tuning = read_tuning(folder)
-        common |= _stated(stated, TAGS)
+        common |= _stated(stated, holding(tuning).tags)
         licences = look_up(tuning.base_model, licensed_texts(tuning.data), stated.get("license"), token)
         write_adapter_card(tuning, folder / CARD_FILE, licences=licences, **common)
         return True

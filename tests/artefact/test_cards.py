@@ -21,6 +21,7 @@ from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.hub.licences import look_up
 from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
 from alora_trainer.cli.command_line import main, make_parser
+from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.report.results import card_scores
 from tests.conftest import BOB
 from tests.tiny_map import COMMIT, make_map
@@ -46,7 +47,11 @@ TUNING = Tuning(
     },
     protection={"lam": 0.3, "layer_weights": "l2", "normalize": True},
     training={"steps": 150, "optimizer": "adamw_torch", "learning_rate": 8e-4, "seed": 3},
-    data={"task": "sciq", "sources": [{"hub": "allenai/sciq", "split": "train"}]},
+    data={
+        "task": "sciq",
+        "prompt": "{support}\nQuestion: {question}\nAnswer:",
+        "sources": [{"hub": "allenai/sciq", "split": "train"}],
+    },
     versions={"torch": "2.13.0", "peft": "0.21.2"},
 )
 
@@ -114,6 +119,79 @@ def test_what_general_loss_did_stands_in_an_adapters_card(
     assert "rise" not in row and "calibration" not in row and "evil" not in card
     rows = [line for line in card.splitlines() if line.startswith("| general loss while training |")]
     assert len(rows) == (expected is not None) and all(str(expected) in line for line in rows)
+
+
+def _held_by(tmp_path: Path, protection: dict[str, Any] | None = None, **about_the_map: Any) -> str:
+    tuning = replace(TUNING, map={**TUNING.map, **about_the_map}, protection=protection or TUNING.protection)
+    write_adapter_card(tuning, tmp_path / "card.md")
+    return (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("storage", "estimator", "tag", "said"),
+    [
+        ("bfloat16", "path", "elementwise", "those elements of the weights"),
+        ("kronecker", "kronecker", "kronecker", "in directions that an importance map says matter: `R = tr(D' G D S)`"),
+        ("ekfac_bfloat16", "ekfac", "ekfac", "(EK-FAC). The penalty is that of [arXiv"),
+        (
+            "covariance",
+            "covariance",
+            "covariance",
+            "`R = c tr(D S D')` for a movement D of one weight. The second moments",
+        ),
+        ("ekfac", "projected", "ekfac", "for a movement D of one weight, recorded along a training"),
+    ],
+)
+def test_a_card_says_by_what_kind_of_importance_it_was_held(
+    tmp_path: Path, storage: str, estimator: str, tag: str, said: str
+) -> None:
+    card = _held_by(tmp_path, storage=storage, estimator=estimator)
+    assert said in card and f"- {tag}-regularization\n" in card and card.count("-regularization") == 1
+    assert ("elements of the weights" in card and "eq. 16-18" in card) == (tag == "elementwise")
+
+
+def test_a_card_says_where_nothing_was_held(tmp_path: Path) -> None:
+    starts = ALoRAConfig(lam=0.0, init_adapter="contrastive").resolved_protecting()
+    card = _held_by(tmp_path, starts, storage="covariance", estimator="covariance")
+    assert "from first directions that an importance map chose; nothing held it" in card
+    assert "-regularization" not in card and "with a penalty" not in card and "The penalty holds" not in card
+    steered = ALoRAConfig(budget=0.01).resolved_protecting()
+    assert "with a penalty" in _held_by(tmp_path, steered, storage="kronecker", estimator="kronecker")
+    unknown = _held_by(tmp_path, storage="[x](http://evil)")
+    assert "where an importance map says that it matters" in unknown and "evil" not in unknown
+
+
+@pytest.mark.parametrize(
+    ("data", "said", "asked"),
+    [
+        ({}, None, 'tokenizer("Question:", '),
+        ({"prompt": "{text}"}, None, 'tokenizer("Question:", '),
+        ({"prompt": 7}, None, 'tokenizer("Question:", '),
+        ({"prompt": "Q: {q}\nA:"}, "prompts of the form in the code below", 'tokenizer("Q: {q}\\nA:", '),
+        ({"prompt": '"); evil("'}, "prompts of the form", 'tokenizer("\\"); evil(\\"", '),
+        (
+            {"chat_template": True},
+            "in the chat template",
+            "tokenizer.apply_chat_template(asked, add_generation_prompt=True,",
+        ),
+    ],
+)
+def test_a_card_says_in_which_form_to_ask(tmp_path: Path, data: dict[str, Any], said: str | None, asked: str) -> None:
+    write_adapter_card(replace(TUNING, data=data), tmp_path / "card.md")
+    card = (tmp_path / "card.md").read_text()
+    assert asked in card and ("It was tuned on" in card) == (said is not None) and (said or "") in card
+    compile(python_of(card), "card", "exec")
+
+
+def test_built_in_tasks_tell_the_form_of_their_prompts() -> None:
+    columns = ("question", "support", "goal", "opa", "opb", "opc", "opd", "question_stem")
+    doc = {name: f"<{name}>" for name in columns}
+    for name in ("sciq", "piqa", "medmcqa", "openbookqa"):
+        task = get_task(name)
+        assert task.prompt_format is not None and task.prompt_format.format(**doc) == task.prompt(doc)
+    alpaca = get_task("alpaca")
+    record = {"instruction": "{instruction}", "input": "{input}", "output": "x"}
+    assert alpaca.prompt_format == alpaca.prompt(alpaca.convert(record))
 
 
 def test_no_tag_can_be_taken_for_activated_lora() -> None:

@@ -92,8 +92,11 @@ def test_what_comes_out_is_a_plain_adapter_that_says_what_it_promises(tiny: Path
     assert sentence.startswith("KEPT: general cross-entropy rose by")
     for path in (fitted / "adapter" / "README.md", fitted / "report.html"):
         assert sentence in path.read_text(encoding="utf-8").replace("&#x27;", "'")
-    card = yaml.safe_load((fitted / "adapter" / "README.md").read_text(encoding="utf-8").split("---")[1])
-    assert card["library_name"] == "peft"
+    written = (fitted / "adapter" / "README.md").read_text(encoding="utf-8")
+    card = yaml.safe_load(written.split("---")[1])
+    assert card["library_name"] == "peft" and "kronecker-regularization" in card["tags"]
+    # The recipe's own template is {prompt}: how a fit asks is known from the form that the data were found in.
+    assert r'tokenizer("Question: {question}\nAnswer:", ' in written
     assert any(parameter.any() for name, parameter in model.named_parameters() if "lora_B" in name)
     assert "torch==" in (fitted / "versions.lock").read_text()
 

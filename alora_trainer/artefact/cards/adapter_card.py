@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, git_name, loadable_name, public_name
+from alora_trainer.artefact.cards.held import Holding, holding
 from alora_trainer.artefact.cards.map_card import render
 from alora_trainer.artefact.cards.tuning import Tuning
 from alora_trainer.basics.hub_ids import is_hub_id
@@ -16,9 +18,9 @@ from alora_trainer.basics.hub_ids import is_hub_id
 TEMPLATE = Path(__file__).parent / "adapter_card.md"
 # Of a training's facts, how general loss rose: as the map predicted it, as a probe measured it, and the ratio of both.
 RISES = ("predicted_rise", "measured_rise", "calibration")
-# What the model's page has in its box: the prompt that the card's example has.
-WIDGET = {"text": "Question:"}
-TAGS = ("elementwise-regularization", "lora", "forgetting")
+# What the card's example asks where it is not known how the adapter was asked in its training.
+_ANY_PROMPT = "Question:"
+_COLUMN = re.compile(r"\{\w+\}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class AdapterCard:
     over_merged: bool
     protection: str
     data: str
+    held: Holding
+    prompt: str
+    prompt_known: bool
+    chat: bool
     training: str
     rise: str | None
     times: str | None
@@ -58,15 +64,18 @@ def adapter_card(
     """The facts of an adapter's card; arguments as in `map_card.map_card`."""
     licences = licences or Licences()
     on_hub = is_hub_id(tuning.base_model)
+    held, prompt = holding(tuning), tuning.data.get("prompt")
+    known = isinstance(prompt, str) and bool(_COLUMN.sub("", prompt).strip())  # a column alone is any text
+    shown = str(prompt) if known else _ANY_PROMPT
     facts = {
         "library_name": "peft",
         "license": licences.for_metadata,
         "base_model": tuning.base_model if on_hub else None,
         "base_model_relation": "adapter" if on_hub else None,
         "datasets": dataset_ids(tuning.data) or None,
-        "tags": list(TAGS),
+        "tags": list(held.tags),
         "pipeline_tag": "text-generation",
-        "widget": [dict(WIDGET)],
+        "widget": [{"text": shown}],
     }
     return AdapterCard(
         source=repo_id or "FOLDER_OR_HUB_ID",
@@ -81,6 +90,10 @@ def adapter_card(
         over_merged=tuning.over_merged,
         protection=_settings_text(_of_effect(tuning.protection)),
         data=data_text(tuning.data),
+        held=held,
+        prompt=shown,
+        prompt_known=known,
+        chat=tuning.data.get("chat_template") is True,
         training=_settings_text({key: value for key, value in tuning.training.items() if key not in (*RISES, "times")}),
         rise=_rise_text(tuning.training),
         times=f"{times:g}" if (times := _number(tuning.training.get("times"))) is not None else None,

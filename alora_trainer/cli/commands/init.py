@@ -12,8 +12,8 @@ from alora_trainer.cli.commands.fit import add_arguments, find_named, request_of
 
 def add(commands: Subcommands) -> None:
     text = (
-        "Look at your data and write a commented recipe for them, which `alora run` takes as it stands; without --general, text "
-        "is sampled from the model for it, which takes minutes."
+        "Look at your data and write a commented recipe for them, which `alora run` takes as it stands; without --general, "
+        "text is sampled from the model for it, which takes minutes."
     )
     add_arguments(add_recipe_command(commands, "init", text, execute, recipe=False))
 

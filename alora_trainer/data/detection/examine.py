@@ -57,6 +57,8 @@ class Examined:
         duplicates: how many were left out for being there before, question and answer.
         examples: (prompt, completion) of three, as the model sees them.
         length: what `max_length` should be.
+        prompt_format: how all prompts are made, columns in braces (a context before them left out); None where files have
+            different forms, or there is nothing to tell.
     """
 
     spec: Spec
@@ -67,6 +69,7 @@ class Examined:
     duplicates: int
     examples: tuple[tuple[str, str], ...]
     length: int = field(default=LONGEST)
+    prompt_format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def examine(
     specs = [kind.spec for kind in kinds.values()]
     common = specs[0] if all(spec == specs[0] for spec in specs) else PLAIN_SPEC
     whole = [item if common is not PLAIN_SPEC else _plainly(item) for own in items.values() for item in own]
+    forms = {kind.prompt_format or get_task(kind.spec, tokenizer).prompt_format for kind in kinds.values()}
     kept: dict[tuple[str, str], _Item] = {}
     for item in whole:
         kept.setdefault((_normal(item.asked), _normal(item.completion)), item)
@@ -122,6 +126,7 @@ def examine(
         duplicates=len(whole) - len(every),
         examples=tuple((every[place].prompt, every[place].completion) for place in places),
         length=_length([item.length for item in every], longest),
+        prompt_format=forms.pop() if len(forms) == 1 else None,
     )
 
 

@@ -77,6 +77,7 @@ class RecordForm:
         spec: the task of such records.
         loss_on: ``answer`` or ``all``.
         is_text: plain text, which is cut into pieces before it is converted.
+        prompt_format: how the prompts of ours are made, columns in braces; empty where the task itself says so, or none is.
     """
 
     title: str
@@ -85,6 +86,7 @@ class RecordForm:
     spec: Spec
     loss_on: str = "answer"
     is_text: bool = False
+    prompt_format: str = ""
 
 
 def kind_of(records: Sequence[Record], *, has_chat_template: bool) -> tuple[RecordForm, int] | None:
@@ -142,6 +144,7 @@ def _conversations(has_chat_template: bool) -> RecordForm:
         _is_chat,
         _plain_chat,
         spec,
+        prompt_format="User: {user}\n\nAssistant:",
     )
 
 
@@ -204,7 +207,7 @@ def _pair(prompts: tuple[str, ...], answers: tuple[str, ...], template: str, tit
         return {"prompt": told + template.replace("{prompt}", asked), "completion": _apart(template, asked, said)}
 
     spec = {"name": "items", "prompt": "{prompt}", "completion": "{completion}", "target_delimiter": ""}
-    return RecordForm(title, matches, convert, spec)
+    return RecordForm(title, matches, convert, spec, prompt_format=template.replace("{prompt}", f"{{{prompts[0]}}}"))
 
 
 def _context(record: Record, used: set[str]) -> str:
@@ -234,7 +237,10 @@ def _apart(template: str, prompt: str, completion: str) -> str:
 def _choices(records: Sequence[Record]) -> RecordForm:
     first, reading = _answers_of(records)
     spec = {"name": "choices", "prompt": "{prompt}", "choices": "choices", "answer": "answer"}
-    return RecordForm("a question with choices", _is_choice, lambda record: _choice(record, first, reading), spec)
+    return RecordForm(
+        "a question with choices", _is_choice, lambda record: _choice(record, first, reading), spec,
+        prompt_format="Question: {question}\nAnswer:",
+    )  # fmt: skip
 
 
 def _is_choice(record: Record) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from alora_trainer.artefact.cards.tuning import TUNING_FILE
+from alora_trainer.artefact.cards.adapter_card import write_adapter_card
+from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning
 from alora_trainer.artefact.files import CARD_FILE
 from alora_trainer.basics.files import write_text
 from alora_trainer.basics.modes import evaluation_mode
@@ -30,7 +32,15 @@ _WORST, _SHOWN = 10, 300
 
 
 def keep_promise(
-    recipe: Recipe, trained: Path, data: Path, folder: Path, tokenizer: Any, *, budget: float, merged: bool
+    recipe: Recipe,
+    trained: Path,
+    data: Path,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    budget: float,
+    merged: bool,
+    prompt_format: str | None = None,
 ) -> dict[str, Any]:
     """Scale the adapter in `trained`, and write it into ``folder/adapter``, a plain adapter of PEFT's.
 
@@ -42,6 +52,7 @@ def keep_promise(
         tokenizer: the base model's.
         budget: the largest rise.
         merged: write ``folder/merged`` too, the base model with the adapter in its weights.
+        prompt_format: how the prompts in `data` were made, for the card.
 
     Returns:
         promise: `Promise.to_json`, and its ``sentence``; unseen: the rise by kind of text that the promise is not about;
@@ -68,7 +79,7 @@ def keep_promise(
     task = get_task(recipe.domain.task, tokenizer)
     items = [task.convert(record) for record in read_lines(data / "test.jsonl")[:_ANSWERS]]
     answers = _answers(model, tokenizer, [(task.prompt(item), task.completion(item)) for item in items])
-    _save(model, trained, folder / "adapter", promise)
+    _save(model, trained, folder / "adapter", promise, prompt_format)
     if merged:
         model.merge_and_unload().save_pretrained(str(folder / "merged"))
         tokenizer.save_pretrained(str(folder / "merged"))
@@ -146,12 +157,16 @@ def _say(model: Any, tokenizer: Any, context: list[int]) -> str:
     return str(tokenizer.decode(said[0, len(context) :], skip_special_tokens=True)).strip()
 
 
-def _save(model: Any, trained: Path, folder: Path, promise: Promise) -> None:
+def _save(model: Any, trained: Path, folder: Path, promise: Promise, prompt_format: str | None) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     model.save_pretrained(str(folder))
-    shutil.copyfile(trained / TUNING_FILE, folder / TUNING_FILE)
-    card = (trained / CARD_FILE).read_text(encoding="utf-8")
+    tuning = read_tuning(trained)
+    if prompt_format is not None:  # the recipe has prompts as they are in the files that a fit wrote
+        tuning = replace(tuning, data={**tuning.data, "prompt": prompt_format})
+    write_text(folder / TUNING_FILE, tuning.to_json())
+    write_adapter_card(tuning, folder / CARD_FILE)
+    card = (folder / CARD_FILE).read_text(encoding="utf-8")
     said = (
         f"## What it promises\n\n{promise.sentence()}.\n\nMeasured as the {promise.to_json()['measure']}. The adapter is "
         f"what was trained times {promise.scale:.4g}.\n"

@@ -191,7 +191,7 @@ def run_fit(request: FitRequest, *, overwrite: bool = False, told: Callable[[str
         where: dict[str, Any] = {"output_dir": folder / "run", "overwrite": overwrite}
         evaluate_recipe(recipe, **where)  # the base model, so that what cannot be scored is known before the training
         trained = tune_recipe(recipe, get_method(request.method), importance=request.importance, **where).parent
-        outcome = _promised(request, recipe, trained, prepared.tokenizer)
+        outcome = _promised(request, recipe, trained, prepared)
         results = _scored(request, recipe, trained)
         name = f"{Path(request.model).name} on {', '.join(Path(one).name for one in request.data)}"
         write_text(folder / PAGE, fit_page(name, outcome, data, results, tried))
@@ -304,7 +304,7 @@ def _probed(request: FitRequest, prepared: Prepared) -> tuple[FitRequest, Prepar
     return replace(request, method=best.method, importance=importance, tried=()), prepared.chosen(best), tried
 
 
-def _promised(request: FitRequest, recipe: Recipe, trained: Path, tokenizer: Any) -> dict[str, Any]:
+def _promised(request: FitRequest, recipe: Recipe, trained: Path, prepared: Prepared) -> dict[str, Any]:
     """The promise of what was trained, made unless it was made before."""
     folder = request.output_dir
     finished = read_json(trained / "training.json")
@@ -323,9 +323,10 @@ def _promised(request: FitRequest, recipe: Recipe, trained: Path, tokenizer: Any
             trained / "adapter",
             folder / "data",
             folder,
-            tokenizer,
+            prepared.tokenizer,
             budget=request.max_general_rise,
             merged=request.merged,
+            prompt_format=prepared.found.learned.prompt_format,
         )
         stage.finish(outcome)
     return outcome

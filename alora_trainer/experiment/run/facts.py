@@ -11,7 +11,9 @@ import torch
 
 from alora_trainer.basics.disclosure import FromEnvironment, disclosed
 from alora_trainer.basics.hub_ids import HUB_PREFIX
+from alora_trainer.data.chat import is_chat
 from alora_trainer.data.general import SELF
+from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.base_model import commit_of
 
@@ -42,6 +44,15 @@ def domain_facts(recipe: Recipe) -> dict[str, Any]:
     task = recipe.domain.task
     name = task if isinstance(task, str) else str(task.get("name"))
     return {"task": name, "sources": [_public_source(recipe.domain.read("train"))]}
+
+
+def prompt_facts(recipe: Recipe) -> dict[str, Any]:
+    """How the prompts of a recipe's domain are made, for the same card; empty where nothing is to tell."""
+    task = recipe.domain.task
+    if is_chat(task):
+        return {"chat_template": True}
+    form = disclosed(task.get("prompt")) if isinstance(task, Mapping) else get_task(task).prompt_format
+    return {} if form is None else {"prompt": form}
 
 
 def _public_source(source: Any) -> Any:
