@@ -247,6 +247,14 @@ def test_what_it_refuses(settings: dict[str, Any], words: str) -> None:
         RetentionGuard(**({"general": GENERAL} | settings))
 
 
+@pytest.mark.parametrize(
+    "path", ["texts/of_a_name_that_is_longer_than_sixty_characters/train.jsonl.gz", Path("texts.jsonl")]
+)
+def test_a_path_is_no_list_of_texts(path: Any) -> None:
+    with pytest.raises(ALoRAError, match="is one text or a path: give a list of texts"):
+        RetentionGuard(path)
+
+
 def test_texts_need_a_tokenizer(lora_model: Callable[..., Any], training_arguments: Callable[..., Any]) -> None:
     guard = RetentionGuard(["a text"] * 60)
     with pytest.raises(ALoRAError, match="processing_class"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ class RetentionGuard(TrainerCallback):
         check_rise(max_rise, "max_rise")
         if every is not None and every < 1:
             raise ALoRAError(f"every={every!r} must be a number of steps, or None")
+        if isinstance(general, (str, Path)):  # which would be as many texts as it has characters
+            raise ALoRAError(
+                f"general={str(general)!r} is one text or a path: give a list of texts, or of rows with input_ids; of a file, "
+                'such as load_dataset("json", data_files=PATH, split="train")["text"]'
+            )
         self._general = list(general)
         least = LEAST_SEQUENCES * (2 if action == "scale" else 1)
         if len(self._general) < least:
