@@ -72,4 +72,4 @@ def tell_loading() -> None:
 
 def say(what: object) -> None:
     """Print a result on standard output, as the terminal of somebody who did not write all of it should have it."""
-    print(printable(redacted(str(what))))
+    print(printable(redacted(str(what))), flush=True)  # a reader that went away is met here

@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from alora_trainer.basics.disclosure import redacted
@@ -65,6 +65,15 @@ def _answered(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     return answer.status
 
 
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """What was printed goes out at once: if nobody reads any more, that is met here, and not when the interpreter ends."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
 def is_first() -> bool:
     """Whether this is the first of several processes that torchrun launched, or the only one."""
     # Not by `basics.processes`, which needs PyTorch. A RANK that some machines set for themselves is no launch.
@@ -79,14 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted. Any other error keeps its traceback.
     """
     parser = make_parser()
-    if not (sys.argv[1:] if argv is None else argv):
-        parser.print_help()
-        return 2
-    arguments, rest = parser.parse_known_args(argv)
-    configure_output()
-    if arguments.quiet:
-        quiet_output()
     try:
+        with _flushed():  # help and listings are printed while the arguments are parsed
+            if not (sys.argv[1:] if argv is None else argv):
+                parser.print_help()
+                return 2
+            arguments, rest = parser.parse_known_args(argv)
+        configure_output()
+        if arguments.quiet:
+            quiet_output()
         own = [name for name in vars(arguments) if name not in ("command", "recipe", "execute", "takes_overrides")]
         overrides = parse_overrides(rest, own)
         if overrides and not arguments.takes_overrides:
@@ -101,6 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\nalora: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of the table went away; without this the interpreter complains once more at exit.
+        # The reader of the output went away; without this the interpreter complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

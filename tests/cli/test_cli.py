@@ -153,6 +153,29 @@ def test_lists_need_no_recipe(command: tuple[str, ...], capsys: pytest.CaptureFi
     assert status == 0 and out.startswith("alora.lam (number or text or null")
 
 
+@pytest.mark.parametrize(
+    "options", [("--list-methods",), ("--list-settings", "tune"), ("--help",), ("tune", "--list-methods")]
+)
+def test_a_reader_that_went_away_is_no_mistake(options: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "alora_trainer", *options]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode in (0, 1) and not done.stderr  # argparse itself passes over it where help is long
+
+
+def test_the_help_says_what_the_commands_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words, others in (
+        (("tune", "--help"), "any that trains", "lora, lora_ab or alora"),
+        (("demo", "--help"), "default: demo-run", "all methods"),
+        (("sweep", "--help"), "runs/NAME-sweep", "runs/NAME)"),
+        (("run", "--help"), "or runs/NAME)", "fit-NAME"),
+    ):
+        said = " ".join(ends(capsys, *arguments)[1].split())
+        assert words in said and others not in said
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_completion_in_bash(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == 0

@@ -21,7 +21,7 @@ Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Execute: TypeAlias = Callable[[argparse.Namespace, dict[str, str]], Answer]
 
 _OVERRIDES = (
-    "Every setting of the recipe can be overridden: --tune.learning_rate 1e-4 --methods base,lora --seed 1 "
+    "Every setting of the recipe can be overridden: {example} "
     "(paths in overrides start from the recipe's folder, as in the recipe)."
 )
 
@@ -87,23 +87,32 @@ def workers_of(arguments: argparse.Namespace) -> Workers:
 
 
 def add_recipe_command(
-    commands: Subcommands, name: str, text: str, execute: Execute, *, recipe: bool = True
+    commands: Subcommands,
+    name: str,
+    text: str,
+    execute: Execute,
+    *,
+    recipe: bool = True,
+    folder: str = "the recipe's output_dir, or runs/NAME",
+    example: str = "--tune.learning_rate 1e-4 --methods base,lora --seed 1",
 ) -> argparse.ArgumentParser:
     """A parser for the command `name`, which works in an output folder by a recipe with overrides.
 
     Args:
         recipe: whether the recipe is an argument (or the command's own).
+        folder: where the command works if it is not told, for the help.
+        example: of overrides, for the help.
     """
     command = add_command(commands, name, text, execute)
-    command.epilog = _OVERRIDES
+    command.epilog = _OVERRIDES.format(example=example)
     command.set_defaults(takes_overrides=True)
     if recipe:
         command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as those in recipes/")
     command.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="where everything is written; the same command with the same folder goes on where it was stopped "
-        "(default: the recipe's output_dir, or runs/NAME)",
+        help=f"where everything is written; the same command with the same folder goes on where it was stopped "
+        f"(default: {folder})",
     )
     add_listings(command)
     command.add_argument(

@@ -14,7 +14,7 @@ from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, a
 
 def add(commands: Subcommands) -> None:
     text = "Run a recipe (or those of a sweep file) over settings and seeds, sharing the recording between the cells of a seed."
-    sweep = add_recipe_command(commands, "sweep", text, execute)
+    sweep = add_recipe_command(commands, "sweep", text, execute, folder="runs/NAME-sweep, NAME being the recipe's file")
     sweep.add_argument(
         "--over",
         action="append",

@@ -10,7 +10,7 @@ from alora_trainer.cli.commands.common import Subcommands, add_recipe_command, l
 
 def add(commands: Subcommands) -> None:
     tune = add_recipe_command(commands, "tune", "Stage B alone: train one method on the domain.", execute)
-    tune.add_argument("--method", required=True, help="lora, lora_ab or alora")
+    tune.add_argument("--method", required=True, help="any that trains: --list-methods lists them")
     tune.add_argument("--importance", metavar="FOLDER_OR_HUB_ID", help="start from and hold this importance map")
 
 
