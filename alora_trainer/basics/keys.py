@@ -48,3 +48,20 @@ def meant_path(path: Path) -> str:
         return ""
     near = nearest(path.name, sorted(one.name for one in path.parent.iterdir()), 0.75)
     return f"did you mean {path.parent / near}? " if near else ""
+
+
+def absent(name: str, base: Path = Path()) -> str:
+    """``; there is no file or folder NAME here either``, with a near one's name: for what the Hub has not, and could be a path.
+
+    Args:
+        name: as somebody wrote it.
+        base: the folder that a path starts from.
+    """
+    path = base / name
+    if path.exists():
+        return ""
+    meant = meant_path(path)
+    if not meant and not path.parent.is_dir():
+        first = base / Path(name).parts[0]
+        meant = meant_path(first) and meant_path(first).replace("? ", f"/{Path(name).name}? ")
+    return f"; there is no file or folder {name} here either{f' ({meant.strip()})' if meant else ''}"

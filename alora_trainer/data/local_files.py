@@ -90,12 +90,21 @@ def _matching(whole: Path, pattern: str) -> list[Path]:
     while left and (found / left[0]).exists():
         found /= left.pop(0)
     if not left and found.is_dir():
-        return _in_folder(found, pattern)
+        return files_in_folder(found, pattern)
     matched = glob.glob(os.path.join(glob.escape(str(found)), *left), recursive=True) if left else [str(found)]
     return [path for path in sorted(map(Path, matched)) if path.is_file()]
 
 
-def _in_folder(folder: Path, pattern: str) -> list[Path]:
+def files_in_folder(folder: Path, pattern: str) -> list[Path]:
+    """The files of data that a folder stands for: all of a known format in it and below it, sorted; see `find_files`.
+
+    Args:
+        folder: that is there.
+        pattern: how it was written, for messages.
+
+    Raises:
+        ALoRAError: there is none, or they are of several kinds.
+    """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_aside(path.relative_to(folder))]
     known = [path for path in files if _is(path, *FORMATS)]
     kinds = {kind for path in known for kind in _KINDS if _is(path, *kind)}

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from alora_trainer.data.detection.examine import examine
-from alora_trainer.data.detection.finding import find_data
+from alora_trainer.data.detection.finding import find_data, hub_source
 from alora_trainer.data.detection.reading import read_named, texts_of
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
@@ -296,9 +296,45 @@ def test_a_folder_has_its_test_and_leaves_its_validation(tmp_path: Path) -> None
     train, test = find_data([tmp_path])
     assert [Path(one).name for one in train] == ["train-00.jsonl", "train-01.jsonl"]
     assert [Path(one).name for one in test] == ["test.jsonl"]
-    assert find_data(["allenai/sciq:train"]) == (["hub:allenai/sciq:train"], [])
+    assert find_data(["allenai/sciq:train", "hub:a/b"]) == (["hub:allenai/sciq:train", "hub:a/b"], [])
     with pytest.raises(ALoRAError, match="no file nowhere.jsonl"):
         find_data(["nowhere.jsonl"], tmp_path)
+
+
+def test_a_folder_stands_for_the_files_below_it_too(tmp_path: Path, tokenizer: Any) -> None:
+    below = (
+        "a.jsonl",
+        "more/b.jsonl",
+        "more/devices.jsonl",
+        "tests/c.jsonl",
+        "more/val_1.jsonl",
+        "only/dev/d.jsonl",
+        ".cache/e.jsonl",
+    )
+    for name in below:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(lines(PAIRS))
+    train, test = find_data([tmp_path])
+    assert [str(Path(one).relative_to(tmp_path)) for one in train] == list(below[:3])
+    assert [str(Path(one).relative_to(tmp_path)) for one in test] == ["tests/c.jsonl"]
+    assert len(look(tmp_path / "more", tokenizer).records) == 12  # of two files alike
+    with pytest.raises(ALoRAError, match="no training data, only what is called a test or a validation"):
+        find_data([tmp_path / "only"])
+    (tmp_path / "more" / "notes.txt").write_text("some words")
+    with pytest.raises(ALoRAError, match="files of several kinds"):
+        find_data([tmp_path])
+
+
+def test_a_data_set_of_the_hub_may_have_a_configuration() -> None:
+    for name, source in (
+        ("allenai/ai2_arc", {}),
+        ("allenai/ai2_arc:test", {"split": "test"}),
+        ("hub:allenai/ai2_arc:ARC-Easy:train", {"name": "ARC-Easy", "split": "train"}),
+    ):
+        assert hub_source(name) == {"hub": "allenai/ai2_arc", **source}
+    for wrong in ("allenai/ai2_arc:a:b:c", "hub:allenai/ai2_arc:", "hub:"):
+        with pytest.raises(ALoRAError, match="organisation/name:configuration:split"):
+            find_data([wrong])
 
 
 def test_general_text_needs_a_column_of_text(tmp_path: Path) -> None:

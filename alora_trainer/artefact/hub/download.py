@@ -71,7 +71,7 @@ def fetch(
     repo_id, revision = split_id(source, revision)
     folder, config = fetch_config(repo_id, revision=revision, token=token)
     origin = Origin(repo_id, folder.name)
-    with hub_errors(repo_id, revision, "fetched"):
+    with hub_errors(repo_id, revision, "fetched", or_path=True):
         whole(
             lambda: snapshot_download(
                 repo_id,
@@ -151,7 +151,7 @@ def fetch_config(repo_id: str, *, revision: str | None, token: str | bool | None
     Raises:
         ALoRAError: there is no such repository, or it holds no importance map.
     """
-    with hub_errors(repo_id, revision, "fetched"):
+    with hub_errors(repo_id, revision, "fetched", or_path=True):
         try:
             path = Path(whole(lambda: hf_hub_download(repo_id, CONFIG_FILE, revision=revision, token=token)))
         except EntryNotFoundError as error:
@@ -185,7 +185,7 @@ def check_adapter_on_hub(repo_id: str) -> None:
         ALoRAError: the Hub does not give it, or it is a LoRA adapter's and asks for more than one: patterns in it may take for
             ever to match, values are of other types than their fields, or it wants modules imported.
     """
-    with hub_errors(repo_id, None, "fetched"):
+    with hub_errors(repo_id, None, "fetched", or_path=True):
         try:
             path = Path(whole(lambda: hf_hub_download(repo_id, ADAPTER_CONFIG_FILE)))
         except EntryNotFoundError as error:

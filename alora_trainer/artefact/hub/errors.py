@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import errors
 
 from alora_trainer.artefact.hub.client import HTTPError
+from alora_trainer.basics.keys import absent
 from alora_trainer.errors import ALoRAError
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_-]+|(?i:bearer)\s+\S+")
@@ -22,14 +23,16 @@ _NO_HUB = (
 
 
 @contextmanager
-def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]:
+def hub_errors(repo_id: str, revision: str | None, doing: str, *, or_path: bool = False) -> Iterator[None]:
     """Turn the errors of `huggingface_hub` (whose uploads fail with a RuntimeError) into ALoRAErrors.
 
     Args:
         repo_id, revision: what is asked for.
         doing: what for, as in "cannot be {doing}".
+        or_path: whether a folder could have stood in the id's place: that there is none is then told, too.
     """
     at = f" at revision {revision}" if revision else ""
+    here = absent(repo_id) if or_path else ""
     try:
         yield
     except errors.GatedRepoError as error:
@@ -39,7 +42,7 @@ def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]
     except errors.RepositoryNotFoundError as error:
         raise ALoRAError(
             f"{repo_id} cannot be {doing}: the Hub gives no such repository. Correct the name or, if it is private, log in "
-            "with a token that may read it (`hf auth login`, or HF_TOKEN)"
+            f"with a token that may read it (`hf auth login`, or HF_TOKEN){here}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ALoRAError(f"{repo_id} cannot be {doing}: it has no revision {revision}") from error
@@ -51,7 +54,7 @@ def hub_errors(repo_id: str, revision: str | None, doing: str) -> Iterator[None]
         reason = None if isinstance(error, ALoRAError) else _reason(error)
         if reason is None:
             raise
-        raise ALoRAError(f"{repo_id}{at} cannot be {doing}: {reason}") from error
+        raise ALoRAError(f"{repo_id}{at} cannot be {doing}: {reason}{here}") from error
 
 
 def without_tokens(text: str) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.basics.hub_ids import HUB_PREFIX
+from alora_trainer.basics.keys import absent
 from alora_trainer.data.detection import columns
+from alora_trainer.data.detection.finding import hub_source
 from alora_trainer.data.local_files import read_rows
 from alora_trainer.data.records import Row, check_characters, listed, string_field
 from alora_trainer.data.sources import load_source
@@ -23,8 +25,11 @@ def read_named(found: Iterable[str]) -> dict[str, list[Row]]:
     read = {}
     for name in found:
         if name.startswith(HUB_PREFIX):
-            repository, _, split = name.removeprefix(HUB_PREFIX).partition(":")
-            rows = load_source({"hub": repository, **({"split": split} if split else {})})
+            source = hub_source(name)
+            try:
+                rows = load_source(source)
+            except ALoRAError as error:
+                raise ALoRAError(f"{error}{absent(source['hub'])}") from error
         else:
             rows = list(read_rows(Path(name)))
         if not rows:

@@ -25,6 +25,7 @@ from alora_trainer.artefact.hub.download import check_adapter_on_hub
 from alora_trainer.artefact.map_folder import present_folder
 from alora_trainer.artefact.reading import check_reference
 from alora_trainer.basics.hub_ids import is_hub_id
+from alora_trainer.basics.keys import absent
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.model_section import refuse_adapter
@@ -129,7 +130,8 @@ def load_other(recipe: Recipe, source: str) -> PreTrainedModel:
 def _not_loaded(what: str, recipe: Recipe, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     hint = " (in its config.json, pad_token_id must be below vocab_size, or null)" if "adding_idx" in lines[0] else ""
-    return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0]}{hint}"
+    here = absent(recipe.model.path, recipe.base)
+    return f"the {what} at model.path={recipe.model.path} cannot be loaded: {lines[0].rstrip('.')}{hint}{here}"
 
 
 def with_fresh_adapter(
