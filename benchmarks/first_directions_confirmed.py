@@ -96,7 +96,7 @@ def grids(board: Board, task: str, seed: int, text: Mapping[str, str], quick: bo
     over = {"tune.learning_rate": RATES}
     made = {"base": grid(board, task, seed, "base", "base", {}, settings, quick=quick)}
     for method in (PLAIN, *ROWS):
-        made[method] = grid(board, task, seed, method, method, {} if quick else over, settings, quick=quick)
+        made[method] = grid(board, task, seed, method, method, over, settings, quick=quick)
     return made
 
 

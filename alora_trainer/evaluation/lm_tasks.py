@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from datasets import Dataset
 
+from alora_trainer.basics.keys import nearest
 from alora_trainer.data.sources import read_lines
 from alora_trainer.data.tasks import Task
 from alora_trainer.errors import ALoRAError
@@ -64,27 +66,54 @@ def task_manager(folder: Path) -> TaskManager:
     return TaskManager(include_defaults=False, include_path=[str(folder)])
 
 
+def check_task_names(names: Sequence[str], folder: str | None) -> None:
+    """Refuse names of lm-eval's tasks that it does not know, without opening their data.
+
+    Args:
+        names: of tasks or groups; none is looked for where there are none, since lm-eval's list takes seconds to read.
+        folder: with further tasks, or None.
+
+    Raises:
+        ALoRAError: there is no such folder or task; the message has the nearest name.
+    """
+    if names:
+        _manager_of(names, folder)
+
+
 def lm_eval_tasks(names: Sequence[str], folder: str | None) -> Any:
     """lm-eval's own tasks (or groups, or those in `folder`) of these names, loaded.
 
     Raises:
         ALoRAError: there is no such folder or task, or its data cannot be had.
     """
-    if folder is not None and not Path(folder).is_dir():
-        raise ALoRAError(f"evaluation.task_folder={folder!r} is no folder: name one, relative to the recipe")
-    from lm_eval.tasks import TaskManager
-
-    include = [] if folder is None else [folder]
-    manager = TaskManager(include_defaults=False, include_path=include) if include else None
-    if manager is None or not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=include or None)
-    if unknown := [name for name in names if name not in manager.all_tasks]:
-        raise ALoRAError(f"lm-eval has no task {unknown[0]}: `lm_eval ls tasks` lists those that it has")
+    manager = _manager_of(names, folder)
     try:
         return manager.load(list(names))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ALoRAError(f"the tasks {', '.join(names)} cannot be loaded: {reason}") from error
+
+
+def _manager_of(names: Sequence[str], folder: str | None) -> TaskManager:
+    """A manager that knows all of `names`."""
+    if folder is not None and not Path(folder).is_dir():
+        raise ALoRAError(f"evaluation.task_folder={folder!r} is no folder: name one, relative to the recipe")
+    manager = None if folder is None else task_manager(Path(folder))
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        manager = _own_manager(folder)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        near = nearest(unknown[0], manager.all_tasks, 0.75)
+        meant = f"did you mean {near}? " if near else ""
+        raise ALoRAError(f"lm-eval has no task {unknown[0]}: {meant}`lm_eval ls tasks` lists those that it has")
+    return manager
+
+
+@cache
+def _own_manager(folder: str | None) -> TaskManager:
+    """A manager of all that lm-eval brings, and of a folder; read once a process, since a check and a scoring both ask."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if folder is None else [folder])
 
 
 def write_task_file(folder: Path, name: str, settings: Mapping[str, Any], documents: Path) -> None:

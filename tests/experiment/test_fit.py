@@ -26,7 +26,7 @@ from alora_trainer.experiment.fit.look import general_texts
 from alora_trainer.experiment.fit.page import percent
 from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.recipe.reading import load_recipe
-from alora_trainer.experiment.report.gate import parse_keep, run_gate
+from alora_trainer.experiment.report.gate import run_gate
 from alora_trainer.experiment.report.method_result import MethodResult
 from alora_trainer.penalty.strength.promise import bound_of
 from tests.tiny_recipe import WORDS, make_collecting_cheap, write_all
@@ -295,9 +295,6 @@ def test_a_map_is_searched_for_only_when_asked_and_the_same_is_kept(
 
 
 def test_a_task_to_keep_is_a_gate_beside_the_promise() -> None:
-    assert parse_keep("hellaswag=-1pt") == ("hellaswag", -0.01) == parse_keep("hellaswag=-1%")
-    with pytest.raises(ALoRAError, match="write TASK=-1pt"):
-        parse_keep("hellaswag")
     methods = {
         name: MethodResult(general=GeneralScore(tasks={"hellaswag": {"acc": acc, "acc_stderr": 0.1}}))
         for name, acc in (("base", 0.5), ("kfac", 0.485))

@@ -219,7 +219,7 @@ def test_steps_tokens_and_flops(recipe: Callable[..., Recipe]) -> None:
     assert tune is not None and tune.items == 16 and tune.steps == 6  # 3 micro-batches of 6, 2 steps an epoch
     assert tune.tokens == 6 * 2 * 6 * 96
     record = stages["record"].amount
-    assert record is not None and record.items == 10 and record.steps == 2
+    assert record is not None and record.items == 4 and record.steps == 2  # all that there is of the 10 asked for
     # Forward and backward through the frozen weights: 4 flops a token and parameter, and a little for the factors.
     linear = 4 * (256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 704) + 256 * 2048
     flops = plan.memory.trace(Pass(6, 96), False).flops

@@ -61,7 +61,7 @@ def add(commands: Subcommands) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     from alora_trainer.experiment.methods import get_method
-    from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_keep, parse_rise, parse_share, run_gate
+    from alora_trainer.experiment.report.gate import FAILED_STATUS, parse_kept, parse_rise, parse_share, run_gate
 
     method = get_method(arguments.method) if arguments.method is not None else None
     limits: dict[str, Any] = {
@@ -71,7 +71,7 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     }
     if arguments.max_answer_loss is not None:
         limits["max_answer_loss"] = arguments.max_answer_loss
-    keep = dict(map(parse_keep, arguments.keep or ()))
+    keep = parse_kept(arguments.keep or ())
     for name in ("limit", "batch_size"):
         if getattr(arguments, name) is not None:
             overrides[f"evaluation.{name}"] = getattr(arguments, name)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.basics.tables import terminal_width
 from alora_trainer.cli.answer import Answer
-from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
+from alora_trainer.cli.commands.common import Execute, Subcommands, add_recipe_command
 from alora_trainer.cli.overrides import parted
 
 if TYPE_CHECKING:
     from alora_trainer.experiment.fit.request import FitRequest
 
+_FOLDER = "fit-{model}"  # where a fit works that is not told where
+_DEMO_DATA = "demo-data"
 _LISTS = ("test", "general", "unseen", "tried")
 _SETTINGS = ("importance", "after", "method", "prompt", "completion", "epochs", "max_steps", "general_tokens", "seed")
 
 
 def add(commands: Subcommands) -> None:
     text = "Learn your data with an adapter that keeps a promise on general ability; exit 0 kept, 3 not kept, 2 wrong input."
-    fit = add_recipe_command(commands, "fit", text, execute, recipe=False)
-    add_arguments(fit)
+    fit = add_fit_command(commands, "fit", text, execute)
     fit.add_argument(
         "--dry-run",
         "--dry_run",
@@ -32,8 +34,22 @@ def add(commands: Subcommands) -> None:
     fit.add_argument("--merged", action="store_true", help="write the base model with the adapter merged into it, too")
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """What `alora fit` and `alora init` have in common."""
+def add_fit_command(commands: Subcommands, name: str, text: str, execute: Execute) -> argparse.ArgumentParser:
+    """A parser with what `alora fit` and `alora init` have in common."""
+    command = add_recipe_command(
+        commands,
+        name,
+        text,
+        execute,
+        recipe=False,
+        folder=f"{_FOLDER.format(model='NAME')}, NAME being the last part of the model's",
+        example="--tune.learning_rate 1e-4 --lora.r 16",
+    )
+    _add_arguments(command)
+    return command
+
+
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "model", metavar="MODEL", help="a folder or Hub id; `demo` is the embedded model, with its own data"
     )
@@ -135,12 +151,21 @@ def _is_demo(model: str) -> bool:
     return model == "demo" and not Path("demo").exists()
 
 
-def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitRequest:
-    """What the arguments ask for."""
-    from alora_trainer.experiment.fit.request import FitRequest
-    from alora_trainer.experiment.report.gate import parse_keep, parse_rise, parse_share
+def request_of(
+    arguments: argparse.Namespace, overrides: dict[str, str], *, demo_data: Path | None = None
+) -> FitRequest:
+    """What the arguments ask for.
 
-    folder = Path(arguments.output_dir or f"fit-{Path(arguments.model).name}")
+    Args:
+        demo_data: where the data of `alora fit demo` are written; None for the result's folder.
+
+    Raises:
+        ALoRAError: a value cannot be used.
+    """
+    from alora_trainer.experiment.fit.request import FitRequest
+    from alora_trainer.experiment.report.gate import parse_kept, parse_rise, parse_share
+
+    folder = Path(arguments.output_dir or _FOLDER.format(model=Path(arguments.model).name))
     given: dict[str, Any] = {
         name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None
     }
@@ -148,7 +173,7 @@ def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitR
     files, assigned = parted(arguments.data)
     model, data = arguments.model, tuple(files)
     if _is_demo(model):
-        model, data, given = _demo(folder, data, given)
+        model, data, given = _demo(demo_data or folder / _DEMO_DATA, data, given)
     return FitRequest(
         model=model,
         data=data,
@@ -156,17 +181,16 @@ def request_of(arguments: argparse.Namespace, overrides: dict[str, str]) -> FitR
         max_general_rise=parse_rise(arguments.max_general_rise),
         merged=getattr(arguments, "merged", False),
         probing=parse_share(arguments.probing or "0"),
-        keep=dict(map(parse_keep, arguments.keep or ())),
+        keep=parse_kept(arguments.keep or ()),
         overrides=overrides | assigned,
         **given,
     )
 
 
-def _demo(folder: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+def _demo(files: Path, data: tuple[str, ...], given: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """The embedded model, and for what is not said its own data: questions on elements, and text that every Python has."""
     from alora_trainer.experiment import demo
 
-    files = folder / "demo-data"
     demo.prepare(files)
     general = tuple(str(files / f"{name}_train.jsonl") for name in ("docstrings", "topics"))
     usual = {
@@ -186,19 +210,14 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
     tell_loading()
     from transformers.utils.logging import disable_progress_bar
 
-    from alora_trainer.experiment.fit.earlier import with_earlier
-    from alora_trainer.experiment.fit.set_aside import as_it_lies
-    from alora_trainer.experiment.fit.whole_fit import plan_text, prepare, run_fit
+    from alora_trainer.experiment.fit.whole_fit import run_fit
     from alora_trainer.experiment.report.gate import FAILED_STATUS
     from alora_trainer.experiment.report.text_table import format_table
 
     disable_progress_bar()
-    request = request_of(arguments, overrides)
     if arguments.dry_run:
-        prepared = prepare(with_earlier(as_it_lies(request)))
-        text = f"{prepared.found.text()}\n\n{plan_text(prepared)}\n\n{prepared.text}"
-        return Answer(text, {"recipe": prepared.written})
-    result = run_fit(request, overwrite=arguments.overwrite, told=say)
+        return _dry_run(arguments, overrides)
+    result = run_fit(request_of(arguments, overrides), overwrite=arguments.overwrite, told=say)
     report = result.folder / "report.html"
     table = format_table(result.results.methods, terminal_width())
     return Answer(
@@ -213,3 +232,15 @@ def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
         },
         0 if result.kept else FAILED_STATUS,
     )
+
+
+def _dry_run(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:
+    """What was found, what it will take, and the recipe; the demo's data are made in a folder that goes away."""
+    from alora_trainer.experiment.fit.prepared import plan_text, planned
+
+    with tempfile.TemporaryDirectory(prefix="alora-fit-") as away:
+        request = request_of(arguments, overrides, demo_data=Path(away) / _DEMO_DATA)
+        prepared = planned(request)
+        # Named as the fit itself would name them: where they were made is of no use to anybody.
+        found = prepared.found.text().replace(away, str(request.output_dir))
+        return Answer(f"{found}\n\n{plan_text(prepared)}\n\n{prepared.text}", {"recipe": prepared.written})

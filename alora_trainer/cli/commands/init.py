@@ -6,8 +6,8 @@ import argparse
 
 from alora_trainer.basics.output import say, tell_loading
 from alora_trainer.cli.answer import Answer
-from alora_trainer.cli.commands.common import Subcommands, add_recipe_command
-from alora_trainer.cli.commands.fit import add_arguments, find_named, request_of
+from alora_trainer.cli.commands.common import Subcommands
+from alora_trainer.cli.commands.fit import add_fit_command, find_named, request_of
 
 
 def add(commands: Subcommands) -> None:
@@ -15,7 +15,7 @@ def add(commands: Subcommands) -> None:
         "Look at your data and write a commented recipe for them, which `alora run` takes as it stands; without --general, "
         "text is sampled from the model for it, which takes minutes."
     )
-    add_arguments(add_recipe_command(commands, "init", text, execute, recipe=False))
+    add_fit_command(commands, "init", text, execute)
 
 
 def execute(arguments: argparse.Namespace, overrides: dict[str, str]) -> Answer:

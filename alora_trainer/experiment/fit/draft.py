@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def skeleton(request: FitRequest) -> Recipe:
         "general": {"train": "general.jsonl", "test": "promise.jsonl", "block_length": 2},
         "domain": {"task": dict(PLAIN_SPEC), "train": "train.jsonl", "test": "test.jsonl", "max_length": 2},
     }
-    _override(written, {key: text for key, text in request.overrides.items() if key.startswith("model.")})
+    _override(written, {key: value for key, value in request.overrides.items() if key.startswith("model.")})
     recipe = build_recipe(written)
     _ = recipe.model_source
     return recipe
@@ -145,15 +145,22 @@ def steps_of(request: FitRequest, items: int) -> int:
     return request.max_steps or max(1, round(request.epochs * items / _BATCH))
 
 
-def commented(written: Mapping[str, Any], head: str) -> str:
-    """The recipe as YAML with comments: of the whole, of sections and of settings."""
+def commented(written: Mapping[str, Any], head: str, decided: Collection[str] = ()) -> str:
+    """The recipe as YAML with comments: of the whole, of sections and of settings.
+
+    Args:
+        written: the recipe as plain data.
+        head: the comment at its beginning.
+        decided: dotted names of settings that somebody else decided: nothing is said why they are so.
+    """
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
     path: list[str] = []
     for line in yaml.safe_dump(dict(written), sort_keys=False, allow_unicode=True, width=1000).splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         name = line.strip().partition(":")[0]
         path = [*path[:depth], name]
-        comment = _COMMENTS.get(".".join(path)) if not line.strip().startswith("-") else None
+        place = ".".join(path)
+        comment = _COMMENTS.get(place) if not line.strip().startswith("-") and place not in decided else None
         if depth == 0 and not line.startswith("-") and name in ("model", "lora", "general", "domain", "tune", "alora"):
             lines.append("")
         lines.append(f"{line} # {comment}" if comment else line)
@@ -169,9 +176,9 @@ def _dtype() -> str:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
-def _override(written: dict[str, Any], overrides: Mapping[str, str]) -> None:
-    for key, text in overrides.items():
-        set_override(written, key, text)
+def _override(written: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        set_override(written, key, value)
 
 
 def _rate(recipe: Recipe) -> float:

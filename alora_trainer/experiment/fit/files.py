@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,7 @@ def write_files(request: FitRequest, found: Findings, recipe: Recipe, tokenizer:
     parts = found.general
     if not parts:
         parts = in_parts({SELF: _sampled(request, recipe, tokenizer, folder)}, request.general_tokens)
-    for part, kinds in parts.items():
-        for kind, texts in kinds.items():
-            write_lines(folder / "general" / part / f"{kind}.jsonl", ({"text": text} for text in texts))
+    write_general(parts, folder)
     if request.unseen:
         apart = general_texts(request.unseen)
         tokens = int(request.general_tokens * PARTS["promise"] / len(apart))
@@ -58,6 +57,13 @@ def write_files(request: FitRequest, found: Findings, recipe: Recipe, tokenizer:
     }  # fmt: skip
     write_json(folder / FOUND, facts)
     return facts
+
+
+def write_general(parts: Mapping[str, Mapping[str, Sequence[str]]], folder: Path) -> None:
+    """Write the documents of general text by part and kind."""
+    for part, kinds in parts.items():
+        for kind, texts in kinds.items():
+            write_lines(folder / "general" / part / f"{kind}.jsonl", ({"text": text} for text in texts))
 
 
 def write_items(found: Findings, folder: Path) -> None:

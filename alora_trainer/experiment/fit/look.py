@@ -41,8 +41,14 @@ def look(request: FitRequest, tokenizer: Any) -> Findings:
     train_names, test_names = find_data(request.data)
     learned = examine(read_named(train_names), tokenizer, **settings)
     if len(learned.records) < _LEAST_ITEMS:
+        cut = (
+            f" (plain text is cut into pieces of up to {settings['longest']} tokens)"
+            if learned.loss_on == "all"
+            else ""
+        )
         raise ALoRAError(
-            f"only {len(learned.records)} items can be learned from {', '.join(train_names)}: {_LEAST_ITEMS} are needed"
+            f"only {len(learned.records)} items{cut} can be learned from {', '.join(train_names)}: {_LEAST_ITEMS} are needed, "
+            "of which some are held out for the test unless one is given: give more records or files"
         )
     if request.test:
         test_names = [name for part in find_data(request.test) for name in part]

@@ -13,8 +13,17 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import check_kept, is_prompt_file
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.schema.check import check_settings
+from alora_trainer.experiment.recipe.settings import absolute_path
+from alora_trainer.experiment.report.gate import parse_kept
 
 SEARCH = "search"  # in the place of a map's name
+# Settings of a recipe that a fit has arguments for, and does not look for in the recipe.
+_ARGUMENTS = {
+    "methods": "--method (in Python method=)",
+    "importance": "--importance (importance=)",
+    "output_dir": "--output_dir (output_dir=)",
+    "seed": "--seed (seed=)",
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,10 @@ class FitRequest:
         probing: share of the training's steps that short trainings may take, to find the learning rate; 0 tries none.
         tried: further methods that they try.
         keep: task of lm-eval's, or a file of prompts with reference answers -> the least change of its score over the base
-            model's; a gate beside the promise.
+            model's (-0.01 or "-1pt"); or as the command line has it, "hellaswag=-1pt", one or several. A gate beside the
+            promise.
         merged: write the base model with the adapter merged into it, too.
-        overrides: settings of the recipe by dotted name, as the command line has them.
+        overrides: settings of the recipe by dotted name: plain values, or texts as the command line has them.
 
     Raises:
         ALoRAError: a value is out of range, or the method cannot be held to a promise.
@@ -69,18 +79,22 @@ class FitRequest:
     tried: tuple[str, ...] = ()
     keep: Mapping[str, float] = field(default_factory=dict)
     merged: bool = False
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", parse_kept(self.keep))
         check_rise(self.max_general_rise, "max_general_rise")
         if not self.data:
             raise ALoRAError("there is no data: name a file, a folder or a data set of the Hub")
         if (self.prompt is None) != (self.completion is None):
             raise ALoRAError("--prompt and --completion are given together: '{question}' and ' {answer}'")
-        if not self.epochs > 0:
-            raise ALoRAError(f"epochs={self.epochs!r} must be positive")
-        if not 0 <= self.probing <= 2:
-            raise ALoRAError(f"probing={self.probing!r} must be a share of the training's steps, such as 25%, or 0")
+        if not (_is_number(self.epochs) and self.epochs > 0):
+            raise ALoRAError(f"epochs={self.epochs!r} must be a positive number")
+        if not (_is_number(self.probing) and 0 <= self.probing <= 2):
+            raise ALoRAError(
+                f"probing={self.probing!r} must be a share of the training's steps, such as 0.25 (--probing 25%), or 0"
+            )
+        check_count(self.seed, "seed", least=0)
         check_settings(self.overrides)
         check_kept(self.keep)
         if "evaluation.task_folder" in self.overrides and any(map(is_prompt_file, self.keep)):
@@ -101,6 +115,30 @@ class FitRequest:
                     "base model, such as kfac, ekfac or covariance"
                 )
 
+    def check_overrides_of_fit(self) -> None:
+        """Refuse settings that would stand in the recipe and not be followed, as `alora init` may write them.
+
+        Raises:
+            ALoRAError: with the argument that says it.
+        """
+        for name, argument in _ARGUMENTS.items():
+            if name in self.overrides:
+                raise ALoRAError(
+                    f"{name} cannot be overridden in a fit, which trains one method and says itself where: give {argument}, or "
+                    "write the recipe by `alora init` and run it by `alora run`"
+                )
+
+    @property
+    def kept_tasks(self) -> list[str]:
+        """The tasks of lm-eval's that are to be kept."""
+        return [name for name in self.keep if not is_prompt_file(name)]
+
+    @property
+    def task_folder(self) -> str | None:
+        """Where further tasks of lm-eval's are, from anywhere; None where that is not said."""
+        written = self.overrides.get("evaluation.task_folder")
+        return None if written is None else absolute_path(str(written), self.output_dir)
+
     @property
     def templates(self) -> tuple[str, str] | None:
         """Of prompt and completion, if they are given."""
@@ -110,3 +148,7 @@ class FitRequest:
         """What the files that are made of the data depend on, but for the content of what is read."""
         names = ("prompt", "completion", "general_tokens", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

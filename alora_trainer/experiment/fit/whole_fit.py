@@ -14,41 +14,32 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from alora_trainer.basics.files import read_json, write_text
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kept_prompts import kept_task
-from alora_trainer.experiment.fit.draft import commented, draft, skeleton, steps_of
+from alora_trainer.experiment.fit.draft import steps_of
 from alora_trainer.experiment.fit.earlier import note_map, with_earlier, with_found_map
-from alora_trainer.experiment.fit.files import write_files, write_items
-from alora_trainer.experiment.fit.findings import Findings
+from alora_trainer.experiment.fit.files import write_files
 from alora_trainer.experiment.fit.guarantee import keep_promise
-from alora_trainer.experiment.fit.look import digests, look
+from alora_trainer.experiment.fit.look import digests
 from alora_trainer.experiment.fit.page import fit_page
-from alora_trainer.experiment.fit.probing import PROBES, Candidate, Probing, ShortTraining
+from alora_trainer.experiment.fit.prepared import Prepared, prepare
+from alora_trainer.experiment.fit.probing import PROBES, Probing, ShortTraining
 from alora_trainer.experiment.fit.request import FitRequest
 from alora_trainer.experiment.fit.set_aside import PAGE, as_it_lies, refuse_own_folder, set_aside
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.contents import CONTENTS, by_content
-from alora_trainer.experiment.recipe.plan.devices import get_device
-from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
-from alora_trainer.experiment.recipe.plan.report import format_plan
-from alora_trainer.experiment.recipe.reading import build_recipe, load_recipe
+from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.report.gate import run_gate
 from alora_trainer.experiment.report.method_result import TrainingCost
 from alora_trainer.experiment.report.results import RunResults
-from alora_trainer.experiment.run.models import load_tokenizer
-from alora_trainer.experiment.run.run import check_single_process
 from alora_trainer.experiment.run.stage import Stage
 from alora_trainer.experiment.run.whole_recipe import evaluate_recipe, tune_recipe
 from alora_trainer.experiment.run.working_folder import working_in
@@ -78,66 +69,6 @@ class FitResult:
     sentence: str
     promise: Mapping[str, Any]
     results: RunResults
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A fit before anything is computed.
-
-    Attributes:
-        found: what the data are.
-        tokenizer: the base model's.
-        written: the recipe as plain data.
-        head: the comment at its beginning.
-        folder: of the result, which its paths start from.
-    """
-
-    found: Findings
-    tokenizer: Any
-    written: Mapping[str, Any]
-    head: str
-    folder: Path
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The recipe, checked."""
-        return build_recipe(self.written, base=self.folder)
-
-    @property
-    def text(self) -> str:
-        """The recipe as a file with comments."""
-        return commented(self.written, self.head)
-
-    def chosen(self, best: Candidate) -> Prepared:
-        """The same with what short trainings found."""
-        found = {"methods": ["base", best.method], "tune": {**self.written["tune"], "learning_rate": best.rate}}
-        head = f"{self.head}\nMethod and learning rate by short trainings."
-        return replace(self, written={**self.written, **found}, head=head)
-
-
-def prepare(request: FitRequest) -> Prepared:
-    """Look at the data and write the recipe, in memory alone.
-
-    Raises:
-        ALoRAError: something that is asked for cannot be used; the message says what to do.
-    """
-    check_single_process()
-    first = skeleton(request)
-    tokenizer = load_tokenizer(first)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _context(first))
-    found = look(request, tokenizer)
-    written = draft(request, found, first, context=tokenizer.model_max_length)
-    head = f"Written by `alora fit` or `alora init` for {', '.join(Path(one).name for one in request.data)}.\n{_counts(found)}"
-    prepared = Prepared(found, tokenizer, written, head, request.output_dir)
-    _ = prepared.recipe
-    return prepared
-
-
-def plan_text(prepared: Prepared, device: str = "probe") -> str:
-    """What the fit will take, as `alora plan` says it."""
-    with tempfile.TemporaryDirectory(prefix="alora-fit-") as folder:
-        write_items(prepared.found, Path(folder) / "data")  # a plan counts them
-        return format_plan(plan_recipe(replace(prepared.recipe, base=Path(folder)), get_device(device)))
 
 
 def init(request: FitRequest, *, overwrite: bool = False, told: Callable[[str], None] | None = None) -> Path:
@@ -170,6 +101,7 @@ def run_fit(request: FitRequest, *, overwrite: bool = False, told: Callable[[str
     Raises:
         ALoRAError: as `prepare`; the folder holds a fit of other data.
     """
+    request.check_overrides_of_fit()
     folder, asked = request.output_dir, request
     aside = set_aside(asked)
     request = with_earlier(as_it_lies(asked))
@@ -218,9 +150,11 @@ def fit(
         model: a folder or Hub id.
         data: files, folders, patterns or Hub data sets, one or several.
         max_general_rise: as a share of the base model's mean negative log-likelihood a token, on general text.
-        output_dir: the result's folder; called again with it, this goes on where it was stopped.
+        output_dir: the result's folder ("fit" in the working directory); called again with it, this goes on where it was
+            stopped.
         overwrite: make anew what other data or settings made there.
-        settings: more fields of `FitRequest`: general, test, unseen, importance, epochs, max_steps, seed, overrides, ...
+        settings: more fields of `FitRequest`: general, test, unseen, importance, epochs, max_steps, seed; keep
+            ("hellaswag=-1pt", one or several, or a mapping), overrides ({"lora.r": 16}: plain values or texts), ...
 
     Returns:
         what came out; ``result.kept`` says whether the promise could be made.
@@ -246,20 +180,6 @@ def fit(
 
 def _several(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     return (str(given),) if isinstance(given, (str, Path)) else tuple(map(str, given))
-
-
-def _context(recipe: Recipe) -> int:
-    """The longest sequence that the model takes."""
-    config = AutoConfig.from_pretrained(recipe.model_source, revision=recipe.model.revision)
-    return int(getattr(config, "max_position_embeddings", None) or 10**9)
-
-
-def _counts(found: Findings) -> str:
-    used = found.facts()
-    return (
-        f"{used['train_items']} items to learn, {used['test_items']} to test ({'held out' if used['held_out'] else 'as given'})"
-        f"; {used['duplicates']} duplicates left out."
-    )
 
 
 def _data(request: FitRequest, prepared: Prepared, overwrite: bool) -> dict[str, Any]:

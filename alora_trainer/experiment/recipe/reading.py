@@ -49,13 +49,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_recipe(
-    path: str | Path, overrides: Mapping[str, str] | None = None, *, variables: Mapping[str, str] | None = None
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, variables: Mapping[str, str] | None = None
 ) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: the YAML file; relative paths in it start from its folder.
-        overrides: texts by dotted name ("tune.learning_rate": "1e-4"), read as YAML, over what the file says.
+        overrides: by dotted name, over what the file says: plain values ("lora.r": 16), or texts, which are read as YAML
+            ("tune.learning_rate": "1e-4").
         variables: for ``${NAME}``, over the process's environment.
 
     Raises:

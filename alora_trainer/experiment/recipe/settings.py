@@ -187,13 +187,17 @@ def as_mapping(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def set_override(settings: dict[str, Any], key: str, text: str) -> None:
-    """Put the command line's ``--section.key text`` into `settings`, read as YAML.
+def set_override(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Put a setting of a dotted name into `settings`, over what they say.
+
+    Args:
+        value: a text, read as YAML, as the command line's ``--section.key TEXT``; or a plain value as it is.
 
     Raises:
-        ALoRAError: the text is no YAML, or a part of the path is there already and has no keys.
+        ALoRAError: the text is no YAML, or the value is nothing that YAML has; a part of the path is there already and has no
+            keys.
     """
-    check_no_secrets(text, key)
+    check_no_secrets(value, key)
     *path, last = key.split(".")
     if not all([*path, last]):
         raise ALoRAError(f"--{key} is no name of a setting: write it as --section.key VALUE")
@@ -204,7 +208,22 @@ def set_override(settings: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(target[part], dict):
             raise ALoRAError(f"--{key}: {'.'.join(path[:depth])} is {target[part]!r}, which has no keys")
         target = target[part]
-    target[last] = parse_yaml(text, f"--{key} {text}")
+    target[last] = parse_yaml(value, f"--{key} {value}") if isinstance(value, str) else _plain(value, key)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A copy of a value that Python gave, as YAML would have given it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, key) for one in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one, f"{key}.{name}") for name, one in value.items()}
+    raise ALoRAError(
+        f"{key}={value!r} cannot be written in a recipe: give a number, true or false, a text, or a list or mapping of them"
+    )
 
 
 def coerce_all(values: Mapping[str, Any], hints: Mapping[str, Any], section: str) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.recipe.settings import as_mapping, check_no_secrets, parse_yaml, set_override
 
 
-def read_written(path: str | Path, overrides: Mapping[str, str] | None = None) -> dict[str, Any]:
+def read_written(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The recipe's file as plain data, with overrides in it.
 
     Args:
         path: the YAML file.
-        overrides: texts by dotted name ("tune.learning_rate": "1e-4"), read as YAML, over what the file says.
+        overrides: by dotted name, over what the file says: plain values ("lora.r": 16), or texts, which are read as YAML
+            ("tune.learning_rate": "1e-4").
 
     Raises:
         ALoRAError: the file is missing or no YAML, a secret is written in it, or an override cannot be put there.

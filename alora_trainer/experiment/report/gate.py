@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alora_trainer.errors import ALoRAError
@@ -63,16 +63,44 @@ def parse_rise(text: str) -> float:
     return share
 
 
-def parse_keep(text: str) -> tuple[str, float]:
-    """A task and the least change of its score, from ``TASK=-1pt`` (points), ``TASK=-1%`` or ``TASK=-0.01``.
+def parse_kept(given: str | Sequence[str] | Mapping[str, float | str]) -> dict[str, float]:
+    """Tasks with the least change of each one's score over the base model's.
+
+    Args:
+        given: ``TASK=-1pt`` (points), ``TASK=-1%`` or ``TASK=-0.01``; several of them; or task -> change, a number or as above.
 
     Raises:
-        ALoRAError: it is none of these.
+        ALoRAError: it is none of these; a score would have to rise, or could fall by all that there is; a task is named twice.
     """
-    task, _, change = text.rpartition("=")
-    if not task or not change:
-        raise ALoRAError(f"{text} names no task with its least change: write TASK=-1pt")
-    return task, parse_share(f"{change[:-2]}%" if change.endswith("pt") else change)
+    if isinstance(given, Mapping):
+        return {str(task): _change_of(str(task), change) for task, change in given.items()}
+    kept: dict[str, float] = {}
+    for text in [given] if isinstance(given, str) else given:
+        task, _, change = str(text).rpartition("=")
+        if not task or not change:
+            raise ALoRAError(f"{text} names no task with its least change: write TASK=-1pt")
+        if task in kept:
+            raise ALoRAError(f"{task} is to be kept twice: leave one of them out")
+        kept[task] = _change_of(task, change)
+    return kept
+
+
+def _change_of(task: str, written: float | str) -> float:
+    """The least change of a task's score, as a share."""
+    if isinstance(written, str):
+        share = parse_share(f"{written[:-2]}%" if written.endswith("pt") else written)
+    elif isinstance(written, (int, float)) and not isinstance(written, bool):
+        share = float(written)
+    else:
+        raise ALoRAError(f"{task}={written!r} must be the least change of its score: -0.01, or '-1pt'")
+    if share > 0:
+        said = str(written).removeprefix("+")
+        raise ALoRAError(f"{task}={written} would have its score rise: write {task}=-{said} for how far it may fall")
+    if share < -1 or (share == -1 and isinstance(written, str) and not written.endswith(("pt", "%"))):
+        raise ALoRAError(
+            f"{task}={written} would let its score fall by {-100 * share:.0f} points: write {task}={written}pt"
+        )
+    return share
 
 
 def run_gate(

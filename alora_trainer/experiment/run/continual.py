@@ -108,6 +108,7 @@ class ContinualRun:
         Raises:
             ALoRAError: one of the steps was made with other settings, or its folder is not ours.
         """
+        self.general.check_tasks()
         files = [run.steps.data() for run in self._files]
         made = [self.general.steps.importance(method) for method in self.recipe.methods]
         trained = [stage for method in self.recipe.methods for stage in self._trainings(method)]

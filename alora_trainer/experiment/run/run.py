@@ -18,6 +18,7 @@ from alora_trainer.basics.folder_lock import check_folder
 from alora_trainer.basics.processes import by_main, is_main, launched, main_first
 from alora_trainer.basics.scores import Score
 from alora_trainer.errors import ALoRAError
+from alora_trainer.evaluation.lm_tasks import check_task_names
 from alora_trainer.experiment.methods import METHODS, Method
 from alora_trainer.experiment.recipe.contents import CONTENTS
 from alora_trainer.experiment.recipe.recipe import Recipe
@@ -127,6 +128,8 @@ class Run:
             as_trained(self.recipe, method, recorded=recorded_adapter(self.map_folder(method) if given else None))
         if recording or measured is not None:
             check_text_to_train(self.recipe, "what is recorded or measured")
+        if scores:
+            self.check_tasks()
         looked_for: dict[str, Any] = {"recording": recording, "measured": measured, "scores": scores}
         by_main(lambda: self.steps.check(methods, **looked_for, overwrite=self.overwrite))
 
@@ -137,6 +140,7 @@ class Run:
             methods: that were trained in this folder, or need no training.
             others: a digest of anything else, by name (see `evaluate`).
         """
+        self.check_tasks()
         untrained = [method for method in methods if not method.trains]
         trained = {one.name: self._digest_of(self._trained(one)) for one in methods if one.trains}
 
@@ -146,6 +150,11 @@ class Run:
                 self.steps.scores(name, made).finished(overwrite=self.overwrite)
 
         by_main(check)
+
+    def check_tasks(self) -> None:
+        """Refuse names of lm-eval's tasks that it does not know, which would be met after the first training."""
+        settings = self.recipe.evaluation
+        by_main(lambda: check_task_names(settings.general_tasks, settings.task_folder))
 
     def _begin(self, stage: Stage) -> dict[str, Any] | None:
         """Begin a step; its outcome, if it was finished before."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 
 from alora_trainer.data.sources import hub_settings, stream_records
 from alora_trainer.data.tasks import get_task
+from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods import Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.penalty.strength.schedule import looks
-
-# Bytes of English text in a token, about; only for the tokens that evaluation reads.
-_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,6 @@ def training_amount(recipe: Recipe, section: str, items: int | None, length: int
     return Amount(items, steps, accumulation, size, length)
 
 
-def general_blocks(recipe: Recipe) -> int | None:
-    """Blocks of general text to train on, if the recipe says how many tokens."""
-    tokens = recipe.general.train_tokens
-    return None if tokens is None else tokens // recipe.general.block_length
-
-
 def domain_items(recipe: Recipe) -> tuple[int | None, int | None]:
     """(training items, test items); local files are counted, the built-in tasks' Hub data sets are known."""
     domain = recipe.domain
@@ -79,13 +71,16 @@ def domain_items(recipe: Recipe) -> tuple[int | None, int | None]:
     return _least(train, domain.train_items), _least(test, domain.test_items)
 
 
-def evaluation_tokens(recipe: Recipe, test_items: int | None) -> int | None:
-    """Tokens that one evaluation reads, about: the general text's, and every choice of every item at its full length."""
-    limit = recipe.general.test_bytes
-    if limit is None or test_items is None:
+def evaluation_tokens(recipe: Recipe, test_items: int | None, general: int | None) -> int | None:
+    """Tokens that one evaluation reads, about: the general text's, and every choice of every item at its full length.
+
+    Args:
+        test_items: None where only the data could tell.
+        general: tokens of the general text to test on, None likewise.
+    """
+    if general is None or test_items is None:
         return None
-    choices = get_task(recipe.domain.task).choice_count or 1
-    return len(recipe.general.test) * limit // _BYTES_PER_TOKEN + test_items * choices * recipe.domain.max_length
+    return general + test_items * _choices(recipe) * recipe.domain.max_length
 
 
 def watched_tokens(recipe: Recipe, method: Method, steps: int) -> int:
@@ -106,6 +101,20 @@ def _count(recipe: Recipe, split: str) -> int | None:
     if hub_settings(source) is None:
         return sum(1 for _ in stream_records(source, base=recipe.base))
     return task.hub_items.get(split) if recipe.domain.reads_hub_of(task, split) else None
+
+
+def _choices(recipe: Recipe) -> int:
+    """Answers that are scored of an item: as the task says, or as the first item of a local test has them."""
+    task = get_task(recipe.domain.task)
+    source = recipe.domain.source if recipe.domain.source is not None else recipe.domain.read("test")
+    if task.choice_count is not None or task.choices is None or hub_settings(source) is not None:
+        return task.choice_count or 1
+    for record in stream_records(source, base=recipe.base):
+        try:
+            return len(task.choices(task.convert(record)))
+        except ALoRAError:  # one that `domain.unfit: drop` leaves out, or that a run refuses
+            continue
+    return 1
 
 
 def _least(count: int | None, limit: int | None) -> int | None:

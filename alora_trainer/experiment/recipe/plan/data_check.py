@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from alora_trainer.data.answers import check_answers
 from alora_trainer.data.chat import is_chat
 from alora_trainer.data.domain import prepare_domain
@@ -17,6 +15,7 @@ from alora_trainer.data.general import SELF
 from alora_trainer.data.sources import check_text, hub_settings, source_name, stream_records
 from alora_trainer.data.tasks import get_task
 from alora_trainer.errors import ALoRAError
+from alora_trainer.experiment.recipe.plan.general_amounts import local_tokenizer
 from alora_trainer.experiment.recipe.recipe import Recipe
 
 _DOCUMENTS = 100  # of each source of general text that are read: a corpus may be large
@@ -33,7 +32,7 @@ def check_data(recipe: Recipe) -> list[str]:
     Raises:
         ALoRAError: a file is missing or cannot be read, an item does not fit its task, or there is nothing left to train on.
     """
-    tokenizer = _local_tokenizer(recipe)
+    tokenizer = local_tokenizer(recipe)
     lines = [_domain_line(one, tokenizer) for one in recipe.each_domain()]
     for key in ("train", "test", "probe"):
         named: Any = getattr(recipe.general, key)
@@ -42,16 +41,6 @@ def check_data(recipe: Recipe) -> list[str]:
         elif named == SELF:
             lines.append(f"general.{key}: sampled from the base model")
     return lines
-
-
-def _local_tokenizer(recipe: Recipe) -> Any:
-    """The base model's tokenizer where that is at hand; None for one that would be fetched."""
-    if not Path(recipe.model_source).is_dir():
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(recipe.model_source)
-    except (OSError, ValueError):
-        return None  # a folder with a configuration alone can be planned; a run says what is missing
 
 
 def _domain_line(recipe: Recipe, tokenizer: Any) -> str:

@@ -17,13 +17,13 @@ from alora_trainer.experiment.recipe.plan.amounts import (
     Amount,
     domain_items,
     evaluation_tokens,
-    general_blocks,
     training_amount,
     watched_tokens,
 )
 from alora_trainer.experiment.recipe.plan.curvature import CurvatureModel
 from alora_trainer.experiment.recipe.plan.devices import Device
 from alora_trainer.experiment.recipe.plan.first_directions import ChoosingModel
+from alora_trainer.experiment.recipe.plan.general_amounts import GeneralText, general_text
 from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.plan.sharding import Sharding
@@ -97,6 +97,7 @@ def plan_recipe(
     length: int | None = None,
     sharding: Sharding | None = None,
     memory: MemoryModel | None = None,
+    general: GeneralText | None = None,
 ) -> Plan:
     """Plan all stages of a recipe on one device, or on several alike.
 
@@ -107,12 +108,13 @@ def plan_recipe(
         length: tokens of a domain item, at most; None is the recipe's ``domain.max_length``.
         sharding: how many devices train together, and how; None for one.
         memory: of an earlier plan of the same model, LoRA and training: what a step takes is not traced again.
+        general: how much general text there will be, where that is not there yet; None counts what there is.
 
     Raises:
         ALoRAError: the model's configuration is not at hand, or the LoRA does not fit it.
     """
     memory = memory or _memory_of(recipe, device, config_file)
-    return _Planner(recipe, device, memory, length, sharding or Sharding()).plan()
+    return _Planner(recipe, device, memory, general or general_text(recipe), length, sharding or Sharding()).plan()
 
 
 def _memory_of(recipe: Recipe, device: Device, config_file: str | Path | None) -> MemoryModel:
@@ -128,9 +130,16 @@ def _memory_of(recipe: Recipe, device: Device, config_file: str | Path | None) -
 
 class _Planner:
     def __init__(
-        self, recipe: Recipe, device: Device, memory: MemoryModel, length: int | None, sharding: Sharding
+        self,
+        recipe: Recipe,
+        device: Device,
+        memory: MemoryModel,
+        general: GeneralText,
+        length: int | None,
+        sharding: Sharding,
     ) -> None:
-        self.recipe, self.device, self.memory, self.length, self.sharding = recipe, device, memory, length, sharding
+        self.recipe, self.device, self.memory, self.general = recipe, device, memory, general
+        self.length, self.sharding = length, sharding
         self.variant = Variant(
             checkpointing=bool(recipe.tune.get("gradient_checkpointing", False)),
             omega_device=recipe.alora.omega_device,
@@ -170,7 +179,8 @@ class _Planner:
         )
 
     def _record(self) -> StagePlan:
-        amount = self._training(self.recipe, "record", general_blocks(self.recipe), self.recipe.general.block_length)
+        length = self.recipe.general.block_length
+        amount = self._training(self.recipe, "record", self.general.blocks(length), length)
         variant = Variant(**(vars(self.variant) | {"checkpointing": self._checkpoints("record")}))
         shape = Pass(amount.batch_size, amount.length)
         once, along = self._path_bytes, self._along
@@ -180,10 +190,9 @@ class _Planner:
         if along is not None:
             # The factors of the gradient and of the movement are turned, and what they have in the rest is found.
             flops += 16 * self._rank * along.directions_bytes / 4
-        text = (self.recipe.general.train_tokens or 0) * _TOKEN_BYTES
         return self._stage(
             "record", amount, shape, variant, lambda s, v: self.memory.recording(s, v, along), moved, flops,
-            host=once + text,
+            host=once + (self.general.train or 0) * _TOKEN_BYTES,
         )  # fmt: skip
 
     @cached_property
@@ -214,10 +223,7 @@ class _Planner:
 
     def _curvature(self, measured: Measured) -> StagePlan:
         settings, kind = self.recipe.curvature, measured.kind
-        length, blocks = self.recipe.general.block_length, general_blocks(self.recipe)
-        wanted = None if settings.tokens is None else -(-settings.tokens // length)
-        found = [count for count in (blocks, wanted) if count is not None]
-        blocks = min(found) if found else None
+        blocks = self.general.blocks(length := self.recipe.general.block_length, settings.tokens)
         passes = None if blocks is None else -(-blocks // settings.batch_size)
         passes_each = (2 if kind == EKFAC else 1) * settings.parts
         amount = Amount(blocks, passes, 1, settings.batch_size, length)
@@ -231,7 +237,7 @@ class _Planner:
 
     def _fisher(self, measured: Measured) -> StagePlan:
         settings = self.recipe.fisher
-        blocks = general_blocks(self.recipe)
+        blocks = self.general.blocks(self.recipe.general.block_length)
         samples = settings.samples if blocks is None else min(blocks, settings.samples)
         passes = -(-samples // settings.batch_size)
         amount = Amount(samples, passes, 1, settings.batch_size, self.recipe.general.block_length)
@@ -358,7 +364,7 @@ class _Planner:
         """All evaluations: one a method, and with several domains one before the first and after each of them."""
         settings, shape = self.recipe.evaluation, self._scoring
         held = self.memory.evaluation(shape, self.variant)
-        each = [evaluation_tokens(domain, domain_items(domain)[1]) for domain in domains]
+        each = [evaluation_tokens(domain, domain_items(domain)[1], self.general.test) for domain in domains]
         known = [tokens for tokens in each if tokens is not None]
         flops = None
         if len(known) == len(domains):

@@ -43,7 +43,7 @@ _ELSEWHERE = {
 
 
 def check_file(
-    path: str | Path, overrides: Mapping[str, str] | None = None, *, variables: Mapping[str, str] | None = None
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, variables: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Check a recipe's file, with overrides in it, without importing what runs it.
 

@@ -32,7 +32,7 @@ class Cell:
         recipe: the YAML file.
         name: unique in the sweep; names its file.
         folder: the run folder, relative to the sweep's.
-        overrides: what is set over the recipe (dotted name -> text), the seed and the methods among it.
+        overrides: what is set over the recipe (dotted name -> value), the seed and the methods among it.
         methods: what is trained and evaluated in it; none if it only records.
         variant: names the values of the swept settings in method folders and results; None where nothing depends on them.
         after: the cells that must be finished before.
@@ -41,7 +41,7 @@ class Cell:
     recipe: str
     name: str
     folder: str
-    overrides: Mapping[str, str]
+    overrides: Mapping[str, Any]
     methods: tuple[str, ...]
     variant: str | None
     after: tuple[str, ...] = ()

@@ -86,7 +86,7 @@ class Grid:
     """
 
     recipe: Path
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     over: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     only: Sequence[str] | None = None
