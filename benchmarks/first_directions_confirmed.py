@@ -43,7 +43,6 @@ from alora_trainer.experiment.run.sweep import Grid, run_sweep
 
 PLAIN, ROWS = "lora", ("lora_natural", "kfac_natural")
 RATES = ("0.001", "0.002")
-TOP = RATES[-1]  # of plain LoRA, whose learning and forgetting are the units
 SETTINGS = {"alora.init_items": "64", "alora.lam": "0.0003", "evaluation.kl_tokens": "null"}
 FIELD = "question"  # by whose SHA-1 they are chosen
 ITEMS, TASKS = 500, 2
@@ -127,7 +126,7 @@ def curve(trainings: Mapping[str, Any], method: str) -> list[Point]:
 
 def figures(trainings: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """By method the area behind its curve, and the rise where 90 % of plain LoRA's learning is reached."""
-    (top,) = (one for name, one in trainings.items() if name.partition("@")[0] == PLAIN and name.endswith(TOP))
+    top = trainings[max(name for name in trainings if name.partition("@")[0] == PLAIN)]  # at the higher rate
     learned, forgotten = top["learned"], top["rises"]["all"]
     found = {}
     for method in (PLAIN, *ROWS):
