@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from alora_trainer.experiment.board.board_json import read_board_json
-from alora_trainer.experiment.board.comparisons import Plan
+from alora_trainer.experiment.board.comparisons import PlannedComparisons
 from tests.docs.pages import ROOT
 
 SCIQ, OPENBOOK = "sciq-passages", "openbookqa"
@@ -63,4 +63,4 @@ class SmallBoard:
     def planned(self) -> int:
         """How many pairs of rows the board file plans to compare."""
         written = self.whole["written"]
-        return len(Plan(list(written["rows"]), written["against"]).pairs(written["rows"]))
+        return len(PlannedComparisons(list(written["rows"]), written["against"]).pairs(written["rows"]))

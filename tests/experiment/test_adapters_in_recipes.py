@@ -8,25 +8,33 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.evaluation.kl_to_base import kl_to_base
 from alora_trainer.evaluation.runner import evaluate_model
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.methods.kl_anchor import KLAnchorOptions, KLAnchorTrainer
+from alora_trainer.experiment.methods.method import MethodOptions
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.measure import _covering
 from alora_trainer.experiment.run.models import load_base, load_to_score, with_fresh_adapter
-from alora_trainer.experiment.run.start import starting_model
+from alora_trainer.experiment.run.start import attach_adapter, starting_model
 from alora_trainer.experiment.run.training_recipe import as_trained, recorded_adapter
 from alora_trainer.experiment.run.whole_recipe import record_recipe, run_recipe
 from tests.tiny_recipe import write_all
 from tests.tiny_training import move_factors
 
 IDS = torch.arange(4, 20)[None]
+LITTLE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 40,
+}
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +185,20 @@ def test_osf_refuses_what_it_would_not_do(recipe: Any, lora: dict[str, Any]) -> 
     with pytest.raises(ALoRAError, match=rf"lora\.{setting}: PEFT's OSF has no such setting"):
         as_trained(recipe(**lora), get_method("osf"))
     as_trained(recipe(target_modules="[q_proj]"), get_method("osf"))
+
+
+def test_osf_refuses_layers_that_peft_would_pass_over(tmp_path: Path) -> None:
+    """Those of GPT-2 keep their transpose, and PEFT's OSF would leave nothing to train."""
+    method, base = get_method("osf"), GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40))
+    options = MethodOptions(method.default_options())
+    with pytest.raises(ALoRAError, match="knows linear layers, and transformer.h.0.attn.c_attn is a Conv1D"):
+        config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+        attach_adapter(method, options, base, config, seed=0, folder=tmp_path, general=None, collate=None)
+    base = LlamaForCausalLM(LlamaConfig(**LITTLE))
+    config = LoraConfig(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    made = attach_adapter(method, options, base, config, seed=0, folder=tmp_path, general=None, collate=None)
+    trained = {name.partition("_proj")[0] for name, p in made.model.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[2] for name in trained} == {"q", "down"}
 
 
 @pytest.mark.parametrize("init", ["pissa_niter_4", "eva", "lora_ga"])

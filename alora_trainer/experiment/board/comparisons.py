@@ -23,7 +23,7 @@ KnownComparisons = Mapping[tuple[str, str, str], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedComparisons:
     """Which comparisons a board is for, as its file says, before anything is trained.
 
     Attributes:
@@ -51,7 +51,9 @@ class Plan:
         return len(self.pairs(self.rows))
 
 
-def compared(rows: Mapping[str, RowData], plan: Plan, known: KnownComparisons | None = None) -> list[dict[str, Any]]:
+def compared(
+    rows: Mapping[str, RowData], plan: PlannedComparisons, known: KnownComparisons | None = None
+) -> list[dict[str, Any]]:
     """All finished rows against each of those that are to be compared with.
 
     Over seeds: Student's t-test of paired differences of what a curve gives. Over items and documents: a bootstrap of paired

@@ -10,8 +10,9 @@ from alora_trainer.experiment.board.cells import Place, final_places, validation
 from alora_trainer.experiment.board.rows import BoardRow
 from alora_trainer.experiment.methods import get_method
 from alora_trainer.experiment.recipe.plan.devices import Device
-from alora_trainer.experiment.recipe.plan.estimate import Plan, plan_recipe
+from alora_trainer.experiment.recipe.plan.estimate import plan_recipe
 from alora_trainer.experiment.recipe.plan.report import duration
+from alora_trainer.experiment.recipe.plan.whole_plan import Plan
 from alora_trainer.experiment.recipe.reading import load_recipe
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.weights.parameterization import Parameterization

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alora_trainer.experiment.board.choose import chosen_trials, operating_point
-from alora_trainer.experiment.board.comparisons import KnownComparisons, Plan, compared
+from alora_trainer.experiment.board.comparisons import KnownComparisons, PlannedComparisons, compared
 from alora_trainer.experiment.board.equal_learning import Spread, area_behind, forgotten_at_equal_learning
 from alora_trainer.experiment.board.fronts import Point, pareto_front
 from alora_trainer.experiment.board.measures import MEASURES, Samples
@@ -133,7 +133,7 @@ def summarise(rows: Sequence[RowFound], rules: Rules, known: KnownComparisons | 
                        | {"area": one.area}, one.row.samples.get(one.taken, {}))
                 for name, one in found.items()
             },
-            Plan(rules.rows, rules.against, rules.resamples),
+            PlannedComparisons(rules.rows, rules.against, rules.resamples),
             known,
         ),
         "noise": _noise(reference, rules.seeds),

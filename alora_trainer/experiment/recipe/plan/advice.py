@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from alora_trainer.experiment.recipe.plan.estimate import Plan, StagePlan
 from alora_trainer.experiment.recipe.plan.memory import Variant
+from alora_trainer.experiment.recipe.plan.whole_plan import Plan, StagePlan
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from alora_trainer.experiment.recipe.plan.general_amounts import GeneralText, ge
 from alora_trainer.experiment.recipe.plan.memory import Memory, MemoryModel, Pass, Variant
 from alora_trainer.experiment.recipe.plan.models import build_model, model_config
 from alora_trainer.experiment.recipe.plan.sharding import Sharding
+from alora_trainer.experiment.recipe.plan.whole_plan import Plan, StagePlan
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.importance.kinds.ekfac import EKFAC
 from alora_trainer.importance.recording.measured import Measured
@@ -35,58 +35,6 @@ from alora_trainer.weights.parameterization import Parameterization
 
 # Bytes that one token of packed general text takes in host memory: ids and labels as int32.
 _TOKEN_BYTES = 8
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage.
-
-    Attributes:
-        name: "record", "measure IMPORTANCE", "choose METHOD", "tune METHOD" or "evaluate".
-        held: what the device holds at its peak.
-        host_bytes: what the host holds at its peak, the Python process with its libraries included.
-        amount: steps and tokens; None for an evaluation.
-        flops: of the whole stage, None where the number of steps is not known.
-        seconds: on the plan's device; None likewise.
-        peak_of: what the device holds if a variant is taken instead.
-    """
-
-    name: str
-    held: Memory
-    host_bytes: int
-    amount: Amount | None
-    flops: float | None
-    seconds: float | None
-    peak_of: Callable[[Variant], Memory] = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe will take.
-
-    Attributes:
-        recipe, device, sharding: what was planned; all that is held is each device's.
-        variant: what the recipe itself chooses.
-        memory: the bytes behind it.
-        stages: in the order of the run; full tunings (`si_full`, `ewc_full`), which are for small models, are left out.
-        download_bytes: the model's; data sets are not counted.
-        path_bytes: w of stage A, where there is one.
-        map_bytes: of each map that is measured at the base weights.
-        disk_bytes: of the output folder, at the end and with its checkpoints.
-        upload_bytes: of each importance map that is made and of one adapter, by name.
-    """
-
-    recipe: Recipe
-    device: Device
-    sharding: Sharding
-    variant: Variant
-    memory: MemoryModel
-    stages: list[StagePlan]
-    download_bytes: int
-    path_bytes: int
-    map_bytes: dict[Measured, int]
-    disk_bytes: int
-    upload_bytes: dict[str, int]
 
 
 def plan_recipe(

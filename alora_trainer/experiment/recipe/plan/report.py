@@ -6,8 +6,8 @@ from typing import Any
 
 from alora_trainer.basics.heartbeat import duration
 from alora_trainer.experiment.recipe.plan.advice import misfits, usable_bytes
-from alora_trainer.experiment.recipe.plan.estimate import Plan, StagePlan
 from alora_trainer.experiment.recipe.plan.sharding import NONE
+from alora_trainer.experiment.recipe.plan.whole_plan import Plan, StagePlan
 from alora_trainer.importance.kinds.formats import listed_formats
 
 _UNKNOWN = "?"
