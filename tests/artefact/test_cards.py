@@ -16,7 +16,7 @@ from alora_trainer.artefact.cards.adapter_card import adapter_card, write_adapte
 from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entries, forgotten_text
 from alora_trainer.artefact.cards.facts import Licences
 from alora_trainer.artefact.cards.map_card import write_map_card
-from alora_trainer.artefact.cards.tuning import Tuning
+from alora_trainer.artefact.cards.tuning import TUNING_FILE, Tuning, prompt_of, read_tuning, with_prompt
 from alora_trainer.artefact.config_file import read_config
 from alora_trainer.artefact.hub.licences import look_up
 from alora_trainer.basics.scores import GeneralScore, Score, TaskScore
@@ -47,11 +47,10 @@ TUNING = Tuning(
     },
     protection={"lam": 0.3, "layer_weights": "l2", "normalize": True},
     training={"steps": 150, "optimizer": "adamw_torch", "learning_rate": 8e-4, "seed": 3},
-    data={
-        "task": "sciq",
-        "prompt": "{support}\nQuestion: {question}\nAnswer:",
-        "sources": [{"hub": "allenai/sciq", "split": "train"}],
-    },
+    data=with_prompt(
+        {"task": "sciq", "sources": [{"hub": "allenai/sciq", "split": "train"}]},
+        "{support}\nQuestion: {question}\nAnswer:",
+    ),
     versions={"torch": "2.13.0", "peft": "0.21.2"},
 )
 
@@ -165,10 +164,11 @@ def test_a_card_says_where_nothing_was_held(tmp_path: Path) -> None:
     ("data", "said", "asked"),
     [
         ({}, None, 'tokenizer("Question:", '),
-        ({"prompt": "{text}"}, None, 'tokenizer("Question:", '),
+        (with_prompt({}, "{text}"), None, 'tokenizer("Question:", '),
         ({"prompt": 7}, None, 'tokenizer("Question:", '),
-        ({"prompt": "Q: {q}\nA:"}, "prompts of the form in the code below", 'tokenizer("Q: {q}\\nA:", '),
-        ({"prompt": '"); evil("'}, "prompts of the form", 'tokenizer("\\"); evil(\\"", '),
+        ({"prompt": "no JSON"}, None, 'tokenizer("Question:", '),
+        (with_prompt({}, "Q: {q}\nA:"), "prompts of the form in the code below", 'tokenizer("Q: {q}\\nA:", '),
+        (with_prompt({}, '"); evil("'), "prompts of the form", 'tokenizer("\\"); evil(\\"", '),
         (
             {"chat_template": True},
             "in the chat template",
@@ -181,6 +181,15 @@ def test_a_card_says_in_which_form_to_ask(tmp_path: Path, data: dict[str, Any], 
     card = (tmp_path / "card.md").read_text()
     assert asked in card and ("It was tuned on" in card) == (said is not None) and (said or "") in card
     compile(python_of(card), "card", "exec")
+
+
+@pytest.mark.parametrize("prompt", ["Q:\t{q}\n\nA:", "été \x1b[2J", "\x7f", "x" * 10**6, None])
+def test_a_form_of_prompts_is_written_so_that_it_is_read_again(tmp_path: Path, prompt: str | None) -> None:
+    tuning = replace(TUNING, data=with_prompt(TUNING.data, prompt))
+    (tmp_path / TUNING_FILE).write_text(tuning.to_json(), encoding="utf-8")
+    assert read_tuning(tmp_path).data["task"] == "sciq"  # nothing in it is refused
+    told = prompt is not None and len(prompt) < 1000
+    assert prompt_of(read_tuning(tmp_path).data) == (prompt if told else None)
 
 
 def test_built_in_tasks_tell_the_form_of_their_prompts() -> None:

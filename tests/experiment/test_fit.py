@@ -14,6 +14,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alora_trainer.artefact.cards.tuning import prompt_of, read_tuning
 from alora_trainer.artefact.hub.search import FoundMap
 from alora_trainer.basics.scores import GeneralScore
 from alora_trainer.cli.command_line import main
@@ -96,6 +97,7 @@ def test_what_comes_out_is_a_plain_adapter_that_says_what_it_promises(tiny: Path
     card = yaml.safe_load(written.split("---")[1])
     assert card["library_name"] == "peft" and "kronecker-regularization" in card["tags"]
     # The recipe's own template is {prompt}: how a fit asks is known from the form that the data were found in.
+    assert prompt_of(read_tuning(fitted / "adapter").data) == "Question: {question}\nAnswer:"
     assert r'tokenizer("Question: {question}\nAnswer:", ' in written
     assert any(parameter.any() for name, parameter in model.named_parameters() if "lora_B" in name)
     assert "torch==" in (fitted / "versions.lock").read_text()

@@ -12,7 +12,7 @@ from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entri
 from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, git_name, loadable_name, public_name
 from alora_trainer.artefact.cards.held import Holding, holding
 from alora_trainer.artefact.cards.map_card import render
-from alora_trainer.artefact.cards.tuning import Tuning
+from alora_trainer.artefact.cards.tuning import Tuning, prompt_of
 from alora_trainer.basics.hub_ids import is_hub_id
 
 TEMPLATE = Path(__file__).parent / "adapter_card.md"
@@ -64,9 +64,9 @@ def adapter_card(
     """The facts of an adapter's card; arguments as in `map_card.map_card`."""
     licences = licences or Licences()
     on_hub = is_hub_id(tuning.base_model)
-    held, prompt = holding(tuning), tuning.data.get("prompt")
-    known = isinstance(prompt, str) and bool(_COLUMN.sub("", prompt).strip())  # a column alone is any text
-    shown = str(prompt) if known else _ANY_PROMPT
+    held, prompt = holding(tuning), prompt_of(tuning.data) or ""
+    known = bool(_COLUMN.sub("", prompt).strip())  # a column alone is any text
+    shown = prompt if known else _ANY_PROMPT
     facts = {
         "library_name": "peft",
         "license": licences.for_metadata,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_trainer.artefact.cards.facts import public_name
-from alora_trainer.artefact.entries import check_plain
+from alora_trainer.artefact.entries import LONGEST_TEXT, check_plain
 from alora_trainer.artefact.files import check_inside, read_json
 from alora_trainer.basics.hub_ids import is_hub_id
 from alora_trainer.errors import ALoRAError
@@ -50,6 +50,25 @@ class Tuning:
         """The same with no path of this machine in it."""
         named = base_model or self.base_model
         return replace(self, base_model=named if is_hub_id(named) or named is None else public_name(named))
+
+
+def with_prompt(data: Mapping[str, Any], prompt: str | None) -> dict[str, Any]:
+    """What an adapter was tuned on with the form of its prompts, columns in braces; without, where a file could not tell it.
+
+    It is kept as JSON within the JSON, since a text of the file has no line breaks (`entries.check_plain`).
+    """
+    written = json.dumps(prompt)
+    told = prompt is not None and len(written) <= LONGEST_TEXT
+    return {key: value for key, value in data.items() if key != "prompt"} | ({"prompt": written} if told else {})
+
+
+def prompt_of(data: Mapping[str, Any]) -> str | None:
+    """The form of the prompts that `with_prompt` put there; None for whatever else a file may have in its place."""
+    try:
+        prompt = json.loads(str(data.get("prompt")))
+    except ValueError:
+        return None
+    return prompt if isinstance(prompt, str) else None
 
 
 def read_tuning(folder: Path) -> Tuning:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from alora_trainer.artefact.cards.adapter_card import write_adapter_card
-from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning
+from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning, with_prompt
 from alora_trainer.artefact.files import CARD_FILE
 from alora_trainer.basics.files import write_text
 from alora_trainer.basics.modes import evaluation_mode
@@ -163,7 +163,7 @@ def _save(model: Any, trained: Path, folder: Path, promise: Promise, prompt_form
     model.save_pretrained(str(folder))
     tuning = read_tuning(trained)
     if prompt_format is not None:  # the recipe has prompts as they are in the files that a fit wrote
-        tuning = replace(tuning, data={**tuning.data, "prompt": prompt_format})
+        tuning = replace(tuning, data=with_prompt(tuning.data, prompt_format))
     write_text(folder / TUNING_FILE, tuning.to_json())
     write_adapter_card(tuning, folder / CARD_FILE)
     card = (folder / CARD_FILE).read_text(encoding="utf-8")

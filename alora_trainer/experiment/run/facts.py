@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alora_trainer.artefact.cards.tuning import with_prompt
 from alora_trainer.basics.disclosure import FromEnvironment, disclosed
 from alora_trainer.basics.hub_ids import HUB_PREFIX
 from alora_trainer.data.chat import is_chat
@@ -40,19 +41,18 @@ def cost_facts(cost: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def domain_facts(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe's domain is, for the card of an adapter that was tuned on it."""
+    """What a recipe's domain is, for a card."""
     task = recipe.domain.task
     name = task if isinstance(task, str) else str(task.get("name"))
     return {"task": name, "sources": [_public_source(recipe.domain.read("train"))]}
 
 
-def prompt_facts(recipe: Recipe) -> dict[str, Any]:
-    """How the prompts of a recipe's domain are made, for the same card; empty where nothing is to tell."""
-    task = recipe.domain.task
+def tuned_on(recipe: Recipe) -> dict[str, Any]:
+    """The same for an adapter, with how the prompts are made."""
+    task, data = recipe.domain.task, domain_facts(recipe)
     if is_chat(task):
-        return {"chat_template": True}
-    form = disclosed(task.get("prompt")) if isinstance(task, Mapping) else get_task(task).prompt_format
-    return {} if form is None else {"prompt": form}
+        return data | {"chat_template": True}
+    return with_prompt(data, disclosed(task["prompt"]) if isinstance(task, Mapping) else get_task(task).prompt_format)
 
 
 def _public_source(source: Any) -> Any:

@@ -17,7 +17,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, Method
 from alora_trainer.experiment.recipe.recipe import Recipe
 from alora_trainer.experiment.run.drift import StartingPoint
-from alora_trainer.experiment.run.facts import cost_facts, domain_facts, prompt_facts
+from alora_trainer.experiment.run.facts import cost_facts, domain_facts, tuned_on
 from alora_trainer.experiment.run.general_text import text_of_its_own, text_to_train, text_to_watch
 from alora_trainer.experiment.run.held_map import held_map, left_map, to_be_added_to
 from alora_trainer.experiment.run.models import load_base, release_memory
@@ -174,8 +174,7 @@ def _save(
     adapter.save(target)
     if held is not None:
         # What was saved is for the bare base, wherever the training started (see `start.save_protected`).
-        data = domain_facts(recipe) | prompt_facts(recipe)
-        save_protected_adapter(trainer, target, data=data, over_merged=False)
+        save_protected_adapter(trainer, target, data=tuned_on(recipe), over_merged=False)
     if method.finishes:
         finished = folder / "adapter"
         if finished.exists():  # of a process that was stopped before it could say so
