@@ -23,7 +23,7 @@ from safetensors import safe_open
 from alora_trainer.artefact.adapter_config import checked_adapter_config
 from alora_trainer.artefact.cards.adapter_card import RISES, write_adapter_card
 from alora_trainer.artefact.cards.scaled_card import write_scaled_card
-from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning
+from alora_trainer.artefact.cards.tuning import PROMISES, TUNING_FILE, read_tuning
 from alora_trainer.artefact.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CARD_FILE, CONFIG_FILE, read_json
 from alora_trainer.artefact.tensor_file import read_header
 from alora_trainer.basics.files import write_json, write_text
@@ -181,8 +181,8 @@ def _write(source: Path, settings: Mapping[str, Any], types: _Types, record: Map
                 shutil.copyfile(path, folder / path.name)
     if (source / TUNING_FILE).is_file():
         tuning = read_tuning(source)
-        # What the map predicted, and what a probe measured, was of the adapter as it was trained.
-        training = {key: value for key, value in tuning.training.items() if key not in RISES}
+        # What the map predicted, a probe measured and a fit promised was of the adapter as it was.
+        training = {key: value for key, value in tuning.training.items() if key not in (*RISES, PROMISES)}
         tuning = replace(tuning, training={**training, "times": times})
         write_text(folder / TUNING_FILE, tuning.to_json())
         write_adapter_card(tuning, folder / CARD_FILE)

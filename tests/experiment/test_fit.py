@@ -14,8 +14,10 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alora_trainer.artefact.cards.adapter_card import adapter_card
 from alora_trainer.artefact.cards.tuning import prompt_of, read_tuning
 from alora_trainer.artefact.hub.search import FoundMap
+from alora_trainer.artefact.scaled_adapter import scale_adapter
 from alora_trainer.basics.scores import GeneralScore
 from alora_trainer.cli.command_line import main
 from alora_trainer.data.sources import read_lines
@@ -86,7 +88,7 @@ def fitted(tiny: Path) -> Path:
     return output
 
 
-def test_what_comes_out_is_a_plain_adapter_that_says_what_it_promises(tiny: Path, fitted: Path) -> None:
+def test_what_comes_out_is_a_plain_adapter_that_says_what_it_promises(tiny: Path, fitted: Path, tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny / "model"), str(fitted / "adapter"))
     outcome = json.loads((fitted / "promise" / "promise.json").read_text())
     sentence = outcome["promise"]["sentence"]
@@ -99,6 +101,11 @@ def test_what_comes_out_is_a_plain_adapter_that_says_what_it_promises(tiny: Path
     # The recipe's own template is {prompt}: how a fit asks is known from the form that the data were found in.
     assert prompt_of(read_tuning(fitted / "adapter").data) == "Question: {question}\nAnswer:"
     assert r'tokenizer("Question: {question}\nAnswer:", ' in written
+    # A push writes the card anew, and what is promised is of this adapter alone.
+    tuning = read_tuning(fitted / "adapter").public("organisation/base")
+    assert adapter_card(tuning).promises.startswith(sentence) and "| training |" in written
+    half = scale_adapter(fitted / "adapter", 0.5, tmp_path / "half")
+    assert sentence not in (half / "README.md").read_text(encoding="utf-8")
     assert any(parameter.any() for name, parameter in model.named_parameters() if "lora_B" in name)
     assert "torch==" in (fitted / "versions.lock").read_text()
 

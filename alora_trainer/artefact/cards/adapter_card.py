@@ -12,12 +12,14 @@ from alora_trainer.artefact.cards.evaluation import CardScores, evaluation_entri
 from alora_trainer.artefact.cards.facts import Licences, data_text, dataset_ids, git_name, loadable_name, public_name
 from alora_trainer.artefact.cards.held import Holding, holding
 from alora_trainer.artefact.cards.map_card import render
-from alora_trainer.artefact.cards.tuning import Tuning, prompt_of
+from alora_trainer.artefact.cards.tuning import PROMISES, Tuning, prompt_of
 from alora_trainer.basics.hub_ids import is_hub_id
 
 TEMPLATE = Path(__file__).parent / "adapter_card.md"
 # Of a training's facts, how general loss rose: as the map predicted it, as a probe measured it, and the ratio of both.
 RISES = ("predicted_rise", "measured_rise", "calibration")
+# And with those what the card has in places of their own.
+_APART = (*RISES, "times", PROMISES)
 # What the card's example asks where it is not known how the adapter was asked in its training.
 _ANY_PROMPT = "Question:"
 _COLUMN = re.compile(r"\{\w+\}")
@@ -46,6 +48,7 @@ class AdapterCard:
     training: str
     rise: str | None
     times: str | None
+    promises: str | None
     forgotten: str | None
     licences: str
     versions: str
@@ -94,9 +97,10 @@ def adapter_card(
         prompt=shown,
         prompt_known=known,
         chat=tuning.data.get("chat_template") is True,
-        training=_settings_text({key: value for key, value in tuning.training.items() if key not in (*RISES, "times")}),
+        training=_settings_text({key: value for key, value in tuning.training.items() if key not in _APART}),
         rise=_rise_text(tuning.training),
         times=f"{times:g}" if (times := _number(tuning.training.get("times"))) is not None else None,
+        promises=said if isinstance(said := tuning.training.get(PROMISES), str) else None,
         forgotten=forgotten_text(results) if results else None,
         licences=licences.text,
         versions=", ".join(f"{name} {version}" for name, version in tuning.versions.items()) or "not recorded",

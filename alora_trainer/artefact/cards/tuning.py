@@ -17,6 +17,8 @@ from alora_trainer.weights.start import with_start
 
 TUNING_FILE = "importance_tuning.json"
 SCHEMA = 1
+# Of a training's facts, what is said of how much was forgotten: it holds for the adapter as it is, and not times a number.
+PROMISES = "promises"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Tuning:
         base_model, base_revision: of the adapter.
         map: of the importance map: `repo_id` and `commit` if it came from the Hub, `estimator`, `storage`, `tokens`, `data`.
         protection: the settings of the penalty (`ALoRAConfig`), lambda among them as `lam`.
-        training: steps, learning rate and whatever else was set.
+        training: steps, learning rate and whatever else was set; what the adapter `promises` of general loss, if anything.
         over_merged: whether the adapter is for the base model with the map's own adapter merged into it.
         data: what it was tuned on; `sources` as in a map's info.
         versions: of the software.

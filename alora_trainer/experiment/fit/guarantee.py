@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from alora_trainer.artefact.cards.adapter_card import write_adapter_card
-from alora_trainer.artefact.cards.tuning import TUNING_FILE, read_tuning, with_prompt
+from alora_trainer.artefact.cards.tuning import PROMISES, TUNING_FILE, read_tuning, with_prompt
 from alora_trainer.artefact.files import CARD_FILE
 from alora_trainer.basics.files import write_text
 from alora_trainer.basics.modes import evaluation_mode
@@ -164,11 +164,10 @@ def _save(model: Any, trained: Path, folder: Path, promise: Promise, prompt_form
     tuning = read_tuning(trained)
     if prompt_format is not None:  # the recipe has prompts as they are in the files that a fit wrote
         tuning = replace(tuning, data=with_prompt(tuning.data, prompt_format))
+    said = (
+        f"{promise.sentence()}. Measured as the {promise.to_json()['measure']}. The adapter is what was trained times "
+        f"{promise.scale:.4g}."
+    )
+    tuning = replace(tuning, training={**tuning.training, PROMISES: said})
     write_text(folder / TUNING_FILE, tuning.to_json())
     write_adapter_card(tuning, folder / CARD_FILE)
-    card = (folder / CARD_FILE).read_text(encoding="utf-8")
-    said = (
-        f"## What it promises\n\n{promise.sentence()}.\n\nMeasured as the {promise.to_json()['measure']}. The adapter is "
-        f"what was trained times {promise.scale:.4g}.\n"
-    )
-    write_text(folder / CARD_FILE, f"{card.rstrip()}\n\n{said}")
