@@ -54,7 +54,7 @@ def run_script(path: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> N
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a tiny model and data; a fit in it takes no time to look at this machine, or to draw."""
     from alora_trainer.artefact import writing
-    from alora_trainer.experiment.fit import guarantee, whole_fit
+    from alora_trainer.experiment.fit import guarantee, prepared, whole_fit
     from alora_trainer.experiment.recipe.plan.devices import get_device
 
     make_collecting_cheap()
@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         changed.chdir(folder)
         changed.setattr(writing, "draw_heatmap", lambda *_: None)
         changed.setattr(guarantee, "_ANSWER_TOKENS", 2)
-        changed.setattr(whole_fit, "get_device", lambda _: get_device("4090"))
+        changed.setattr(prepared, "get_device", lambda _: get_device("4090"))
         changed.setattr(whole_fit, "fit", partial(whole_fit.fit, overrides=_QUIET))
         yield folder
 

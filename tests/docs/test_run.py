@@ -38,14 +38,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _small(monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
     """The folder, and trainings of four steps; pictures and long answers are for the tests of what makes them."""
     from alora_trainer.artefact import writing
-    from alora_trainer.experiment.fit import guarantee, whole_fit
+    from alora_trainer.experiment.fit import guarantee, prepared, whole_fit
     from alora_trainer.experiment.recipe.plan.devices import get_device
 
     monkeypatch.chdir(world)
     monkeypatch.setattr("alora_trainer.cli.command_line.configure_output", lambda: None)
     monkeypatch.setattr(writing, "draw_heatmap", lambda *_: None)
     monkeypatch.setattr(guarantee, "_ANSWER_TOKENS", 2)
-    monkeypatch.setattr(whole_fit, "get_device", lambda _: get_device("4090"))  # instead of timing this machine
+    monkeypatch.setattr(prepared, "get_device", lambda _: get_device("4090"))  # instead of timing this machine
     monkeypatch.setattr(whole_fit, "fit", partial(whole_fit.fit, max_steps=4, overrides=_QUIET))
 
 
