@@ -18,6 +18,8 @@ from alora_trainer.experiment.recipe.recipe import Recipe
 
 # Bytes of English text in a token, about; where no tokenizer is at hand.
 _BYTES_PER_TOKEN = 4
+# No text has tokens of more bytes, in the mean: so much of a large corpus is enough to see that there is enough.
+_MOST_BYTES_PER_TOKEN = 16
 # Bytes of a source that are encoded to see how many make a token: all of a small one, the beginning of a large one.
 _ENCODED = 200_000
 
@@ -54,8 +56,11 @@ def general_text(recipe: Recipe) -> GeneralText:
     general, model = recipe.general, recipe.model_source
     train = general.self_text.tokens if general.train == SELF else None
     if isinstance(general.train, Mapping) and not general.streaming:  # what streams may have no end
-        train = _sum(_tokens(source, recipe.base, model) for source in general.train.values())
-    test = _sum(_tokens(source, recipe.base, model, general.test_bytes) for source in general.test.values())
+        enough = None if general.train_tokens is None else general.train_tokens * _MOST_BYTES_PER_TOKEN
+        local = [source for source in general.train.values() if hub_settings(source) is None]
+        if len(local) == len(general.train):
+            train = sum(_counted(json.dumps(source), recipe.base.resolve(), model, enough) for source in local)
+    test = _sum(_tested(source, recipe.base, model, general.test_bytes) for source in general.test.values())
     return GeneralText(_least(train, general.train_tokens), test)
 
 
@@ -73,8 +78,8 @@ def _tokenizer_of(model: str) -> Any:
         return None  # a folder with a configuration alone can be planned; a run says what is missing
 
 
-def _tokens(source: Any, base: Path, model: str, most_bytes: int | None = None) -> int | None:
-    """Tokens of a source's documents, an end-of-text token each counted, up to so many bytes; None for one on the Hub."""
+def _tested(source: Any, base: Path, model: str, most_bytes: int | None) -> int | None:
+    """Tokens of a source of the test; of one on the Hub those of so many bytes, and None where all of it is taken."""
     if hub_settings(source) is not None:
         return None if most_bytes is None else most_bytes // _BYTES_PER_TOKEN
     return _counted(json.dumps(source), base.resolve(), model, most_bytes)
@@ -82,6 +87,7 @@ def _tokens(source: Any, base: Path, model: str, most_bytes: int | None = None) 
 
 @lru_cache(maxsize=256)  # a board plans the same text many times over
 def _counted(source: str, base: Path, model: str, most_bytes: int | None) -> int:
+    """Tokens of a local source's documents, an end-of-text token each counted, up to so many bytes."""
     whole, documents, texts, held = 0, 0, [], 0
     for row in stream_records(json.loads(source), base=base, text_only=True):
         text = check_text(row)
