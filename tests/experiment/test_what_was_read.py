@@ -12,6 +12,7 @@ import yaml
 
 from alora_trainer.artefact.cards.facts import data_text, dataset_ids
 from alora_trainer.data.sources import write_lines
+from alora_trainer.data.tasks import get_task
 from alora_trainer.experiment.methods import METHODS
 from alora_trainer.experiment.recipe.plan import amounts
 from alora_trainer.experiment.recipe.reading import load_recipe
@@ -64,7 +65,8 @@ def test_one_source_with_a_holdout_runs_to_its_end_and_again(
         ((name, score),) = found.methods["alora"].tasks.items()
         assert (score.items, score.source) == (4, None)
     made = json.loads((tmp_path / "alora" / "adapter" / "importance_tuning.json").read_text())
-    assert made["data"] == {"task": name, "sources": [{"path": domain["source"]}]}
+    prompt = json.dumps(get_task(domain["task"]).prompt_format)  # as a person would ask, too
+    assert made["data"] == {"task": name, "sources": [{"path": domain["source"]}], "prompt": prompt}
     card = (tmp_path / "alora" / "adapter" / "README.md").read_text()
     assert domain["source"] in card and "openlifescienceai" not in card
 
@@ -72,7 +74,7 @@ def test_one_source_with_a_holdout_runs_to_its_end_and_again(
 def test_conversations_of_one_source(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     folder = tune_recipe(recipe(TALKS), METHODS["alora"], output_dir=tmp_path)
     made = json.loads((folder / "importance_tuning.json").read_text())
-    assert made["data"] == {"task": "talk", "sources": [{"path": "talks.jsonl"}]}
+    assert made["data"] == {"task": "talk", "sources": [{"path": "talks.jsonl"}], "chat_template": True}
 
 
 @pytest.mark.parametrize(
