@@ -6,7 +6,7 @@ model, who takes "the adapter switched off" for the base model, who anchors a we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -196,3 +196,8 @@ def not_base_without(config: Any) -> str | None:
 def off_is_not_base(model: Any) -> str | None:
     """Why `model` with its adapters switched off is not the base model; None if it is."""
     return next(filter(None, map(not_base_without, adapter_configs(model))), None)
+
+
+def first_given(config: Any, names: Iterable[str]) -> str | None:
+    """The first of an adapter's settings of these names that is given, with whatever value that does something; else None."""
+    return next((name for name in names if getattr(config, name, None) not in (None, [], {}, "none", False)), None)

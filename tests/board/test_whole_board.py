@@ -13,6 +13,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.board.board_file import read_board
 from alora_trainer.experiment.board.board_json import read_board_json
 from alora_trainer.experiment.board.measures import MEASURES
+from alora_trainer.experiment.board.taken_over import FinishedRows
 from alora_trainer.experiment.board.whole_board import run_board
 from alora_trainer.experiment.run import evaluate
 from alora_trainer.experiment.run.scheduling.scheduler import Scheduler
@@ -215,6 +216,31 @@ def test_rows_of_another_board_are_refused_before_anything_is_trained(
     with pytest.raises(ALoRAError, match=message):
         run_board(read_board(tiny), output_dir=tmp_path / "out", finished=other)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_schema_before_are_taken_over_without_what_was_measured_otherwise(
+    tiny: Path, made: Path, tmp_path: Path
+) -> None:
+    """Trials, finals and what items said stay; documents were drawn without their tokens, and areas had another corner."""
+    content = json.loads(made.read_text())
+    content["schema"] = 1
+    for result in content["results"]:
+        for row in result["rows"]:
+            row["hypervolume"] = row.pop("area")
+        for one in result["comparisons"]:
+            del one["units"]
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(content))
+    before, now = (FinishedRows(read_board(tiny), path) for path in (earlier, made))
+    place = "little", content["results"][0]["task"]
+    known, whole = before.known(*place), now.known(*place)
+    assert known.keys() == whole.keys() and known["curved", "lora", "rise"] is None
+    assert whole["curved", "lora", "rise"] is not None
+    of_items, same = known["curved", "lora", "choices"], whole["curved", "lora", "choices"]
+    assert of_items is not None and same is not None and {**of_items, "units": same["units"]} == same
+    assert [row.chosen for row in before.rows(*place)] == [row.chosen for row in now.rows(*place)]
+    with pytest.raises(ALoRAError, match="the same `alora board` in its folder writes it anew"):
+        read_board_json(earlier)
 
 
 def test_rows_of_a_machine_that_computes_otherwise_are_refused_once_the_reference_is_there(

@@ -102,6 +102,18 @@ def test_what_is_shown_and_what_is_not(starts: SmallBoard, board: SmallBoard) ->
         assert all(float(starts.area[task, row]) < float(starts.area[task, own]) for row in others)
 
 
+def test_how_many_documents_there_are(starts: SmallBoard, board: SmallBoard) -> None:
+    """And that the small board's are not compared, whose answers are gone."""
+    found = [
+        {one["units"] for one in result["comparisons"] if one["over"] == "documents"}
+        for each in (starts, board)
+        for result in each.whole["results"]
+    ]
+    (count,) = found[0] - {None}
+    assert found == [{None, count}] * 2 + [{None}] * 2
+    assert f"the documents are few ({count} on the committed boards" in starts.said
+
+
 def test_the_picture(starts: SmallBoard, tmp_path: Path) -> None:
     drawn = render_picture([ROOT / "results" / "board-starts.json"], tmp_path / "board.svg")
     assert drawn.read_text(encoding="utf-8") == (ROOT / "results" / "board-starts.svg").read_text(encoding="utf-8")

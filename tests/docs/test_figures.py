@@ -179,6 +179,9 @@ def test_what_the_small_board_says_of_areas(board: SmallBoard) -> None:
     assert f"smaller than EWCLoRA's (P = {worse['p_holm']:.3f})" in said
     read = [board.rows[OPENBOOK, row]["equal"]["rise_at_90"]["mean"] for row in ("mlp_only", "lora")]
     assert f"On OpenBookQA it is as good ({read[0]:.3f} for {read[1]:.3f} at 90 %)" in said
+    notes = " ".join((ROOT / "docs" / "lab-notes.md").read_text(encoding="utf-8").split())
+    by_itself, sure = (tests[OPENBOOK, "area", "kfac"] for tests in (board.alone, tested))
+    assert f"P = {by_itself:.3f} by itself, and {sure:.2f} after the correction" in notes
     paper = [f"{area[task, 'alora']} for {area[task, 'lora']}" for task in (SCIQ, OPENBOOK)]
     assert f"areas {paper[0]} on SciQ, {paper[1]} on OpenBookQA." in said
 

@@ -87,14 +87,14 @@ def compared(
             less = measure not in _MORE_IS_BETTER
             said = verdict(tested["difference"] or 0.0, p, less_is_better=less)
             entries.append(
-                {"row": row, "against": other, "measure": measure, "over": compared_over(measure)}
+                {"row": row, "against": other, "measure": measure, "over": _over(measure)}
                 | {key: tested[key] for key in _FIGURES}
                 | {"p_holm": p, "verdict": said}
             )
     return entries
 
 
-def compared_over(measure: str) -> str:
+def _over(measure: str) -> str:
     """What the differences of a measure are paired over: "seeds", "items" or "documents"."""
     if measure not in _BY_ITEM:
         return "seeds"

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Method
+from alora_trainer.weights.adapter_settings import first_given
 
 # What says which weights are trained, and PEFT's OSF does not know, or not load again.
 _NOT_OSF = (
@@ -53,12 +54,11 @@ class OrthogonalSubspace(Method):
     leaves_lora = False
 
     def check_config(self, config: LoraConfig) -> None:
-        for name in _NOT_OSF:
-            if getattr(config, name) not in (None, [], {}, "none", False):
-                raise ALoRAError(
-                    f"lora.{name}: PEFT's OSF has no such setting, and {self.name} would train other weights than it says: "
-                    "leave it out, or list the modules in lora.target_modules"
-                )
+        if name := first_given(config, _NOT_OSF):
+            raise ALoRAError(
+                f"lora.{name}: PEFT's OSF has no such setting, and {self.name} would train other weights than it says: "
+                "leave it out, or list the modules in lora.target_modules"
+            )
 
     def attach(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Adapter:
         osf: Any = OSFConfig(

@@ -20,6 +20,7 @@ from alora_trainer.errors import ALoRAError
 from alora_trainer.experiment.methods.method import Adapter, AdapterInputs, Collate, Method
 from alora_trainer.importance.recording.layer_moments import INPUTS, LayerMoments
 from alora_trainer.weights.adapted import AdaptedWeight, adapted_weights
+from alora_trainer.weights.adapter_settings import first_given
 
 # Rows that go through the model at a time.
 _ROWS = 8
@@ -184,12 +185,11 @@ class TakenOut(Method):
     one_process = True
 
     def check_config(self, config: LoraConfig) -> None:
-        for name in _BESIDE_FACTORS:
-            if getattr(config, name, None) not in (None, [], {}, "none", False):
-                raise ALoRAError(
-                    f"lora.{name}: {self.name} saves LoRA's factors alone, as an adapter of the base as it was, so that "
-                    "what is trained beside them would be lost: leave it out"
-                )
+        if name := first_given(config, _BESIDE_FACTORS):
+            raise ALoRAError(
+                f"lora.{name}: {self.name} saves LoRA's factors alone, as an adapter of the base as it was, so that "
+                "what is trained beside them would be lost: leave it out"
+            )
 
     def started(self, base: PreTrainedModel, config: LoraConfig, inputs: AdapterInputs) -> Any:
         """The base with the adapter at its start, and that taken out of the base's weights; for arguments see `attach`."""
